@@ -1,0 +1,230 @@
+/* Guest memory by linear address: TLB probe, fill, and the split of accesses that cross pages or reach MMIO.
+ */
+#include "cpu/vmem.h"
+#include "base/light.h"
+#include "cpu/fpu.h"
+#include "cpu/mode.h"
+#include "cpu/paging.h"
+#include "mem/guest_mem.h"
+
+#define NO_HOST NULL
+
+static void copy_small(void *target, const void *source, unsigned size) {
+    switch (size) {
+    case 1:
+        *(uint8_t *)target = *(const volatile uint8_t *)source;
+        break;
+    case 2:
+        *(uint16_t *)target = *(const volatile uint16_t *)source;
+        break;
+    case 4:
+        *(uint32_t *)target = *(const volatile uint32_t *)source;
+        break;
+    case 8:
+        *(uint64_t *)target = *(const volatile uint64_t *)source;
+        break;
+    default:
+        light_copy(target, source, size);
+    }
+}
+
+/* What one page of an access turned out to be. */
+struct piece {
+    void *host;   /* RAM, or NULL: */
+    uint64_t gpa; /* MMIO at this address */
+};
+
+static struct vtlb_view *view_of(struct vcpu *vcpu, enum vmem_as as) {
+    if (as == AS_CURRENT)
+        return vcpu->view;
+    return &vcpu->space->view[as == AS_USER ? VIEW_USER : VIEW_KERNEL];
+}
+
+static void fill(struct vcpu *vcpu, struct vtlb_view *view, uint64_t linear, uint64_t ram_offset,
+                 const struct translation *translation) {
+    uint64_t page = linear & PAGE_MASK, ram_page = ram_offset & PAGE_MASK;
+    unsigned index = linear >> PAGE_SHIFT & (VTLB_ENTRIES - 1);
+    struct vtlb_entry *entry = &view->entry[index];
+    view->used |= 1ull << index / VTLB_CHUNK;
+    entry->tag_write = VTLB_INVALID;
+    entry->info = ram_page | (translation->executable ? VTLB_INFO_EXECUTABLE : 0) |
+                  (translation->global ? VTLB_INFO_GLOBAL : 0) |
+                  (translation->size > PAGE_SIZE ? VTLB_INFO_LARGE : 0);
+    entry->addend = (uint64_t)vcpu->mem->base + ram_page - page;
+    entry->tag_read = page;
+    if (translation->size > PAGE_SIZE)
+        vcpu->space->large_regions |= 1ull << ((linear >> 21) * 0x9e3779b97f4a7c15ull >> 58);
+    if (translation->writable) {
+        /* Publish the tag, then look at the state: a page that starts to hold code does the reverse. */
+        __atomic_store_n(&entry->tag_write, page, __ATOMIC_SEQ_CST);
+        if (__atomic_load_n(&vcpu->mem->state[ram_page >> PAGE_SHIFT], __ATOMIC_SEQ_CST))
+            __atomic_store_n(&entry->tag_write, VTLB_INVALID, __ATOMIC_RELAXED);
+    }
+}
+
+/* Resolve an access inside one page. */
+static int resolve(struct vcpu *vcpu, uint64_t linear, enum vmem_access access, enum vmem_as as,
+                   struct piece *piece) {
+    struct vtlb_view *view = view_of(vcpu, as);
+    const struct vtlb_entry *entry = &view->entry[linear >> PAGE_SHIFT & (VTLB_ENTRIES - 1)];
+    uint64_t page = linear & PAGE_MASK;
+    bool hit = access == VMEM_WRITE   ? entry->tag_write == page
+               : access == VMEM_FETCH ? entry->tag_read == page && entry->info & VTLB_INFO_EXECUTABLE
+                                      : entry->tag_read == page;
+    if (LIKELY(hit)) {
+        piece->host = (void *)(linear + entry->addend);
+        return CPU_OK;
+    }
+    bool user = as == AS_USER || (as == AS_CURRENT && vcpu->cpl == 3);
+    bool ac = as == AS_CURRENT && vcpu->rflags & FLAG_AC;
+    struct translation translation;
+    int result = paging_walk(vcpu, linear, access, user, ac, &translation);
+    if (result)
+        return result;
+    uint64_t offset = guest_mem_offset(vcpu->mem, translation.gpa);
+    if (offset == GUEST_NO_RAM) {
+        *piece = (struct piece){.host = NO_HOST, .gpa = translation.gpa};
+        return CPU_OK;
+    }
+    /* A fetch fills the read tag, too: where code may be fetched the same accessor may read, but under SMAP.
+     */
+    if (access != VMEM_FETCH || user || !(vcpu->cr4 & CR4_SMAP))
+        fill(vcpu, view, linear, offset, &translation);
+    *piece = (struct piece){.host = vcpu->mem->base + offset, .gpa = translation.gpa};
+    return CPU_OK;
+}
+
+static uint64_t mmio_load(struct vcpu *vcpu, uint64_t gpa, unsigned size) {
+    vcpu_fpu_park(vcpu);
+    return vcpu->env->mmio_read(vcpu->env->context, gpa, size);
+}
+
+static void mmio_store(struct vcpu *vcpu, uint64_t gpa, unsigned size, uint64_t value) {
+    vcpu_fpu_park(vcpu);
+    vcpu->env->mmio_write(vcpu->env->context, gpa, size, value);
+}
+
+/* The largest naturally sized piece of a longer MMIO access. */
+static unsigned mmio_step(uint64_t gpa, unsigned size) {
+    unsigned step = size >= 8 ? 8 : size >= 4 ? 4 : size >= 2 ? 2 : 1;
+    if (size != step || step == 0)
+        while (gpa & (step - 1))
+            step >>= 1;
+    return step;
+}
+
+static void piece_read(struct vcpu *vcpu, const struct piece *piece, uint8_t *buffer, unsigned size) {
+    if (piece->host) {
+        copy_small(buffer, piece->host, size);
+        return;
+    }
+    for (unsigned done = 0; done < size;) {
+        unsigned step = mmio_step(piece->gpa + done, size - done);
+        uint64_t value = mmio_load(vcpu, piece->gpa + done, step);
+        copy_small(buffer + done, &value, step);
+        done += step;
+    }
+}
+
+static void piece_write(struct vcpu *vcpu, const struct piece *piece, const uint8_t *buffer, unsigned size) {
+    if (piece->host) {
+        copy_small(piece->host, buffer, size);
+        vmem_written(vcpu, piece->host, size);
+        return;
+    }
+    for (unsigned done = 0; done < size;) {
+        unsigned step = mmio_step(piece->gpa + done, size - done);
+        uint64_t value = 0;
+        copy_small(&value, buffer + done, step);
+        mmio_store(vcpu, piece->gpa + done, step, value);
+        done += step;
+    }
+}
+
+static unsigned first_part(uint64_t linear, unsigned size) {
+    unsigned room = (unsigned)(PAGE_SIZE - (linear & (PAGE_SIZE - 1)));
+    return size < room ? size : room;
+}
+
+/* The linear address after a page crossing: outside 64-bit code it wraps at 4 GiB. */
+static uint64_t next_page(const struct vcpu *vcpu, uint64_t linear, unsigned part) {
+    uint64_t next = linear + part;
+    return vcpu->efer & EFER_LMA ? next : (uint32_t)next;
+}
+
+int vmem_read(struct vcpu *vcpu, uint64_t linear, void *buffer, unsigned size, enum vmem_as as) {
+    struct piece first, second;
+    unsigned part = first_part(linear, size);
+    int result = resolve(vcpu, linear, VMEM_READ, as, &first);
+    if (result)
+        return result;
+    if (UNLIKELY(part < size)) {
+        result = resolve(vcpu, next_page(vcpu, linear, part), VMEM_READ, as, &second);
+        if (result)
+            return result;
+        piece_read(vcpu, &second, (uint8_t *)buffer + part, size - part);
+    }
+    piece_read(vcpu, &first, buffer, part);
+    return CPU_OK;
+}
+
+int vmem_write(struct vcpu *vcpu, uint64_t linear, const void *buffer, unsigned size, enum vmem_as as) {
+    struct piece first, second;
+    unsigned part = first_part(linear, size);
+    int result = resolve(vcpu, linear, VMEM_WRITE, as, &first);
+    if (result)
+        return result;
+    if (UNLIKELY(part < size)) {
+        result = resolve(vcpu, next_page(vcpu, linear, part), VMEM_WRITE, as, &second);
+        if (result)
+            return result;
+        piece_write(vcpu, &second, (const uint8_t *)buffer + part, size - part);
+    }
+    piece_write(vcpu, &first, buffer, part);
+    return CPU_OK;
+}
+
+int vmem_probe(struct vcpu *vcpu, uint64_t linear, unsigned size, enum vmem_access access, enum vmem_as as) {
+    struct piece piece;
+    unsigned part = first_part(linear, size);
+    int result = resolve(vcpu, linear, access, as, &piece);
+    if (!result && part < size)
+        result = resolve(vcpu, next_page(vcpu, linear, part), access, as, &piece);
+    return result;
+}
+
+int vmem_host(struct vcpu *vcpu, uint64_t linear, unsigned size, enum vmem_access access, enum vmem_as as,
+              void **host) {
+    struct piece piece;
+    *host = NULL;
+    if (first_part(linear, size) < size)
+        return CPU_OK;
+    int result = resolve(vcpu, linear, access, as, &piece);
+    if (!result)
+        *host = piece.host;
+    return result;
+}
+
+void vmem_written(struct vcpu *vcpu, void *host, unsigned size) {
+    struct guest_mem *mem = vcpu->mem;
+    uint64_t offset = (uint64_t)((uint8_t *)host - mem->base);
+    if (UNLIKELY(__atomic_load_n(&mem->state[offset >> PAGE_SHIFT], __ATOMIC_RELAXED) & PAGE_HOLDS_CODE) &&
+        mem->on_code_written)
+        mem->on_code_written(mem->on_code_written_context, offset, size);
+}
+
+unsigned vmem_fetch(struct vcpu *vcpu, uint64_t linear, uint8_t *buffer, unsigned size) {
+    unsigned done = 0;
+    while (done < size) {
+        uint64_t at = linear + done;
+        if (!cpu_is_code64(vcpu))
+            at = (uint32_t)at;
+        struct piece piece;
+        unsigned part = first_part(at, size - done);
+        if (resolve(vcpu, at, VMEM_FETCH, AS_CURRENT, &piece))
+            break;
+        piece_read(vcpu, &piece, buffer + done, part);
+        done += part;
+    }
+    return done;
+}

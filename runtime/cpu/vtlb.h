@@ -1,0 +1,87 @@
+/* The software TLB: what all tiers reach guest memory through.
+ *
+ * A view is a direct-mapped table for one (address space, privilege) pair. Translated code checks it inline:
+ *   index = (address >> 12) & (VTLB_ENTRIES - 1); hit when the page of the LAST byte equals entry.tag_read or
+ *   tag_write; host address = address + entry.addend. An access that crosses a page therefore always misses.
+ * tag_write is valid only when a store needs no bookkeeping: PTE.D is set and the page's state is 0.
+ * Pages that are not RAM never enter a view. An entry may vanish at any time; only its own vCPU thread adds.
+ * Another thread may only set tag_write to VTLB_INVALID (when a page starts to hold code).
+ */
+#ifndef NESTOR_CPU_VTLB_H
+#define NESTOR_CPU_VTLB_H
+
+#include "base/types.h"
+
+#define VTLB_BITS 10
+#define VTLB_ENTRIES (1u << VTLB_BITS)
+#define VTLB_CHUNK 16 /* entries that one bit of vtlb_view.used stands for */
+/* Never the page of a canonical address. */
+#define VTLB_INVALID 0x8000000000000000ull
+
+#define VTLB_INFO_EXECUTABLE 1u /* fetch is permitted in this view */
+#define VTLB_INFO_GLOBAL 2u
+#define VTLB_INFO_LARGE 4u /* filled from a 2M/4M/1G mapping */
+
+struct vtlb_entry {
+    uint64_t tag_read;  /* linear page, or VTLB_INVALID */
+    uint64_t tag_write; /* linear page, or VTLB_INVALID */
+    uint64_t addend;    /* host address - linear address */
+    uint64_t info;      /* RAM offset of the page | VTLB_INFO_* */
+};
+
+struct vtlb_view {
+    struct vtlb_entry entry[VTLB_ENTRIES];
+    uint64_t used; /* one bit per chunk that may hold a valid entry */
+};
+
+/* The views of one address space. */
+enum vtlb_view_kind {
+    VIEW_USER,      /* CPL 3 */
+    VIEW_KERNEL,    /* CPL < 3, and implicit supervisor accesses; user pages shut when SMAP is on */
+    VIEW_KERNEL_AC, /* CPL < 3 with EFLAGS.AC set under SMAP: user pages open */
+    VIEW_KINDS,
+};
+
+/* One address space as the TLB knows it: CR3's PCID. */
+struct vtlb_space {
+    struct vtlb_view view[VIEW_KINDS];
+    uint64_t large_regions; /* hash set of 2 MiB regions filled from large pages: see vtlb_invlpg() */
+    uint64_t generation; /* renewed when the space is flushed: what was cached under it by virtual address is
+                            void */
+    uint16_t pcid;
+    bool live;
+    uint64_t last_used;
+};
+
+#define VTLB_SPACES 8
+
+/* Invalidations that whoever caches code by virtual address must act on before it runs more of it. */
+#define CODE_FLUSH_PAGES 8
+struct code_flush {
+    uint64_t page[CODE_FLUSH_PAGES]; /* linear pages hit by INVLPG and the like */
+    unsigned pages;
+    bool global; /* all kernel (global) mappings may have changed */
+};
+
+struct vcpu;
+
+/* Allocate and free the spaces of a vCPU: 0 or -ENOMEM. */
+MUST_CHECK int vtlb_create(struct vcpu *vcpu);
+void vtlb_destroy(struct vcpu *vcpu);
+
+/* Drop everything / everything of the current space but global pages (global ones may go, too). */
+void vtlb_flush_all(struct vcpu *vcpu);
+void vtlb_flush_space(struct vcpu *vcpu, uint16_t pcid);
+/* Everything that INVLPG drops: the page in this space, global or not, with all of its large page. */
+void vtlb_invlpg(struct vcpu *vcpu, uint64_t linear);
+/* INVPCID type 0. */
+void vtlb_invpcid_page(struct vcpu *vcpu, uint16_t pcid, uint64_t linear);
+/* CR3 was written: make the space of its PCID the current one, flushed unless keep. */
+void vtlb_switch_space(struct vcpu *vcpu, uint16_t pcid, bool keep);
+/* CPL, AC, SMAP or CR0.PG changed: point vcpu->view at the right view. */
+void vtlb_select_view(struct vcpu *vcpu);
+/* A page of RAM starts to hold code or to be logged: take away its write tags in this vCPU's views. Any
+ * thread. */
+void vtlb_write_protect(struct vcpu *vcpu, uint64_t ram_page_offset);
+
+#endif

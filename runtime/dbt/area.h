@@ -1,0 +1,69 @@
+/* What translated code addresses through GS: the vCPU, the translator's hot words, the jump cache, the poll
+ * pages.
+ *
+ * The area is one memfd mapped three times, so that the GS base decides what a poll does, without a flag, a
+ * register or a cross-processor TLB flush (wrgsbase by the vCPU thread itself, in its kick handler): AREA_RUN
+ * both poll pages writable; AREA_MASKED the STI poll faults: an interrupt waits, IF is clear; AREA_STOP  both
+ * fault: leave at the next block boundary.
+ */
+#ifndef NESTOR_DBT_AREA_H
+#define NESTOR_DBT_AREA_H
+
+#include "cpu/vcpu.h"
+
+#define JUMP_CACHE_BITS 12
+#define JUMP_CACHE_SIZE (1u << JUMP_CACHE_BITS)
+
+/* A hit when key == (rip ^ dbt_hot.jump_key). */
+struct jump_cache_entry {
+    uint64_t key;
+    uint64_t host;
+};
+
+struct dbt_hot {
+    uint64_t host_rsp;                              /* the C stack while translated code runs */
+    uint64_t target;                                /* scratch: indirect target (guest, then host) */
+    uint64_t value;                                 /* scratch */
+    uint32_t flags;                                 /* AH:AL = LAHF and SETO of saved guest flags */
+    uint32_t site;                                  /* index of the site that leaves for C */
+    uint64_t jump_key;                              /* see jump.c */
+    struct vtlb_view *view_kernel, *view_kernel_ac; /* what CLAC and STAC make current */
+    uint8_t iflag;                                  /* RFLAGS bits 8-15, IF only: 0 or 2 */
+    uint8_t acflag;                                 /* RFLAGS bits 16-23, AC only: 0 or 4 */
+    uint64_t save[16];                              /* host registers at a slow exit, as they stood */
+    uint64_t save_flags;                            /* RFLAGS as PUSHF gives them */
+    uint32_t load_flags;                            /* the same as LAHF and SETO give them: AH, AL */
+    uint64_t fault_pc;                              /* host PC of a fault in translated code; 0: none */
+    bool fault_is_poll;
+    uint64_t resume; /* where a slow exit goes on */
+};
+
+enum area_alias { AREA_RUN, AREA_MASKED, AREA_STOP, AREA_ALIASES };
+
+struct dbt_area {
+    struct vcpu vcpu;
+    int area_fd;
+    struct dbt_hot hot __attribute__((aligned(64)));
+    struct jump_cache_entry jump[JUMP_CACHE_SIZE] __attribute__((aligned(64)));
+    uint8_t poll[PAGE_SIZE] __attribute__((aligned(4096)));
+    uint8_t sti_poll[PAGE_SIZE] __attribute__((aligned(4096)));
+};
+
+#define AREA_VCPU(field) ((uint32_t)offsetof(struct dbt_area, vcpu.field))
+#define AREA_HOT(field) ((uint32_t)offsetof(struct dbt_area, hot.field))
+#define AREA_GPR(n) ((uint32_t)(offsetof(struct dbt_area, vcpu.gpr) + (size_t)(n)*8))
+
+static inline uint32_t flags_to_lahf(uint64_t flags) {
+    return (uint32_t)(flags & (FLAG_SF | FLAG_ZF | FLAG_AF | FLAG_PF | FLAG_CF)) << 8 |
+           (flags & FLAG_OF ? 1 : 0);
+}
+
+static inline uint32_t lahf_to_flags(uint32_t lahf) {
+    return (lahf >> 8 & (FLAG_SF | FLAG_ZF | FLAG_AF | FLAG_PF | FLAG_CF)) | (lahf & 1 ? FLAG_OF : 0);
+}
+
+static inline struct dbt_area *area_of(struct vcpu *vcpu) {
+    return CONTAINER_OF(vcpu, struct dbt_area, vcpu);
+}
+
+#endif

@@ -1,0 +1,208 @@
+/* The store of translated blocks: lookup by content's place (RAM offset, rip, mode), lists by page, links
+ * between them. */
+#include "base/light.h"
+#include "dbt/asm.h"
+#include "dbt/private.h"
+#include "mem/guest_mem.h"
+
+static uint32_t hash_of(uint64_t ram_offset, uint64_t rip, uint32_t mode) {
+    uint64_t mixed =
+        (ram_offset * 0x9e3779b97f4a7c15ull) ^ (rip * 0xc2b2ae3d27d4eb4full) ^ (mode * 0x165667b19e3779f9ull);
+    return (uint32_t)(mixed >> 32) & ((1u << HASH_BITS) - 1);
+}
+
+static uint32_t *page_list(struct dbt_vcpu *dbt, uint64_t ram_page) {
+    return &dbt->page_hash[(ram_page >> PAGE_SHIFT) & ((1u << PAGE_HASH_BITS) - 1)];
+}
+
+uint32_t block_find(struct dbt_vcpu *dbt, uint64_t ram_offset, uint64_t rip, uint32_t mode) {
+    for (uint32_t i = dbt->hash[hash_of(ram_offset, rip, mode)]; i != NO_INDEX; i = dbt->block[i].hash_next) {
+        const struct block *block = &dbt->block[i];
+        if (block->rip == rip && block->ram_offset == ram_offset && block->mode == mode)
+            return i;
+    }
+    return NO_INDEX;
+}
+
+void block_hold_page(struct vcpu *vcpu, uint64_t ram_page) {
+    uint8_t *state = &vcpu->mem->state[ram_page >> PAGE_SHIFT];
+    if (__atomic_load_n(state, __ATOMIC_RELAXED) & PAGE_HOLDS_CODE)
+        return;
+    __atomic_fetch_or(state, PAGE_HOLDS_CODE, __ATOMIC_SEQ_CST);
+    vtlb_write_protect(vcpu, ram_page);
+    if (vcpu->env->hold_code)
+        vcpu->env->hold_code(vcpu->env->context, vcpu, ram_page);
+}
+
+void block_publish(struct vcpu *vcpu, uint32_t index) {
+    struct dbt_vcpu *dbt = vcpu->dbt;
+    struct block *block = &dbt->block[index];
+    uint32_t *bucket = &dbt->hash[hash_of(block->ram_offset, block->rip, block->mode)];
+    block->hash_next = *bucket;
+    *bucket = index;
+    uint64_t page[2] = {block->ram_offset & PAGE_MASK, block->ram_page2};
+    for (unsigned i = 0; i < 2 && page[i] != GUEST_NO_RAM; i++) {
+        uint32_t *list = page_list(dbt, page[i]);
+        block->page_next[i] = *list;
+        *list = index << 1 | i;
+        block_hold_page(vcpu, page[i]);
+    }
+}
+
+static void unlink_site(struct dbt_vcpu *dbt, uint32_t index) {
+    struct site *site = &dbt->site[index];
+    asm_patch_rel32(dbt->rw + site->host, dbt->rw + site->cold);
+    site->linked_to = NO_INDEX;
+}
+
+void block_link(struct dbt_vcpu *dbt, uint32_t index, uint32_t target) {
+    struct site *site = &dbt->site[index];
+    struct block *block = &dbt->block[target];
+    site->linked_to = target;
+    site->next_incoming = block->incoming;
+    block->incoming = index;
+    asm_patch_rel32(dbt->rw + site->host, dbt->rw + block->host);
+    dbt->stats.links++;
+}
+
+static void remove_from_hash(struct dbt_vcpu *dbt, uint32_t index) {
+    struct block *block = &dbt->block[index];
+    uint32_t *slot = &dbt->hash[hash_of(block->ram_offset, block->rip, block->mode)];
+    while (*slot != index)
+        slot = &dbt->block[*slot].hash_next;
+    *slot = block->hash_next;
+}
+
+static void remove_from_page(struct dbt_vcpu *dbt, uint32_t index, unsigned which, uint64_t ram_page) {
+    uint32_t wanted = index << 1 | which;
+    uint32_t *slot = page_list(dbt, ram_page);
+    while (*slot != wanted)
+        slot = &dbt->block[*slot >> 1].page_next[*slot & 1];
+    *slot = dbt->block[index].page_next[which];
+}
+
+static void remove_outgoing(struct dbt_vcpu *dbt, struct block *block) {
+    for (uint32_t i = block->first_site; i < block->first_site + block->sites; i++) {
+        struct site *site = &dbt->site[i];
+        if (site->kind != SITE_LINK || site->linked_to == NO_INDEX)
+            continue;
+        uint32_t *slot = &dbt->block[site->linked_to].incoming;
+        while (*slot != i)
+            slot = &dbt->site[*slot].next_incoming;
+        *slot = site->next_incoming;
+        site->linked_to = NO_INDEX;
+    }
+}
+
+/* Take a block out of use: nothing finds it, nothing jumps into it but stale jump-cache entries, which meet a
+ * SITE_DEAD at its entry. */
+void block_kill(struct dbt_vcpu *dbt, uint32_t index) {
+    struct block *block = &dbt->block[index];
+    remove_from_hash(dbt, index);
+    remove_from_page(dbt, index, 0, block->ram_offset & PAGE_MASK);
+    if (block->ram_page2 != GUEST_NO_RAM)
+        remove_from_page(dbt, index, 1, block->ram_page2);
+    remove_outgoing(dbt, block);
+    for (uint32_t i = block->incoming; i != NO_INDEX; i = dbt->site[i].next_incoming)
+        unlink_site(dbt, i);
+    block->incoming = NO_INDEX;
+    block->dead = true;
+    struct code_buffer code = {.at = dbt->rw + block->host, .end = dbt->rw + block->host + block->host_size};
+    asm_store32_imm_gs(&code, AREA_HOT(site), block->first_site);
+    asm_jmp_to(&code, dbt->rw + (dbt->stub_exit - dbt->rx));
+    dbt->stats.invalidations++;
+    dbt->host_writes++;
+}
+
+void block_unlink_cross_page(struct dbt_vcpu *dbt) {
+    for (uint32_t i = 0; i < dbt->blocks; i++) {
+        struct block *block = &dbt->block[i];
+        uint32_t *slot = &block->incoming;
+        while (*slot != NO_INDEX) {
+            struct site *site = &dbt->site[*slot];
+            if ((dbt->block[site->block].rip ^ block->rip) & PAGE_MASK) {
+                uint32_t index = *slot;
+                *slot = site->next_incoming;
+                unlink_site(dbt, index);
+            } else {
+                slot = &site->next_incoming;
+            }
+        }
+    }
+}
+
+void block_flush_all(struct vcpu *vcpu) {
+    struct dbt_vcpu *dbt = vcpu->dbt;
+    dbt->used = dbt->stubs_end;
+    dbt->blocks = dbt->sites = dbt->pcs = 0;
+    light_fill(dbt->hash, 0xff, sizeof dbt->hash);
+    light_fill(dbt->page_hash, 0xff, sizeof dbt->page_hash);
+    jump_clear(dbt);
+    dbt->host_writes++;
+    dbt->stats.flushes++;
+}
+
+struct block *block_at(struct dbt_vcpu *dbt, uint64_t host_pc, struct pc_entry *pc) {
+    uint64_t offset = host_pc - (uint64_t)dbt->rx;
+    uint32_t low = 0, high = dbt->blocks;
+    while (low < high) {
+        uint32_t middle = low + (high - low) / 2;
+        if (dbt->block[middle].host + dbt->block[middle].host_size <= offset)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    if (low == dbt->blocks || offset < dbt->block[low].host)
+        return NULL;
+    struct block *block = &dbt->block[low];
+    const struct pc_entry *entry = &dbt->pc[block->first_pc];
+    unsigned i = 0;
+    while (i + 1 < block->pcs && entry[i + 1].host <= offset - block->host)
+        i++;
+    *pc = entry[i];
+    return block;
+}
+
+void dbt_code_written(struct vcpu *vcpu, uint64_t ram_offset, uint64_t length) {
+    struct dbt_vcpu *dbt = vcpu->dbt;
+    uint64_t page = ram_offset & PAGE_MASK, end = ram_offset + length;
+    uint32_t next;
+    for (uint32_t at = *page_list(dbt, page); at != NO_INDEX; at = next) {
+        struct block *block = &dbt->block[at >> 1];
+        unsigned which = at & 1;
+        next = block->page_next[which];
+        if ((which ? block->ram_page2 : block->ram_offset & PAGE_MASK) != page)
+            continue;
+        uint64_t first = block->ram_offset, last = first + block->guest_length;
+        if (block->ram_page2 != GUEST_NO_RAM) {
+            /* Two pages: the part on this one. */
+            uint64_t head = PAGE_SIZE - (block->ram_offset & (PAGE_SIZE - 1));
+            if (which) {
+                first = page;
+                last = page + block->guest_length - head;
+            } else {
+                last = first + head;
+            }
+        }
+        if (first < end && ram_offset < last) {
+            /* Killing may take the block's other list entry, too: start over to stay safe. */
+            bool two = block->ram_page2 != GUEST_NO_RAM;
+            block_kill(dbt, at >> 1);
+            if (two)
+                next = *page_list(dbt, page);
+        }
+    }
+}
+
+bool dbt_holds_code(struct vcpu *vcpu, uint64_t ram_offset) {
+    struct dbt_vcpu *dbt = vcpu->dbt;
+    uint64_t page = ram_offset & PAGE_MASK;
+    for (uint32_t at = *page_list(dbt, page); at != NO_INDEX; at = dbt->block[at >> 1].page_next[at & 1])
+        if ((at & 1 ? dbt->block[at >> 1].ram_page2 : dbt->block[at >> 1].ram_offset & PAGE_MASK) == page)
+            return true;
+    return false;
+}
+
+void dbt_drop_all(struct vcpu *vcpu) {
+    block_flush_all(vcpu);
+}

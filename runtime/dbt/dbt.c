@@ -1,0 +1,189 @@
+/* Life and death of a vCPU's translator: the area, the code region, the tables; and its part in the signal
+ * handlers. */
+#define _GNU_SOURCE
+#include "dbt/dbt.h"
+#include "dbt/host_gs.h"
+#include "dbt/unit.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <ucontext.h>
+#include <unistd.h>
+
+#define AREA_BYTES align_up(sizeof(struct dbt_area), PAGE_SIZE)
+#define CODE_CACHE_MIN (1 * MIB)
+
+static int memfd_of(const char *name, uint64_t size) {
+    int fd = memfd_create(name, MFD_CLOEXEC);
+    if (fd < 0)
+        return -errno;
+    if (ftruncate(fd, (off_t)size)) {
+        int result = -errno;
+        close(fd);
+        return result;
+    }
+    return fd;
+}
+
+static void *map_shared(int fd, uint64_t size, int protection) {
+    void *address = mmap(NULL, size, protection, MAP_SHARED, fd, 0);
+    return address == MAP_FAILED ? NULL : address;
+}
+
+static void *map_private(uint64_t size) {
+    void *address =
+        mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    return address == MAP_FAILED ? NULL : address;
+}
+
+struct vcpu *dbt_area_create(void) {
+    int fd = memfd_of("nestor-vcpu", AREA_BYTES);
+    if (fd < 0)
+        return NULL;
+    struct dbt_area *area = map_shared(fd, AREA_BYTES, PROT_READ | PROT_WRITE);
+    if (!area) {
+        close(fd);
+        return NULL;
+    }
+    area->vcpu.self = &area->vcpu;
+    area->area_fd = fd;
+    return &area->vcpu;
+}
+
+void dbt_area_destroy(struct vcpu *vcpu) {
+    struct dbt_area *area = area_of(vcpu);
+    close(area->area_fd);
+    munmap(area, AREA_BYTES);
+}
+
+/* The two other mappings of the area, with their poll pages shut. */
+static int map_aliases(struct dbt_vcpu *dbt, struct dbt_area *area) {
+    dbt->area = area;
+    dbt->alias[AREA_RUN] = (uint8_t *)area;
+    for (enum area_alias alias = AREA_MASKED; alias < AREA_ALIASES; alias++) {
+        uint8_t *base = map_shared(area->area_fd, AREA_BYTES, PROT_READ | PROT_WRITE);
+        if (!base)
+            return -ENOMEM;
+        dbt->alias[alias] = base;
+        struct dbt_area *view = (struct dbt_area *)base;
+        if (mprotect(view->sti_poll, PAGE_SIZE, PROT_NONE) ||
+            (alias == AREA_STOP && mprotect(view->poll, PAGE_SIZE, PROT_NONE)))
+            return -errno;
+    }
+    dbt->current_alias = AREA_STOP;
+    return 0;
+}
+
+static int map_code(struct dbt_vcpu *dbt, uint64_t size) {
+    dbt->size = align_up(size < CODE_CACHE_MIN ? CODE_CACHE_MIN : size, PAGE_SIZE);
+    dbt->code_fd = memfd_of("nestor-code", dbt->size);
+    if (dbt->code_fd < 0)
+        return dbt->code_fd;
+    dbt->rw = map_shared(dbt->code_fd, dbt->size, PROT_READ | PROT_WRITE);
+    dbt->rx = map_shared(dbt->code_fd, dbt->size, PROT_READ | PROT_EXEC);
+    return dbt->rw && dbt->rx ? 0 : -ENOMEM;
+}
+
+int dbt_vcpu_create(struct vcpu *vcpu, const struct dbt_options *options) {
+    struct dbt_vcpu *dbt = calloc(1, sizeof *dbt);
+    if (!dbt)
+        return -ENOMEM;
+    vcpu->dbt = dbt;
+    dbt->code_fd = -1;
+    dbt->fsgsbase = host_has_fsgsbase();
+    int result = map_aliases(dbt, area_of(vcpu));
+    if (!result)
+        result = map_code(dbt, options->code_cache_size);
+    if (result)
+        goto fail;
+    /* A block's code is rarely under 128 bytes; its exits number about one in 40 bytes. */
+    dbt->max_blocks = (uint32_t)(dbt->size / 128);
+    dbt->max_sites = (uint32_t)(dbt->size / 40);
+    dbt->max_pcs = (uint32_t)(dbt->size / 20);
+    dbt->block = map_private(dbt->max_blocks * sizeof *dbt->block);
+    dbt->site = map_private(dbt->max_sites * sizeof *dbt->site);
+    dbt->pc = map_private(dbt->max_pcs * sizeof *dbt->pc);
+    dbt->unit = calloc(1, sizeof *dbt->unit);
+    result = -ENOMEM;
+    if (!dbt->block || !dbt->site || !dbt->pc || !dbt->unit)
+        goto fail;
+    dbt_emit_stubs(dbt);
+    block_flush_all(vcpu);
+    dbt->stats = (struct dbt_stats){0};
+    return 0;
+fail:
+    dbt_vcpu_destroy(vcpu);
+    return result;
+}
+
+static void unmap(void *address, uint64_t size) {
+    if (address)
+        munmap(address, size);
+}
+
+void dbt_vcpu_destroy(struct vcpu *vcpu) {
+    struct dbt_vcpu *dbt = vcpu->dbt;
+    if (!dbt)
+        return;
+    unmap(dbt->alias[AREA_MASKED], AREA_BYTES);
+    unmap(dbt->alias[AREA_STOP], AREA_BYTES);
+    unmap(dbt->rw, dbt->size);
+    unmap(dbt->rx, dbt->size);
+    unmap(dbt->block, dbt->max_blocks * sizeof *dbt->block);
+    unmap(dbt->site, dbt->max_sites * sizeof *dbt->site);
+    unmap(dbt->pc, dbt->max_pcs * sizeof *dbt->pc);
+    if (dbt->code_fd >= 0)
+        close(dbt->code_fd);
+    free(dbt->unit);
+    free(dbt);
+    vcpu->dbt = NULL;
+}
+
+void dbt_thread_enter(struct vcpu *vcpu) {
+    vcpu->dbt->current_alias = AREA_RUN;
+    host_gs_set(vcpu->dbt->fsgsbase, vcpu->dbt->alias[AREA_RUN]);
+}
+
+bool dbt_can_run(const struct vcpu *vcpu) {
+    uint32_t mode = vcpu->mode;
+    if (mode & (MODE_STEP | MODE_AC | MODE_VM86) || !(mode & MODE_PROTECTED))
+        return false;
+    return (mode & MODE_CODE_MASK) == MODE_CODE_64 ||
+           ((mode & MODE_CODE_MASK) == MODE_CODE_32 && mode & MODE_FLAT);
+}
+
+static bool is_poll_address(const struct dbt_vcpu *dbt, const uint8_t *address) {
+    for (enum area_alias alias = AREA_MASKED; alias < AREA_ALIASES; alias++) {
+        const struct dbt_area *view = (const struct dbt_area *)dbt->alias[alias];
+        if (address >= view->poll && address < view->sti_poll + PAGE_SIZE)
+            return true;
+    }
+    return false;
+}
+
+bool dbt_handle_signal(struct vcpu *vcpu, int signal, siginfo_t *info, void *context) {
+    struct dbt_vcpu *dbt = vcpu->dbt;
+    ucontext_t *user = context;
+    uint64_t pc = (uint64_t)user->uc_mcontext.gregs[REG_RIP];
+    if (pc < (uint64_t)dbt->rx + dbt->stubs_end || pc >= (uint64_t)dbt->rx + dbt->used)
+        return false;
+    struct dbt_hot *hot = &dbt->area->hot;
+    hot->fault_pc = pc;
+    hot->fault_is_poll = signal == SIGSEGV && is_poll_address(dbt, info->si_addr);
+    user->uc_mcontext.gregs[REG_RIP] = (greg_t)dbt->stub_raw;
+    return true;
+}
+
+void dbt_kick_from_handler(struct vcpu *vcpu) {
+    struct dbt_vcpu *dbt = vcpu->dbt;
+    if (!dbt->in_code)
+        return;
+    dbt->current_alias = AREA_STOP;
+    host_gs_set(dbt->fsgsbase, dbt->alias[AREA_STOP]);
+}
+
+const struct dbt_stats *dbt_vcpu_stats(const struct vcpu *vcpu) {
+    vcpu->dbt->stats.code_bytes = vcpu->dbt->used;
+    return &vcpu->dbt->stats;
+}

@@ -1,0 +1,59 @@
+/* The dynamic binary translator: runs a vCPU in 32- and 64-bit code of every privilege level.
+ *
+ *   struct vcpu *vcpu = dbt_area_create();      // then the owner fills in mem, model, env, ...
+ *   dbt_vcpu_create(vcpu, &options);
+ *   dbt_thread_enter(vcpu);                     // on the vCPU's own thread: GS base, signal stack
+ *   reason = dbt_run(vcpu);                     // until a reason in enum dbt_exit
+ */
+#ifndef NESTOR_DBT_DBT_H
+#define NESTOR_DBT_DBT_H
+
+#include "cpu/vcpu.h"
+
+#include <signal.h>
+
+struct dbt_options {
+    uint64_t code_cache_size; /* bytes */
+};
+
+struct dbt_stats {
+    uint64_t blocks, guest_instructions, guest_bytes, host_bytes; /* translated */
+    uint64_t flushes, invalidations;                              /* of the whole cache; of single blocks */
+    uint64_t exits, tlb_slow, tlb_fills, interpreted, polls, links, jump_misses, interrupts, exceptions;
+    uint64_t translate_ns;
+    uint64_t code_bytes; /* in use now */
+};
+
+enum dbt_exit {
+    DBT_EXIT_REQUEST, /* vcpu->requests has a bit that the run loop must serve */
+    DBT_EXIT_STATE,   /* run_state is no longer RUN_ACTIVE */
+    DBT_EXIT_MODE,    /* the next instruction is not for the DBT: interpret */
+};
+
+/* Allocate the area around a vCPU (zeroed); NULL without memory. */
+struct vcpu *dbt_area_create(void);
+void dbt_area_destroy(struct vcpu *vcpu);
+
+MUST_CHECK int dbt_vcpu_create(struct vcpu *vcpu, const struct dbt_options *options);
+void dbt_vcpu_destroy(struct vcpu *vcpu);
+/* Bind the calling thread to the vCPU. The signal stack and handlers are the caller's (runtime/vm). */
+void dbt_thread_enter(struct vcpu *vcpu);
+enum dbt_exit dbt_run(struct vcpu *vcpu);
+/* Can dbt_run() make progress at the current mode? */
+bool dbt_can_run(const struct vcpu *vcpu);
+
+/* From the signal handlers, on the vCPU thread. True: handled, return from the handler. */
+bool dbt_handle_signal(struct vcpu *vcpu, int signal, siginfo_t *info, void *ucontext);
+/* From the kick signal's handler: make translated code leave at the next boundary. */
+void dbt_kick_from_handler(struct vcpu *vcpu);
+
+/* Drop what was translated from guest RAM [ram_offset, ram_offset + length), within one page. On the vCPU's
+ * thread, outside translated code. */
+void dbt_code_written(struct vcpu *vcpu, uint64_t ram_offset, uint64_t length);
+/* Is any translation of the page left? */
+bool dbt_holds_code(struct vcpu *vcpu, uint64_t ram_offset);
+void dbt_drop_all(struct vcpu *vcpu);
+
+const struct dbt_stats *dbt_vcpu_stats(const struct vcpu *vcpu);
+
+#endif

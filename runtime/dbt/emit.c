@@ -1,0 +1,141 @@
+/* Pieces that every emitter uses: flags, spills, sites and the cold code behind a block. */
+#include "dbt/unit.h"
+
+struct site *unit_site(struct unit *unit, enum site_kind kind, const struct item *item) {
+    struct dbt_vcpu *dbt = unit->dbt;
+    if (dbt->sites == dbt->max_sites) {
+        unit->code.overflow = true;
+        dbt->sites--;
+    }
+    struct site *site = &dbt->site[dbt->sites++];
+    *site = (struct site){.block = unit->index,
+                          .linked_to = NO_INDEX,
+                          .next_incoming = NO_INDEX,
+                          .kind = (uint8_t)kind,
+                          .guest = item ? item->guest : 0,
+                          .length = item ? item->insn.length : 0};
+    unit->block->sites++;
+    return site;
+}
+
+uint32_t unit_site_index(const struct unit *unit, const struct site *site) {
+    return (uint32_t)(site - unit->dbt->site);
+}
+
+void unit_cold(struct unit *unit, uint8_t *place, enum site_kind kind, uint32_t site, bool reload,
+               bool restore) {
+    if (unit->colds == ARRAY_SIZE(unit->cold)) {
+        unit->code.overflow = true;
+        return;
+    }
+    unit->cold[unit->colds++] =
+        (struct cold){.place = place, .site = site, .kind = kind, .reload = reload, .restore_flags = restore};
+}
+
+void emit_reload(struct unit *unit) {
+    for (int reg = 0; reg < 16; reg++)
+        if (unit->spilled >> reg & 1)
+            asm_load_gs(&unit->code, reg, AREA_GPR(reg));
+}
+
+/* lahf; seto al; mov gs:[flags], eax — around a move of RAX unless RAX is a scratch. */
+void emit_save_flags(struct unit *unit) {
+    static const uint8_t take[] = {0x9f, 0x0f, 0x90, 0xc0};
+    struct code_buffer *c = &unit->code;
+    bool spare = unit->spilled & 1;
+    if (!spare)
+        asm_mov(c, unit->t1, GPR_RAX);
+    code_bytes(c, take, sizeof take);
+    asm_store32_gs(c, AREA_HOT(flags), GPR_RAX);
+    if (!spare)
+        asm_mov(c, GPR_RAX, unit->t1);
+    unit->flags_saved = true;
+}
+
+/* mov eax, gs:[flags]; add al, 127 (OF); sahf (the rest) */
+static void emit_flags_from_slot(struct unit *unit) {
+    static const uint8_t give[] = {0x04, 0x7f, 0x9e};
+    struct code_buffer *c = &unit->code;
+    bool spare = unit->spilled & 1;
+    int keep = unit->t1;
+    if (!spare)
+        asm_mov(c, keep, GPR_RAX);
+    asm_load32_gs(c, GPR_RAX, AREA_HOT(flags));
+    code_bytes(c, give, sizeof give);
+    if (!spare)
+        asm_mov(c, GPR_RAX, keep);
+}
+
+/* When RAX itself is t0 (a host address in use), the value must survive: t0 is never RAX, see
+ * choose_scratches(). */
+void emit_restore_flags(struct unit *unit) {
+    emit_flags_from_slot(unit);
+    unit->flags_saved = false;
+}
+
+void emit_flags_for(struct unit *unit, const struct item *item) {
+    uint32_t read = item->insn.flags_read & FLAGS_ARITHMETIC;
+    uint32_t written = item->insn.flags_written & FLAGS_ARITHMETIC;
+    if (!unit->flags_saved)
+        return;
+    if (read || (written && item->live_after & ~written))
+        emit_restore_flags(unit);
+    else if (written)
+        unit->flags_saved = false;
+}
+
+void emit_flags_clobber(struct unit *unit, const struct item *item) {
+    if (!unit->flags_saved && item->live_before & FLAGS_ARITHMETIC)
+        emit_save_flags(unit);
+}
+
+void emit_flags_for_exit(struct unit *unit) {
+    if (unit->flags_saved)
+        emit_restore_flags(unit);
+}
+
+void emit_exit_to_c(struct unit *unit, uint32_t site) {
+    asm_store32_imm_gs(&unit->code, AREA_HOT(site), site);
+    asm_jmp_to(&unit->code, unit->dbt->rw + (unit->dbt->stub_exit - unit->dbt->rx));
+}
+
+void emit_colds(struct unit *unit) {
+    struct code_buffer *c = &unit->code;
+    for (unsigned i = 0; i < unit->colds; i++) {
+        const struct cold *cold = &unit->cold[i];
+        struct site *site = &unit->dbt->site[cold->site];
+        if (c->overflow)
+            return;
+        asm_patch_rel32(cold->place, c->at);
+        switch (cold->kind) {
+        case SITE_MEMORY:
+            asm_store32_imm_gs(c, AREA_HOT(site), cold->site);
+            asm_jmp_to(c, unit->dbt->rw + (unit->dbt->stub_raw - unit->dbt->rx));
+            break;
+        case SITE_LINK:
+            if (cold->reload) {
+                /* A side exit: the jump to patch comes behind the reloads. */
+                emit_reload(unit);
+                uint8_t *place = asm_jmp(c);
+                if (c->overflow)
+                    return;
+                asm_patch_rel32(place, c->at);
+                site->host = (uint32_t)(place - unit->dbt->rw);
+            }
+            site->cold = (uint32_t)(c->at - unit->dbt->rw);
+            emit_exit_to_c(unit, cold->site);
+            break;
+        case SITE_JUMP_MISS:
+            if (cold->look_up)
+                emit_cold_lookup(unit, cold);
+            asm_store_gs(c, AREA_HOT(target), unit->t0);
+            if (cold->restore_flags)
+                emit_flags_from_slot(unit);
+            emit_reload(unit);
+            emit_exit_to_c(unit, cold->site);
+            break;
+        default:
+            break;
+        }
+    }
+}

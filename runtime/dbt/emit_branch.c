@@ -1,0 +1,202 @@
+/* Leaving a block: direct links, and the jump cache for everything whose target may lie elsewhere next time.
+ *
+ * A direct exit is a jmp rel32 (or a Jcc's rel32 when nothing was spilled) that leads to cold code until
+ * block_link() patches it. The jump cache, with the guest's target in t0 and the flags saved: mov t1, t0; xor
+ * t1, gs:[jump_key];  mov t2d, t1d;  shl t2d, 4;  and t2d, (SIZE - 1) << 4 cmp t1, gs:[t2 + jump.key];  jne
+ * cold mov t2, gs:[t2 + jump.host];  mov gs:[target], t2;  (flags, spilled registers);  jmp gs:[target]
+ */
+#include "dbt/unit.h"
+
+_Static_assert(sizeof(struct jump_cache_entry) == 16, "the index is scaled by a shift");
+#define JUMP_KEY ((int32_t)(offsetof(struct dbt_area, jump) + offsetof(struct jump_cache_entry, key)))
+#define JUMP_HOST ((int32_t)(offsetof(struct dbt_area, jump) + offsetof(struct jump_cache_entry, host)))
+
+uint64_t branch_target(const struct unit *unit, const struct item *item) {
+    uint64_t target =
+        unit->block->rip + item->guest + item->insn.length + (uint64_t)item->insn.op[0].imm.value.s;
+    return unit->code64 ? target : (uint32_t)target;
+}
+
+/* The lookup; returns the place of the miss branch. Flags are saved on entry and real at the jump. */
+static uint8_t *emit_jump_lookup(struct unit *unit) {
+    struct code_buffer *c = &unit->code;
+    asm_mov(c, unit->t1, unit->t0);
+    asm_alu_gs(c, ASM_XOR, unit->t1, AREA_HOT(jump_key));
+    asm_mov32(c, unit->t2, unit->t1);
+    asm_rex(c, false, 0, 0, unit->t2);
+    code_u8(c, 0xc1); /* shl t2d, 4 */
+    code_u8(c, (uint8_t)(0xe0 | (unit->t2 & 7)));
+    code_u8(c, 4);
+    asm_and32_imm(c, unit->t2, (JUMP_CACHE_SIZE - 1) << 4);
+    code_u8(c, 0x65);
+    asm_mem(c, true, ASM_CMP, unit->t1, unit->t2, -1, 0, JUMP_KEY);
+    uint8_t *miss = asm_jcc(c, COND_NE);
+    code_u8(c, 0x65);
+    asm_mem(c, true, 0x8b, unit->t2, unit->t2, -1, 0, JUMP_HOST);
+    asm_store_gs(c, AREA_HOT(target), unit->t2);
+    emit_restore_flags(unit);
+    emit_reload(unit);
+    asm_jmp_gs(c, AREA_HOT(target));
+    return miss;
+}
+
+/* End the block with a jump to the guest address in t0. */
+static void emit_jump(struct unit *unit, const struct item *item) {
+    if (!unit->flags_saved)
+        emit_save_flags(unit);
+    uint8_t *miss = emit_jump_lookup(unit);
+    struct site *site = unit_site(unit, SITE_JUMP_MISS, item);
+    unit_cold(unit, miss, SITE_JUMP_MISS, unit_site_index(unit, site), true, true);
+}
+
+/* Must a direct branch to target be looked up each time? In user mode a block may be shared between address
+ * spaces (and outlive a remapping), so only a target on the block's own page is as valid as the block itself.
+ */
+bool branch_needs_lookup(const struct unit *unit, uint64_t target) {
+    return unit->block->mode & MODE_CPL3 && (target ^ unit->block->rip) & PAGE_MASK;
+}
+
+static struct site *link_site(struct unit *unit, const struct item *item, uint64_t target) {
+    struct site *site = unit_site(unit, SITE_LINK, item);
+    site->target = (int32_t)(target - unit->block->rip);
+    return site;
+}
+
+void emit_link(struct unit *unit, const struct item *item, uint64_t target) {
+    struct code_buffer *c = &unit->code;
+    if (branch_needs_lookup(unit, target)) {
+        asm_mov_imm(c, unit->t0, target);
+        emit_jump(unit, item);
+        return;
+    }
+    emit_flags_for_exit(unit);
+    if (target == unit->block->rip && item) {
+        asm_jmp_to(c, unit->loop_entry);
+        return;
+    }
+    emit_reload(unit);
+    uint8_t *place = asm_jmp(c);
+    struct site *site = link_site(unit, item, target);
+    site->host = (uint32_t)(place - unit->dbt->rw);
+    unit_cold(unit, place, SITE_LINK, unit_site_index(unit, site), false, false);
+}
+
+/* A conditional exit whose rel32 is at place; flags are real there. */
+static void emit_side_exit(struct unit *unit, const struct item *item, uint8_t *place, uint64_t target) {
+    if (unit->code.overflow)
+        return;
+    if (target == unit->block->rip && !branch_needs_lookup(unit, target)) {
+        asm_patch_rel32(place, unit->loop_entry);
+        return;
+    }
+    struct site *site = link_site(unit, item, target);
+    uint32_t index = unit_site_index(unit, site);
+    if (branch_needs_lookup(unit, target)) {
+        site->kind = SITE_JUMP_MISS;
+        unit_cold(unit, place, SITE_JUMP_MISS, index, true, true);
+        unit->cold[unit->colds - 1].look_up = true;
+        return;
+    }
+    site->host = (uint32_t)(place - unit->dbt->rw);
+    unit_cold(unit, place, SITE_LINK, index, unit->spilled != 0, false);
+}
+
+void emit_cold_lookup(struct unit *unit, const struct cold *cold) {
+    struct code_buffer *c = &unit->code;
+    const struct site *site = &unit->dbt->site[cold->site];
+    emit_save_flags(unit);
+    asm_mov_imm(c, unit->t0, unit->block->rip + (uint64_t)(int64_t)site->target);
+    uint8_t *miss = emit_jump_lookup(unit);
+    if (!c->overflow)
+        asm_patch_rel32(miss, c->at);
+}
+
+void emit_jcc(struct unit *unit, const struct item *item) {
+    emit_flags_for_exit(unit);
+    const ZydisDecodedInstruction *z = &item->insn.z;
+    enum asm_cond cond = (enum asm_cond)(z->opcode & 15);
+    uint8_t *place = asm_jcc(&unit->code, cond);
+    emit_side_exit(unit, item, place, branch_target(unit, item));
+}
+
+/* JRCXZ, JECXZ and LOOP (no flags): a short branch over a jump. */
+void emit_jcxz(struct unit *unit, const struct item *item) {
+    struct code_buffer *c = &unit->code;
+    bool wide = item->insn.z.address_width == 64, loop = item->insn.z.mnemonic == ZYDIS_MNEMONIC_LOOP;
+    emit_flags_for_exit(unit);
+    if (loop)
+        asm_lea(c, wide, GPR_RCX, GPR_RCX, -1, 0, -1);
+    if (!wide)
+        code_u8(c, 0x67);
+    code_u8(c, 0xe3);
+    if (loop) {
+        code_u8(c, 5); /* jrcxz +5: fall through; jmp target */
+    } else {
+        static const uint8_t over[] = {2, 0xeb, 5}; /* jrcxz +2; jmp +5; jmp target */
+        code_bytes(c, over, sizeof over);
+    }
+    emit_side_exit(unit, item, asm_jmp(c), branch_target(unit, item));
+}
+
+static void emit_push_return(struct unit *unit, const struct item *item) {
+    struct code_buffer *c = &unit->code;
+    int size = unit->code64 ? 8 : 4;
+    uint64_t back = unit->block->rip + item->guest + item->insn.length;
+    struct host_memory to = emit_stack(unit, item, -size, VMEM_WRITE);
+    if (!unit->code64 || (uint64_t)(int64_t)(int32_t)back == back) {
+        asm_mem(c, unit->code64, 0xc7, 0, to.base, to.index, 0, to.disp);
+        code_u32(c, (uint32_t)back);
+    } else {
+        asm_mov_imm(c, unit->t1, back);
+        asm_mem(c, true, 0x89, unit->t1, to.base, to.index, 0, to.disp);
+    }
+    asm_lea(c, unit->code64, GPR_RSP, GPR_RSP, -1, 0, -size);
+}
+
+void emit_call(struct unit *unit, const struct item *item) {
+    emit_push_return(unit, item);
+    emit_link(unit, item, branch_target(unit, item));
+}
+
+/* t0 = the target that operand 0 names. */
+static void emit_indirect_target(struct unit *unit, const struct item *item) {
+    struct code_buffer *c = &unit->code;
+    const ZydisDecodedOperand *op = &item->insn.op[0];
+    if (op->type == ZYDIS_OPERAND_TYPE_REGISTER) {
+        if (unit->code64)
+            asm_mov(c, unit->t0, insn_gpr(op->reg.value));
+        else
+            asm_mov32(c, unit->t0, insn_gpr(op->reg.value));
+        return;
+    }
+    emit_address(unit, item, op);
+    emit_check(unit, item, unit->code64 ? 8 : 4, VMEM_READ, true);
+    asm_mem(c, unit->code64, 0x8b, unit->t0, unit->t0, -1, 0, 0);
+}
+
+void emit_jump_indirect(struct unit *unit, const struct item *item) {
+    emit_flags_clobber(unit, item);
+    emit_indirect_target(unit, item);
+    emit_jump(unit, item);
+}
+
+void emit_call_indirect(struct unit *unit, const struct item *item) {
+    struct code_buffer *c = &unit->code;
+    emit_flags_clobber(unit, item);
+    emit_indirect_target(unit, item);
+    asm_store_gs(c, AREA_HOT(target), unit->t0);
+    emit_push_return(unit, item);
+    asm_load_gs(c, unit->t0, AREA_HOT(target));
+    emit_jump(unit, item);
+}
+
+void emit_ret(struct unit *unit, const struct item *item) {
+    struct code_buffer *c = &unit->code;
+    int size = unit->code64 ? 8 : 4, release = 0;
+    if (item->insn.z.operand_count_visible)
+        release = (int)(item->insn.op[0].imm.value.u & 0xffff);
+    struct host_memory from = emit_stack(unit, item, 0, VMEM_READ);
+    asm_mem(c, unit->code64, 0x8b, unit->t0, from.base, from.index, 0, from.disp);
+    asm_lea(c, unit->code64, GPR_RSP, GPR_RSP, -1, 0, size + release);
+    emit_jump(unit, item);
+}

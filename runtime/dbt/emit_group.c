@@ -1,0 +1,212 @@
+/* Shared checks: several accesses off one base register, one TLB probe.
+ *
+ * The first access of a group probes for the whole range [lo, hi) that the group's accesses touch off the
+ * base register, within one page, and keeps the entry's addend in a scratch; every further access is the
+ * guest's own instruction with that scratch as its index register: [base + addend + disp]. The base may be
+ * moved by constants meanwhile (PUSH, POP, ADD).
+ *
+ * Exactness: the probe asks for what the first access does, on the page that the first access is on, so it
+ * sets A or D only where that access does so itself. Writes join only groups that a write began. If the probe
+ * cannot be met (the range crosses a page, some fault waits in it), the block is left at that instruction for
+ * a translation of the rest without groups.
+ */
+#include "dbt/unit.h"
+
+#define GROUP_MAX_BYTES 1024
+
+void group_reset(struct unit *unit) {
+    for (unsigned i = 0; i < GROUPS; i++)
+        unit->group[i] = (struct group){.reg = -1, .base = -1};
+    unit->next_group = 0;
+}
+
+bool group_operand(const struct unit *unit, const struct item *item, int *base, int32_t *disp) {
+    const struct insn *insn = &item->insn;
+    const ZydisDecodedOperand *op = &insn->op[insn->memory];
+    unsigned segment = insn_segment(insn, op);
+    if (!unit->code64 || insn->z.address_width != 64 || op->mem.index != ZYDIS_REGISTER_NONE ||
+        segment == SEG_FS || segment == SEG_GS || insn->traits & (INSN_MASKED | INSN_HIGH_BYTE))
+        return false;
+    *base = insn_gpr(op->mem.base);
+    *disp = op->mem.disp.has_displacement ? (int32_t)op->mem.disp.value : 0;
+    return *base >= 0;
+}
+
+/* An access that an item makes off a base register. */
+struct use {
+    int base;
+    int32_t disp;
+    unsigned size;
+    enum vmem_access access;
+};
+
+static bool item_use(const struct unit *unit, const struct item *item, struct use *use) {
+    switch (item->kind) {
+    case KIND_MEMORY: {
+        const ZydisDecodedOperand *op = &item->insn.op[item->insn.memory];
+        use->size = op->size / 8u;
+        use->access = op->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE ? VMEM_WRITE : VMEM_READ;
+        return group_operand(unit, item, &use->base, &use->disp);
+    }
+    case KIND_PUSH:
+    case KIND_CALL:
+        *use = (struct use){.base = GPR_RSP, .disp = -8, .size = 8, .access = VMEM_WRITE};
+        return item->insn.memory < 0;
+    case KIND_POP:
+    case KIND_RET:
+        *use = (struct use){.base = GPR_RSP, .disp = 0, .size = 8, .access = VMEM_READ};
+        return true;
+    default:
+        return false;
+    }
+}
+
+/* What an item does to a base register: true when it only adds *delta (perhaps 0). */
+static bool item_moves(const struct item *item, int base, int32_t *delta) {
+    const struct insn *insn = &item->insn;
+    *delta = 0;
+    if (base == GPR_RSP) {
+        if (item->kind == KIND_PUSH || item->kind == KIND_CALL) {
+            *delta = -8;
+            return true;
+        }
+        if (item->kind == KIND_POP) {
+            *delta = 8;
+            return insn_gpr(insn->op[0].reg.value) != GPR_RSP;
+        }
+        if (item->kind == KIND_LEAVE)
+            return false;
+    }
+    if (!(insn->gprs_written >> base & 1))
+        return item->kind < KIND_HELPER;
+    if (item->kind != KIND_COPY || insn->z.operand_width != 64 ||
+        insn->op[0].type != ZYDIS_OPERAND_TYPE_REGISTER || insn_gpr(insn->op[0].reg.value) != base ||
+        insn->op[1].type != ZYDIS_OPERAND_TYPE_IMMEDIATE)
+        return false;
+    int64_t amount = insn->op[1].imm.value.s;
+    if (amount < -GROUP_MAX_BYTES || amount > GROUP_MAX_BYTES)
+        return false;
+    if (insn->z.mnemonic == ZYDIS_MNEMONIC_ADD)
+        *delta = (int32_t)amount;
+    else if (insn->z.mnemonic == ZYDIS_MNEMONIC_SUB)
+        *delta = -(int32_t)amount;
+    else
+        return false;
+    return true;
+}
+
+/* How far would a group begun by item reach? The number of its accesses. */
+static unsigned measure(const struct unit *unit, const struct item *item, const struct use *first,
+                        int32_t *lo, int32_t *hi) {
+    unsigned members = 0;
+    int32_t moved = 0, delta;
+    *lo = first->disp;
+    *hi = first->disp + (int32_t)first->size;
+    for (; item < unit->item + unit->items; item++) {
+        struct use use;
+        if (item_use(unit, item, &use) && use.base == first->base &&
+            (first->access == VMEM_WRITE || use.access == VMEM_READ)) {
+            int32_t from = use.disp + moved, to = from + (int32_t)use.size;
+            int32_t new_lo = from < *lo ? from : *lo, new_hi = to > *hi ? to : *hi;
+            if (new_hi - new_lo <= GROUP_MAX_BYTES) {
+                *lo = new_lo;
+                *hi = new_hi;
+                members++;
+            }
+        }
+        if (!item_moves(item, first->base, &delta))
+            break;
+        moved += delta;
+    }
+    return members;
+}
+
+unsigned group_count(const struct unit *unit) {
+    unsigned count = 0;
+    uint16_t bases = 0;
+    for (unsigned i = 0; i < unit->items && count < GROUPS; i++) {
+        struct use use;
+        int32_t lo, hi;
+        if (!item_use(unit, &unit->item[i], &use) || bases >> use.base & 1 ||
+            measure(unit, &unit->item[i], &use, &lo, &hi) < 2)
+            continue;
+        bases |= (uint16_t)(1u << use.base);
+        count++;
+    }
+    return count;
+}
+
+static struct group *find(struct unit *unit, const struct use *use) {
+    for (unsigned i = 0; i < GROUPS; i++) {
+        struct group *group = &unit->group[i];
+        if (group->reg >= 0 && group->base == use->base && use->disp >= group->lo &&
+            use->disp + (int32_t)use->size <= group->hi &&
+            (group->access == VMEM_WRITE || use->access == VMEM_READ))
+            return group;
+    }
+    return NULL;
+}
+
+/* The slot to begin a group in: an idle one, else in turn. NULL: no scratch for one. */
+static struct group *slot(struct unit *unit, int base) {
+    for (unsigned i = 0; i < GROUPS; i++)
+        if (unit->group[i].reg >= 0 && unit->group[i].base == base)
+            return &unit->group[i];
+    for (unsigned i = 0; i < GROUPS; i++)
+        if (unit->group[i].reg >= 0 && unit->group[i].base < 0)
+            return &unit->group[i];
+    struct group *group = &unit->group[unit->next_group++ % GROUPS];
+    if (group->reg < 0)
+        group = &unit->group[0];
+    return group->reg < 0 ? NULL : group;
+}
+
+static struct group *begin(struct unit *unit, const struct item *item, const struct use *use) {
+    int32_t lo, hi;
+    if (measure(unit, item, use, &lo, &hi) < 2)
+        return NULL;
+    struct group *group = slot(unit, use->base);
+    if (!group)
+        return NULL;
+    struct code_buffer *c = &unit->code;
+    emit_flags_clobber(unit, item);
+    asm_lea(c, true, unit->t0, use->base, -1, 0, lo);
+    struct site *site =
+        emit_probe(unit, item, (unsigned)(hi - lo), use->access, (uint32_t)(c->at - unit->dbt->rw));
+    site->group = true;
+    asm_load(c, group->reg, unit->t1, offsetof(struct vtlb_entry, addend));
+    group->base = use->base;
+    group->lo = lo;
+    group->hi = hi;
+    group->access = use->access;
+    return group;
+}
+
+bool group_cover(struct unit *unit, const struct item *item, int base, int32_t disp, unsigned size,
+                 enum vmem_access access, struct host_memory *memory) {
+    const struct use use = {.base = base, .disp = disp, .size = size, .access = access};
+    if (!unit->code64)
+        return false;
+    struct group *group = find(unit, &use);
+    if (!group)
+        group = begin(unit, item, &use);
+    if (!group)
+        return false;
+    *memory = (struct host_memory){.base = (int8_t)base, .index = (int8_t)group->reg, .disp = disp};
+    return true;
+}
+
+void group_after(struct unit *unit, const struct item *item) {
+    for (unsigned i = 0; i < GROUPS; i++) {
+        struct group *group = &unit->group[i];
+        int32_t delta;
+        if (group->base < 0)
+            continue;
+        if (!item_moves(item, group->base, &delta)) {
+            group->base = -1;
+            continue;
+        }
+        group->lo -= delta;
+        group->hi -= delta;
+    }
+}

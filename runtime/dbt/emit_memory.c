@@ -1,0 +1,232 @@
+/* Instructions that access memory: address, inline TLB check, the guest's own instruction on the host
+ * address.
+ *
+ *   lea  t0, [guest address]            add t0, gs:[segment base]        (FS, GS)
+ *   lea  t2, [t0 + size - 1]            the page of the last byte ...
+ *   mov  t1, t0
+ *   shr  t1, 12 - 5
+ *   and  t1d, (VTLB_ENTRIES - 1) << 5
+ *   add  t1, gs:[view]
+ *   and  t2, -4096
+ *   cmp  t2, [t1 + tag]                 ... against the entry of the first
+ *   jne  cold
+ *   add  t0, [t1 + addend]
+ *   <insn> [t0]
+ */
+#include "dbt/unit.h"
+
+_Static_assert(sizeof(struct vtlb_entry) == 32, "the index is scaled by shifts");
+#define ENTRY_SHIFT 5
+
+bool emit_address(struct unit *unit, const struct item *item, const ZydisDecodedOperand *op) {
+    struct code_buffer *c = &unit->code;
+    const struct insn *insn = &item->insn;
+    bool wide = unit->code64 && insn->z.address_width == 64;
+    int base = insn_gpr(op->mem.base), index = insn_gpr(op->mem.index);
+    int64_t disp = op->mem.disp.has_displacement ? op->mem.disp.value : 0;
+    if (op->mem.base == ZYDIS_REGISTER_RIP || op->mem.base == ZYDIS_REGISTER_EIP) {
+        uint64_t linear = unit->block->rip + item->guest + insn->length + (uint64_t)disp;
+        asm_mov_imm(c, unit->t0, wide ? linear : (uint32_t)linear);
+    } else if (base < 0 && index < 0) {
+        asm_mov_imm(c, unit->t0, wide ? (uint64_t)disp : (uint32_t)disp);
+    } else if (base >= 0 && index < 0 && !disp) {
+        if (wide)
+            asm_mov(c, unit->t0, base);
+        else
+            asm_mov32(c, unit->t0, base);
+    } else {
+        unsigned scale = op->mem.scale == 8 ? 3 : op->mem.scale == 4 ? 2 : op->mem.scale == 2 ? 1 : 0;
+        asm_lea(c, wide, unit->t0, base, index, scale, (int32_t)disp);
+    }
+    unsigned segment = insn_segment(insn, op);
+    if (segment == SEG_FS || segment == SEG_GS) {
+        asm_alu_gs(c, ASM_ADD, unit->t0,
+                   segment == SEG_FS ? AREA_VCPU(segment[SEG_FS].base) : AREA_VCPU(segment[SEG_GS].base));
+        if (!unit->code64)
+            asm_mov32(c, unit->t0, unit->t0);
+    }
+    return true;
+}
+
+/* t1 = the entry of the page of t0's address, compared for [t0, t0 + size). */
+struct site *emit_probe(struct unit *unit, const struct item *item, unsigned size, enum vmem_access access,
+                        uint32_t retry) {
+    struct code_buffer *c = &unit->code;
+    if (size > 1)
+        asm_lea(c, true, unit->t2, unit->t0, -1, 0, (int32_t)size - 1);
+    else
+        asm_mov(c, unit->t2, unit->t0);
+    asm_mov(c, unit->t1, unit->t0);
+    asm_shr(c, unit->t1, PAGE_SHIFT - ENTRY_SHIFT);
+    asm_and32_imm(c, unit->t1, (VTLB_ENTRIES - 1) << ENTRY_SHIFT);
+    asm_alu_gs(c, ASM_ADD, unit->t1, AREA_VCPU(view));
+    asm_and_imm(c, unit->t2, (int32_t)PAGE_MASK);
+    asm_alu_mem(c, ASM_CMP, unit->t2, unit->t1,
+                access == VMEM_WRITE ? offsetof(struct vtlb_entry, tag_write)
+                                     : offsetof(struct vtlb_entry, tag_read));
+    uint8_t *place = asm_jcc(c, COND_NE);
+    struct site *site = unit_site(unit, SITE_MEMORY, item);
+    site->reg = (uint8_t)unit->t0;
+    site->size = (uint16_t)size;
+    site->access = (uint8_t)access;
+    site->flags_saved = unit->flags_saved;
+    site->host = retry;
+    unit_cold(unit, place, SITE_MEMORY, unit_site_index(unit, site), false, false);
+    return site;
+}
+
+static uint32_t here(const struct unit *unit) {
+    return (uint32_t)(unit->code.at - unit->dbt->rw);
+}
+
+void emit_check(struct unit *unit, const struct item *item, unsigned size, enum vmem_access access,
+                bool plain) {
+    emit_probe(unit, item, size, access, here(unit))->plain = plain;
+    asm_alu_mem(&unit->code, ASM_ADD, unit->t0, unit->t1, offsetof(struct vtlb_entry, addend));
+}
+
+static enum vmem_access access_of(const ZydisDecodedOperand *op) {
+    return op->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE ? VMEM_WRITE : VMEM_READ;
+}
+
+void emit_memory(struct unit *unit, const struct item *item) {
+    const ZydisDecodedOperand *op = &item->insn.op[item->insn.memory];
+    struct host_memory memory = {.base = (int8_t)unit->t0, .index = -1};
+    int base;
+    int32_t disp;
+    if (!group_operand(unit, item, &base, &disp) ||
+        !group_cover(unit, item, base, disp, op->size / 8, access_of(op), &memory)) {
+        emit_flags_clobber(unit, item);
+        emit_address(unit, item, op);
+        emit_check(unit, item, op->size / 8, access_of(op), !(item->insn.traits & INSN_MASKED));
+    }
+    emit_flags_for(unit, item);
+    insn_encode(&unit->code, &item->insn, &memory);
+}
+
+/* BT and its kin with a register offset address memory beyond the operand: the check is made on the unit that
+ * the offset selects, the instruction then runs on the operand's own host address and finds that unit by
+ * itself. */
+void emit_bit_memory(struct unit *unit, const struct item *item) {
+    struct code_buffer *c = &unit->code;
+    const ZydisDecodedOperand *op = &item->insn.op[item->insn.memory];
+    int offset = insn_gpr(item->insn.op[1].reg.value);
+    unsigned bytes = op->size / 8u, shift = bytes == 8 ? 6 : 5;
+    emit_flags_clobber(unit, item);
+    emit_address(unit, item, op);
+    asm_store_gs(c, AREA_HOT(value), unit->t0);
+    uint32_t retry = here(unit);
+    if (bytes == 8) {
+        asm_mov(c, unit->t2, offset);
+    } else {
+        asm_rex(c, true, unit->t2, 0, offset);
+        code_u8(c, 0x63); /* movsxd t2, offset32 */
+        code_u8(c, (uint8_t)(0xc0 | (unit->t2 & 7) << 3 | (offset & 7)));
+    }
+    asm_rex(c, true, 0, 0, unit->t2);
+    code_u8(c, 0xc1); /* sar t2, shift */
+    code_u8(c, (uint8_t)(0xf8 | (unit->t2 & 7)));
+    code_u8(c, (uint8_t)shift);
+    asm_load_gs(c, unit->t0, AREA_HOT(value));
+    asm_lea(c, true, unit->t0, unit->t0, unit->t2, bytes == 8 ? 3 : 2, 0);
+    emit_probe(unit, item, bytes, access_of(op), retry)->plain = true;
+    asm_load_gs(c, unit->t0, AREA_HOT(value));
+    asm_alu_mem(c, ASM_ADD, unit->t0, unit->t1, offsetof(struct vtlb_entry, addend));
+    emit_flags_for(unit, item);
+    struct host_memory memory = {.base = (int8_t)unit->t0, .index = -1};
+    insn_encode(c, &item->insn, &memory);
+}
+
+void emit_lea(struct unit *unit, const struct item *item) {
+    struct code_buffer *c = &unit->code;
+    const struct insn *insn = &item->insn;
+    const ZydisDecodedOperand *op = &insn->op[1];
+    int target = insn_gpr(insn->op[0].reg.value);
+    if (op->mem.base == ZYDIS_REGISTER_RIP || op->mem.base == ZYDIS_REGISTER_EIP) {
+        uint64_t value = unit->block->rip + item->guest + insn->length + (uint64_t)op->mem.disp.value;
+        if (insn->z.address_width == 32)
+            value = (uint32_t)value;
+        asm_mov_imm(c, target, insn->z.operand_width == 64 ? value : (uint32_t)value);
+    } else if (unit->code64) {
+        code_bytes(c, insn->bytes, insn->length);
+    } else {
+        int base = insn_gpr(op->mem.base), index = insn_gpr(op->mem.index);
+        int64_t disp = op->mem.disp.has_displacement ? op->mem.disp.value : 0;
+        unsigned scale = op->mem.scale == 8 ? 3 : op->mem.scale == 4 ? 2 : op->mem.scale == 2 ? 1 : 0;
+        if (base < 0 && index < 0)
+            asm_mov_imm(c, target, (uint32_t)disp);
+        else
+            asm_lea(c, false, target, base, index, scale, (int32_t)disp);
+    }
+}
+
+/* rsp += delta without touching flags. */
+static void emit_rsp_add(struct unit *unit, int32_t delta) {
+    asm_lea(&unit->code, unit->code64, GPR_RSP, GPR_RSP, -1, 0, delta);
+}
+
+/* t0 = linear address of [rsp + delta] */
+static void emit_stack_address(struct unit *unit, int base, int32_t delta) {
+    if (delta)
+        asm_lea(&unit->code, unit->code64, unit->t0, base, -1, 0, delta);
+    else if (unit->code64)
+        asm_mov(&unit->code, unit->t0, base);
+    else
+        asm_mov32(&unit->code, unit->t0, base);
+}
+
+/* The host's way to [rsp + delta]: covered, or checked now into t0. */
+struct host_memory emit_stack(struct unit *unit, const struct item *item, int32_t delta,
+                              enum vmem_access access) {
+    unsigned size = unit->code64 ? 8 : 4;
+    struct host_memory memory = {.base = (int8_t)unit->t0, .index = -1};
+    if (group_cover(unit, item, GPR_RSP, delta, size, access, &memory))
+        return memory;
+    emit_flags_clobber(unit, item);
+    emit_stack_address(unit, GPR_RSP, delta);
+    emit_check(unit, item, size, access, true);
+    return memory;
+}
+
+void emit_push(struct unit *unit, const struct item *item) {
+    struct code_buffer *c = &unit->code;
+    const ZydisDecodedOperand *op = &item->insn.op[0];
+    int size = unit->code64 ? 8 : 4;
+    if (op->type == ZYDIS_OPERAND_TYPE_MEMORY) {
+        emit_flags_clobber(unit, item);
+        emit_address(unit, item, op);
+        emit_check(unit, item, (unsigned)size, VMEM_READ, true);
+        asm_mem(c, unit->code64, 0x8b, unit->t0, unit->t0, -1, 0, 0);
+        asm_store_gs(c, AREA_HOT(value), unit->t0);
+    }
+    struct host_memory to = emit_stack(unit, item, -size, VMEM_WRITE);
+    if (op->type == ZYDIS_OPERAND_TYPE_REGISTER) {
+        asm_mem(c, unit->code64, 0x89, insn_gpr(op->reg.value), to.base, to.index, 0, to.disp);
+    } else if (op->type == ZYDIS_OPERAND_TYPE_MEMORY) {
+        asm_load_gs(c, unit->t1, AREA_HOT(value));
+        asm_mem(c, unit->code64, 0x89, unit->t1, to.base, to.index, 0, to.disp);
+    } else {
+        asm_mem(c, unit->code64, 0xc7, 0, to.base, to.index, 0, to.disp);
+        code_u32(c, (uint32_t)op->imm.value.u);
+    }
+    emit_rsp_add(unit, -size);
+}
+
+void emit_pop(struct unit *unit, const struct item *item) {
+    struct code_buffer *c = &unit->code;
+    int size = unit->code64 ? 8 : 4, target = insn_gpr(item->insn.op[0].reg.value);
+    struct host_memory from = emit_stack(unit, item, 0, VMEM_READ);
+    asm_mem(c, unit->code64, 0x8b, target, from.base, from.index, 0, from.disp);
+    if (target != GPR_RSP)
+        emit_rsp_add(unit, size);
+}
+
+void emit_leave_insn(struct unit *unit, const struct item *item) {
+    struct code_buffer *c = &unit->code;
+    int size = unit->code64 ? 8 : 4;
+    emit_flags_clobber(unit, item);
+    emit_stack_address(unit, GPR_RBP, 0);
+    emit_check(unit, item, (unsigned)size, VMEM_READ, true);
+    asm_lea(c, unit->code64, GPR_RSP, GPR_RBP, -1, 0, size);
+    asm_mem(c, unit->code64, 0x8b, GPR_RBP, unit->t0, -1, 0, 0);
+}

@@ -1,0 +1,426 @@
+/* The C side of every exit from translated code: find out why, do it, and find the host code to go on with.
+ *
+ * Compiled without vector code: the guest's extended state stays live through the common exits (linking,
+ * jump-cache misses, TLB fills, system instructions, exceptions) and is parked only for translation,
+ * interpretation and devices.
+ */
+#include "cpu/fpu.h"
+#include "cpu/pending.h"
+#include "cpu/system.h"
+#include "dbt/host_gs.h"
+#include "dbt/private.h"
+#include "interp/interp.h"
+#include "mem/guest_mem.h"
+
+/* rflags whole again: the host's part, and IF and AC from their hot bytes. */
+static void merge_flags(struct vcpu *vcpu, uint64_t host) {
+    const struct dbt_hot *hot = &area_of(vcpu)->hot;
+    vcpu->rflags = (vcpu->rflags & ~(uint64_t)(FLAGS_IN_HOST | FLAG_IF | FLAG_AC)) | (host & FLAGS_IN_HOST) |
+                   (uint64_t)hot->iflag << 8 | (uint64_t)hot->acflag << 16;
+}
+
+/* The guest's state at an instruction of a block, from the host registers in hot.save. */
+static void reconstruct(struct vcpu *vcpu, const struct block *block, unsigned guest, bool flags_saved) {
+    const struct dbt_hot *hot = &area_of(vcpu)->hot;
+    for (unsigned reg = 0; reg < 16; reg++)
+        if (!(block->spilled >> reg & 1))
+            vcpu->gpr[reg] = hot->save[reg];
+    merge_flags(vcpu,
+                flags_saved ? lahf_to_flags(hot->flags) | (hot->save_flags & FLAG_DF) : hot->save_flags);
+    vcpu->rip = block->rip + guest;
+    if (!(block->mode & MODE_CODE_64))
+        vcpu->rip = (uint32_t)vcpu->rip;
+}
+
+static void interpret(struct vcpu *vcpu) {
+    vcpu->dbt->stats.interpreted++;
+    vcpu_fpu_park(vcpu);
+    (void)interp_step(vcpu);
+}
+
+/* Last steps before translated code at host runs. False: something came up, look again. */
+static bool arm(struct vcpu *vcpu, uint64_t host) {
+    struct dbt_vcpu *dbt = vcpu->dbt;
+    struct dbt_hot *hot = &dbt->area->hot;
+    hot->resume = host;
+    hot->iflag = (uint8_t)(vcpu->rflags >> 8 & 2);
+    hot->acflag = (uint8_t)(vcpu->rflags >> 16 & 4);
+    hot->save_flags = (vcpu->rflags & FLAGS_IN_HOST) | FLAG_FIXED;
+    hot->load_flags = flags_to_lahf(vcpu->rflags);
+    hot->view_kernel = &vcpu->space->view[VIEW_KERNEL];
+    hot->view_kernel_ac = &vcpu->space->view[vcpu->cr4 & CR4_SMAP ? VIEW_KERNEL_AC : VIEW_KERNEL];
+    vcpu_fpu_unpark(vcpu);
+    uint32_t requests = __atomic_load_n(&vcpu->requests, __ATOMIC_ACQUIRE);
+    enum area_alias want = requests ? AREA_MASKED : AREA_RUN;
+    if (UNLIKELY(dbt->current_alias != want)) {
+        dbt->current_alias = want;
+        host_gs_set(dbt->fsgsbase, dbt->alias[want]);
+        /* A kick that came in between has set its bit before its signal: it is seen here. */
+        __atomic_signal_fence(__ATOMIC_SEQ_CST);
+        requests = __atomic_load_n(&vcpu->requests, __ATOMIC_ACQUIRE);
+        if (dbt->current_alias != want)
+            return false;
+    }
+    return !vcpu_must_serve(vcpu, requests);
+}
+
+/* RAM offset of the page that code at linear is fetched from. CPU_FAULT: the fetch faults; GUEST_NO_RAM:
+ * MMIO. */
+static int code_page(struct vcpu *vcpu, uint64_t linear, uint64_t *ram_offset, bool *global) {
+    const struct vtlb_entry *entry = &vcpu->view->entry[linear >> PAGE_SHIFT & (VTLB_ENTRIES - 1)];
+    for (unsigned pass = 0;; pass++) {
+        if (entry->tag_read == (linear & PAGE_MASK) && entry->info & VTLB_INFO_EXECUTABLE) {
+            *ram_offset = (entry->info & PAGE_MASK) + (linear & (PAGE_SIZE - 1));
+            *global = entry->info & VTLB_INFO_GLOBAL;
+            return CPU_OK;
+        }
+        void *host;
+        int result = vmem_host(vcpu, linear, 1, VMEM_FETCH, AS_CURRENT, &host);
+        if (result)
+            return result;
+        if (pass || !host) {
+            *ram_offset = host ? (uint64_t)((uint8_t *)host - vcpu->mem->base) : GUEST_NO_RAM;
+            *global = false;
+            return CPU_OK;
+        }
+    }
+}
+
+/* A block over two pages stands only while its second page is where it was. */
+static bool second_page_holds(struct vcpu *vcpu, const struct block *block, bool *global) {
+    uint64_t ram;
+    bool second_global;
+    uint64_t second = (block->rip & PAGE_MASK) + PAGE_SIZE;
+    if (code_page(vcpu, cpu_is_code64(vcpu) ? second : (uint32_t)second, &ram, &second_global))
+        return false;
+    *global &= second_global;
+    return ram == block->ram_page2;
+}
+
+static uint32_t find_or_translate(struct vcpu *vcpu, uint64_t ram_offset, uint32_t mode, bool *global) {
+    struct dbt_vcpu *dbt = vcpu->dbt;
+    uint32_t index = block_find(dbt, ram_offset, vcpu->rip, mode);
+    if (index != NO_INDEX && dbt->block[index].ram_page2 != GUEST_NO_RAM &&
+        !second_page_holds(vcpu, &dbt->block[index], global)) {
+        block_kill(dbt, index);
+        index = NO_INDEX;
+    }
+    if (index == NO_INDEX) {
+        vcpu_fpu_park(vcpu);
+        index = dbt_translate(vcpu, ram_offset, mode);
+        if (index != NO_INDEX && dbt->block[index].ram_page2 != GUEST_NO_RAM)
+            (void)second_page_holds(vcpu, &dbt->block[index], global);
+    }
+    return index;
+}
+
+/* Where a direct exit came from, to be linked once the target is known. */
+struct origin {
+    uint32_t site;
+    uint64_t epoch;     /* dbt->host_writes when the site was left */
+    uint32_t ungrouped; /* MODE_UNGROUPED: one block without shared checks, which nothing shall lead to by
+                           itself */
+};
+
+static const struct origin no_origin = {.site = NO_INDEX};
+
+static void connect(struct vcpu *vcpu, const struct origin *origin, uint32_t index, bool global) {
+    struct dbt_vcpu *dbt = vcpu->dbt;
+    struct block *block = &dbt->block[index];
+    bool kernel = !(block->mode & MODE_CPL3), two_pages = block->ram_page2 != GUEST_NO_RAM;
+    if ((two_pages && !(kernel && global)) || block->mode & MODE_UNGROUPED)
+        return;
+    if (origin->site != NO_INDEX && origin->epoch == dbt->host_writes) {
+        const struct site *site = &dbt->site[origin->site];
+        bool same_page = !((dbt->block[site->block].rip ^ block->rip) & PAGE_MASK) && !two_pages;
+        if ((dbt->block[site->block].mode & ~MODE_UNGROUPED) == block->mode &&
+            (same_page || (kernel && global))) {
+            if (!same_page) {
+                jump_rely(dbt, block->rip, block->ram_offset);
+                if (two_pages)
+                    jump_rely(dbt, block->rip + PAGE_SIZE, block->ram_page2);
+            }
+            block_link(dbt, origin->site, index);
+            return;
+        }
+    }
+    if (two_pages)
+        jump_rely(dbt, block->rip + PAGE_SIZE, block->ram_page2);
+    jump_insert(vcpu, block->rip, index, global);
+}
+
+/* Go on at vcpu->rip. */
+static uint64_t go(struct vcpu *vcpu, struct origin origin) {
+    struct dbt_vcpu *dbt = vcpu->dbt;
+    for (;; origin = no_origin) { /* a second look is a new start */
+        if (UNLIKELY(vcpu->irq_shadow && dbt_can_run(vcpu) && vcpu->run_state == RUN_ACTIVE)) {
+            interpret(vcpu);
+            continue;
+        }
+        uint32_t requests = __atomic_load_n(&vcpu->requests, __ATOMIC_RELAXED);
+        if (UNLIKELY(requests) && vcpu->run_state == RUN_ACTIVE) {
+            if (requests & REQUESTS_OF_RUN_LOOP) {
+                dbt->exit = DBT_EXIT_REQUEST;
+                return RESUME_LEAVE;
+            }
+            vcpu_deliver_pending(vcpu);
+        }
+        if (UNLIKELY(vcpu->run_state != RUN_ACTIVE)) {
+            dbt->exit = DBT_EXIT_STATE;
+            return RESUME_LEAVE;
+        }
+        if (UNLIKELY(!dbt_can_run(vcpu))) {
+            dbt->exit = DBT_EXIT_MODE;
+            return RESUME_LEAVE;
+        }
+        if (vcpu->code_flush.pages || vcpu->code_flush.global) {
+            jump_serve_flush(vcpu);
+            origin = no_origin;
+        }
+        jump_refresh_key(vcpu);
+        uint64_t ram_offset;
+        bool global;
+        if (code_page(vcpu, vcpu->rip, &ram_offset, &global)) {
+            dbt->stats.exceptions++;
+            cpu_deliver_exception(vcpu);
+            continue;
+        }
+        uint32_t index = ram_offset == GUEST_NO_RAM
+                             ? NO_INDEX
+                             : find_or_translate(vcpu, ram_offset, vcpu->mode | origin.ungrouped, &global);
+        if (index == NO_INDEX) {
+            interpret(vcpu);
+            continue;
+        }
+        connect(vcpu, &origin, index, global);
+        if (arm(vcpu, (uint64_t)dbt->rx + dbt->block[index].host))
+            return RESUME_LOAD;
+    }
+}
+
+/* An indirect branch to a non-canonical address faults on the branch itself: undo its stack pointer and
+ * interpret it. */
+static uint64_t bad_target(struct vcpu *vcpu, const struct site *site, const struct block *block) {
+    vcpu->rip = block->rip + site->guest;
+    uint8_t first = 0, second = 0;
+    const uint8_t *bytes = vcpu->mem->base + block->ram_offset + site->guest;
+    for (unsigned i = 0; i < site->length; i++) {
+        first = bytes[i];
+        second = i + 1 < site->length ? bytes[i + 1] : 0;
+        bool prefix = (first & 0xf0) == 0x40 || first == 0x66 || first == 0x67 || (first & 0xe7) == 0x26 ||
+                      first == 0x64 || first == 0x65 || first == 0xf2 || first == 0xf3 || first == 0xf0;
+        if (!prefix)
+            break;
+    }
+    if (first == 0xc3)
+        vcpu->gpr[GPR_RSP] -= 8;
+    else if (first == 0xc2)
+        vcpu->gpr[GPR_RSP] -= 8u + (uint64_t)(bytes[site->length - 2] | bytes[site->length - 1] << 8);
+    else if (first == 0xe8 || (first == 0xff && (second >> 3 & 7) == 2))
+        vcpu->gpr[GPR_RSP] += 8;
+    interpret(vcpu);
+    return go(vcpu, no_origin);
+}
+
+static int run_helper(struct vcpu *vcpu, const struct site *site, uint64_t next, bool *done) {
+    uint64_t value;
+    int result;
+    *done = true;
+    switch ((enum helper)site->access) {
+    case HELPER_SYSCALL:
+        return cpu_syscall(vcpu, next);
+    case HELPER_SYSRET:
+        return cpu_sysret(vcpu, site->size);
+    case HELPER_IRET:
+        return cpu_iret(vcpu, 64);
+    case HELPER_CPUID: {
+        uint32_t out[4];
+        cpu_cpuid(vcpu, (uint32_t)vcpu->gpr[GPR_RAX], (uint32_t)vcpu->gpr[GPR_RCX], out);
+        vcpu->gpr[GPR_RAX] = out[0];
+        vcpu->gpr[GPR_RBX] = out[1];
+        vcpu->gpr[GPR_RCX] = out[2];
+        vcpu->gpr[GPR_RDX] = out[3];
+        return CPU_OK;
+    }
+    case HELPER_RDMSR:
+        result = cpu_rdmsr(vcpu, (uint32_t)vcpu->gpr[GPR_RCX], &value);
+        if (!result) {
+            vcpu->gpr[GPR_RAX] = (uint32_t)value;
+            vcpu->gpr[GPR_RDX] = value >> 32;
+        }
+        return result;
+    case HELPER_WRMSR:
+        return cpu_wrmsr(vcpu, (uint32_t)vcpu->gpr[GPR_RCX],
+                         (uint32_t)vcpu->gpr[GPR_RAX] | vcpu->gpr[GPR_RDX] << 32);
+    case HELPER_READ_CR:
+        result = cpu_read_cr(vcpu, site->reg >> 4, &value);
+        if (!result)
+            vcpu->gpr[site->reg & 15] = value;
+        return result;
+    case HELPER_WRITE_CR:
+        return cpu_write_cr(vcpu, site->reg >> 4, vcpu->gpr[site->reg & 15]);
+    case HELPER_PUSHF:
+        result = cpu_pushf_value(vcpu, 64, &value);
+        if (!result && cpu_is_canonical(vcpu->gpr[GPR_RSP] - 8))
+            result = vmem_write(vcpu, vcpu->gpr[GPR_RSP] - 8, &value, 8, AS_CURRENT);
+        else
+            *done = false;
+        if (!result && *done)
+            vcpu->gpr[GPR_RSP] -= 8;
+        return result;
+    case HELPER_POPF:
+        if (!cpu_is_canonical(vcpu->gpr[GPR_RSP])) {
+            *done = false;
+            return CPU_OK;
+        }
+        result = vmem_read_u64(vcpu, vcpu->gpr[GPR_RSP], &value, AS_CURRENT);
+        if (!result)
+            result = cpu_popf(vcpu, value, 64);
+        if (!result)
+            vcpu->gpr[GPR_RSP] += 8;
+        return result;
+    case HELPER_STRING:
+        return dbt_string(vcpu, site, vcpu->rip, done);
+    default:
+        *done = false;
+        return CPU_OK;
+    }
+}
+
+static bool transfers_control(enum helper helper) {
+    return helper == HELPER_SYSCALL || helper == HELPER_SYSRET || helper == HELPER_IRET;
+}
+
+static uint64_t serve_helper(struct vcpu *vcpu, const struct site *site, const struct block *block) {
+    struct dbt_vcpu *dbt = vcpu->dbt;
+    uint64_t epoch = dbt->host_writes, next = block->rip + site->guest + site->length;
+    if (!(block->mode & MODE_CODE_64))
+        next = (uint32_t)next;
+    uint32_t host = site->host, mode = block->mode;
+    enum helper helper = (enum helper)site->access;
+    bool done;
+    vcpu->rip = block->rip + site->guest;
+    if (run_helper(vcpu, site, next, &done)) {
+        dbt->stats.exceptions++;
+        cpu_deliver_exception(vcpu);
+        return go(vcpu, no_origin);
+    }
+    if (!done) {
+        interpret(vcpu);
+        return go(vcpu, no_origin);
+    }
+    if (transfers_control(helper))
+        return go(vcpu, no_origin);
+    vcpu->rip = next;
+    bool stay = vcpu->mode == (mode & ~MODE_UNGROUPED) && epoch == dbt->host_writes &&
+                !vcpu->code_flush.pages && !vcpu->code_flush.global && vcpu->run_state == RUN_ACTIVE &&
+                !vcpu->irq_shadow &&
+                !vcpu_must_serve(vcpu, __atomic_load_n(&vcpu->requests, __ATOMIC_RELAXED));
+    if (stay && arm(vcpu, (uint64_t)dbt->rx + host))
+        return RESUME_LOAD;
+    return go(vcpu, no_origin);
+}
+
+uint64_t dbt_exit_guest(struct vcpu *vcpu) {
+    struct dbt_vcpu *dbt = vcpu->dbt;
+    struct dbt_hot *hot = &dbt->area->hot;
+    const struct site *site = &dbt->site[hot->site];
+    const struct block *block = &dbt->block[site->block];
+    merge_flags(vcpu, hot->save_flags);
+    dbt->stats.exits++;
+    switch ((enum site_kind)site->kind) {
+    case SITE_LINK:
+        vcpu->rip = block->rip + (uint64_t)(int64_t)site->target;
+        if (!(block->mode & MODE_CODE_64))
+            vcpu->rip = (uint32_t)vcpu->rip;
+        return go(vcpu, (struct origin){.site = hot->site, .epoch = dbt->host_writes});
+    case SITE_JUMP_MISS:
+        dbt->stats.jump_misses++;
+        if (UNLIKELY(!cpu_is_canonical(hot->target)))
+            return bad_target(vcpu, site, block);
+        vcpu->rip = hot->target;
+        return go(vcpu, no_origin);
+    case SITE_HELPER:
+        return serve_helper(vcpu, site, block);
+    case SITE_INTERPRET:
+        vcpu->rip = block->rip + site->guest;
+        interpret(vcpu);
+        return go(vcpu, no_origin);
+    case SITE_DEAD:
+    case SITE_MEMORY:
+        break;
+    }
+    vcpu->rip = block->rip;
+    return go(vcpu, no_origin);
+}
+
+/* A fault signal in translated code: a poll, or the guest's own instruction. */
+static uint64_t serve_fault(struct vcpu *vcpu) {
+    struct dbt_vcpu *dbt = vcpu->dbt;
+    struct dbt_hot *hot = &dbt->area->hot;
+    struct pc_entry pc;
+    const struct block *block = block_at(dbt, hot->fault_pc, &pc);
+    bool poll = hot->fault_is_poll;
+    hot->fault_pc = 0;
+    reconstruct(vcpu, block, pc.guest, pc.flags_saved);
+    if (poll)
+        dbt->stats.polls++;
+    else
+        interpret(vcpu);
+    return go(vcpu, no_origin);
+}
+
+/* Try to make an inline check succeed. CPU_OK with *filled, or what stands against it. */
+static int fill_for(struct vcpu *vcpu, const struct site *site, uint64_t linear, bool *filled) {
+    *filled = false;
+    bool one_page = (linear & (PAGE_SIZE - 1)) + site->size <= PAGE_SIZE;
+    if (!one_page || (cpu_is_code64(vcpu) ? !cpu_is_canonical(linear) : linear > UINT32_MAX))
+        return CPU_OK;
+    void *host;
+    int result = vmem_host(vcpu, linear, site->size, (enum vmem_access)site->access, AS_CURRENT, &host);
+    if (result)
+        return site->plain ? result : CPU_OK;
+    const struct vtlb_entry *entry = &vcpu->view->entry[linear >> PAGE_SHIFT & (VTLB_ENTRIES - 1)];
+    *filled =
+        host && (site->access == VMEM_WRITE ? entry->tag_write : entry->tag_read) == (linear & PAGE_MASK);
+    return CPU_OK;
+}
+
+uint64_t dbt_exit_raw(struct vcpu *vcpu) {
+    struct dbt_vcpu *dbt = vcpu->dbt;
+    struct dbt_hot *hot = &dbt->area->hot;
+    if (hot->fault_pc)
+        return serve_fault(vcpu);
+    const struct site *site = &dbt->site[hot->site];
+    const struct block *block = &dbt->block[site->block];
+    dbt->stats.tlb_slow++;
+    merge_flags(vcpu, hot->save_flags);
+    bool filled;
+    int result = fill_for(vcpu, site, hot->save[site->reg], &filled);
+    if (filled) {
+        dbt->stats.tlb_fills++;
+        hot->resume = (uint64_t)dbt->rx + site->host;
+        hot->load_flags = flags_to_lahf(hot->save_flags);
+        return RESUME_RAW;
+    }
+    reconstruct(vcpu, block, site->guest, site->flags_saved);
+    if (result) {
+        dbt->stats.exceptions++;
+        cpu_deliver_exception(vcpu);
+    } else if (site->group) {
+        return go(vcpu, (struct origin){.site = NO_INDEX, .ungrouped = MODE_UNGROUPED});
+    } else {
+        interpret(vcpu);
+    }
+    return go(vcpu, no_origin);
+}
+
+enum dbt_exit dbt_run(struct vcpu *vcpu) {
+    struct dbt_vcpu *dbt = vcpu->dbt;
+    dbt->in_code = true;
+    if (go(vcpu, no_origin) == RESUME_LOAD)
+        ((void (*)(void))dbt->stub_enter)();
+    dbt->in_code = false;
+    vcpu_fpu_park(vcpu);
+    return dbt->exit;
+}

@@ -1,0 +1,133 @@
+/* Caching code by virtual address: the jump cache of indirect branches, and what cross-page links rely on.
+ *
+ * A jump-cache entry matches when key == rip ^ hot.jump_key. Keys keep contexts apart: a context is
+ * (generation of the address space, mode); kernel code on global pages has a generation of its own that
+ * outlives CR3 loads. A key's bits 48-62 number the context and bit 63 is clear, so that two canonical
+ * addresses under two keys never collide; its low bits spread the contexts over the table.
+ */
+#include "base/light.h"
+#include "cpu/paging.h"
+#include "dbt/private.h"
+#include "mem/guest_mem.h"
+
+void jump_clear(struct dbt_vcpu *dbt) {
+    for (unsigned i = 0; i < JUMP_CACHE_SIZE; i++)
+        dbt->area->jump[i].key = 0; /* 0 ^ key: context bits never zero, so no canonical rip matches */
+    light_fill(dbt->relied, 0, sizeof dbt->relied);
+    dbt->relied_count = 0;
+    light_fill(dbt->user_bloom, 0, sizeof dbt->user_bloom);
+}
+
+static uint64_t fresh_key(struct dbt_vcpu *dbt) {
+    if (++dbt->next_key == 1u << 15) {
+        light_fill(dbt->context, 0, sizeof dbt->context);
+        dbt->next_key = 1;
+        for (unsigned i = 0; i < JUMP_CACHE_SIZE; i++)
+            dbt->area->jump[i].key = 0;
+    }
+    return dbt->next_key << 48 | ((dbt->next_key * 0x9e3779b1u) & (JUMP_CACHE_SIZE - 1));
+}
+
+void jump_refresh_key(struct vcpu *vcpu) {
+    struct dbt_vcpu *dbt = vcpu->dbt;
+    bool kernel = !(vcpu->mode & MODE_CPL3);
+    uint64_t generation = kernel ? dbt->kernel_generation : vcpu->space->generation;
+    const struct jump_context *last = dbt->last_context;
+    if (LIKELY(last && last->mode == vcpu->mode && last->generation == generation && last->kernel == kernel &&
+               last->key))
+        return;
+    for (unsigned i = 0; i < JUMP_CONTEXTS; i++) {
+        const struct jump_context *context = &dbt->context[i];
+        if (context->mode == vcpu->mode && context->generation == generation && context->kernel == kernel &&
+            context->key) {
+            dbt->area->hot.jump_key = context->key;
+            dbt->last_context = context;
+            return;
+        }
+    }
+    uint64_t key = fresh_key(dbt);
+    struct jump_context *context = &dbt->context[dbt->next_context++ % JUMP_CONTEXTS];
+    *context =
+        (struct jump_context){.generation = generation, .key = key, .mode = vcpu->mode, .kernel = kernel};
+    dbt->area->hot.jump_key = key;
+    dbt->last_context = context;
+}
+
+static struct relied_page *relied_slot(struct dbt_vcpu *dbt, uint64_t page) {
+    unsigned at = (unsigned)((page >> PAGE_SHIFT) * 0x9e3779b97f4a7c15ull >> 40);
+    for (;; at++) {
+        struct relied_page *slot = &dbt->relied[at & ((1u << RELIED_BITS) - 1)];
+        if (!slot->linear || slot->linear == page)
+            return slot;
+    }
+}
+
+void jump_rely(struct dbt_vcpu *dbt, uint64_t linear, uint64_t ram_offset) {
+    uint64_t page = linear & PAGE_MASK;
+    struct relied_page *slot = relied_slot(dbt, page);
+    if (slot->linear)
+        return;
+    *slot = (struct relied_page){.linear = page, .ram_page = ram_offset & PAGE_MASK};
+    dbt->relied_count++;
+}
+
+static void bloom_set(struct dbt_vcpu *dbt, uint64_t linear) {
+    uint64_t bit = (linear >> PAGE_SHIFT) * 0x9e3779b97f4a7c15ull >> 54;
+    dbt->user_bloom[bit / 64 % USER_BLOOM_WORDS] |= 1ull << bit % 64;
+}
+
+static bool bloom_test(const struct dbt_vcpu *dbt, uint64_t linear) {
+    uint64_t bit = (linear >> PAGE_SHIFT) * 0x9e3779b97f4a7c15ull >> 54;
+    return dbt->user_bloom[bit / 64 % USER_BLOOM_WORDS] >> bit % 64 & 1;
+}
+
+void jump_insert(struct vcpu *vcpu, uint64_t rip, uint32_t index, bool global) {
+    struct dbt_vcpu *dbt = vcpu->dbt;
+    if (!(vcpu->mode & MODE_CPL3)) {
+        if (!global || dbt->relied_count > (1u << RELIED_BITS) * 3 / 4)
+            return;
+        jump_rely(dbt, rip, dbt->block[index].ram_offset);
+    } else {
+        bloom_set(dbt, rip);
+    }
+    uint64_t key = rip ^ dbt->area->hot.jump_key;
+    dbt->area->jump[key & (JUMP_CACHE_SIZE - 1)] =
+        (struct jump_cache_entry){.key = key, .host = (uint64_t)dbt->rx + dbt->block[index].host};
+}
+
+/* Does a relied-on kernel mapping still hold? */
+static bool still_holds(struct vcpu *vcpu, const struct relied_page *page) {
+    struct translation translation;
+    return paging_peek(vcpu, page->linear, &translation) && translation.global && translation.executable &&
+           guest_mem_offset(vcpu->mem, translation.gpa) == page->ram_page;
+}
+
+static void kernel_changed(struct dbt_vcpu *dbt) {
+    dbt->kernel_generation++;
+    block_unlink_cross_page(dbt);
+    light_fill(dbt->relied, 0, sizeof dbt->relied);
+    dbt->relied_count = 0;
+}
+
+void jump_serve_flush(struct vcpu *vcpu) {
+    struct dbt_vcpu *dbt = vcpu->dbt;
+    struct code_flush *flush = &vcpu->code_flush;
+    bool changed = false;
+    if (flush->global) {
+        for (unsigned i = 0; i < 1u << RELIED_BITS && !changed; i++)
+            changed = dbt->relied[i].linear && !still_holds(vcpu, &dbt->relied[i]);
+    }
+    for (unsigned i = 0; i < flush->pages && !changed; i++) {
+        const struct relied_page *slot = relied_slot(dbt, flush->page[i]);
+        if (slot->linear)
+            changed = !still_holds(vcpu, slot);
+        if (bloom_test(dbt, flush->page[i]))
+            vcpu->space->generation = ++vcpu->generation_counter;
+    }
+    if (flush->global) /* more pages than could be noted: the user half may have changed as well */
+        vcpu->space->generation = ++vcpu->generation_counter;
+    if (changed)
+        kernel_changed(dbt);
+    flush->pages = 0;
+    flush->global = false;
+}

@@ -1,0 +1,183 @@
+/* The translator's own structures. A vCPU has a code cache of its own: no locks, no cross-thread patching; an
+ * invalidation by another thread is handed over as a request (invalidate.c). All host positions are offsets
+ * into the code region. */
+#ifndef NESTOR_DBT_PRIVATE_H
+#define NESTOR_DBT_PRIVATE_H
+
+#include "cpu/mode.h"
+#include "cpu/vmem.h"
+#include "dbt/area.h"
+#include "dbt/dbt.h"
+#include "isa/insn.h"
+
+#define BLOCK_MAX_INSNS 48
+#define BLOCK_MAX_EXITS 6
+#define BLOCK_MAX_HOST 12288 /* bytes kept free before a translation starts */
+#define NO_INDEX UINT32_MAX
+/* In struct block.mode only: translated without shared checks (emit_group.c). */
+#define MODE_UNGROUPED (1u << 31)
+
+enum site_kind {
+    SITE_LINK,      /* direct exit: guest state in place, target is a constant; patched into a jump */
+    SITE_JUMP_MISS, /* indirect exit that the jump cache does not know; hot.target is the guest's target */
+    SITE_HELPER,    /* a system instruction with a C helper; the block goes on behind it if it may */
+    SITE_INTERPRET, /* an instruction for the interpreter */
+    SITE_DEAD,      /* entry of an invalidated block */
+    SITE_MEMORY,    /* an inline TLB check missed: raw state */
+};
+
+enum helper {
+    HELPER_NONE,
+    HELPER_SYSCALL,
+    HELPER_SYSRET,
+    HELPER_IRET,
+    HELPER_PUSHF,
+    HELPER_POPF,
+    HELPER_RDMSR,
+    HELPER_WRMSR,
+    HELPER_READ_CR,
+    HELPER_WRITE_CR,
+    HELPER_CPUID,
+    HELPER_STRING,
+    HELPER_INVLPG,
+    HELPER_XSTATE,
+};
+
+struct site {
+    uint32_t block;
+    uint32_t host;          /* LINK: the rel32 to patch; MEMORY: retry; HELPER: resume */
+    uint32_t cold;          /* LINK: what the rel32 leads to while not linked */
+    int32_t target;         /* LINK: target rip - block rip */
+    uint32_t next_incoming; /* LINK: list of the links into one block */
+    uint32_t linked_to;     /* LINK: block, or NO_INDEX */
+    uint16_t guest;         /* rip of the instruction - block rip */
+    uint8_t length;         /* of the instruction */
+    uint8_t kind;
+    uint8_t reg;    /* MEMORY: host register with the linear address; HELPER: operand */
+    uint8_t size;   /* MEMORY: bytes; HELPER: operand size in bits */
+    uint8_t access; /* MEMORY: enum vmem_access; HELPER: enum helper */
+    uint8_t flags_saved : 1;
+    uint8_t plain : 1; /* MEMORY: a fault of this access is the instruction's fault */
+    uint8_t group : 1; /* MEMORY: a check for several accesses; when it cannot be met, go on without groups */
+};
+
+/* From host PC to guest PC, one per instruction, ascending. */
+struct pc_entry {
+    uint16_t host; /* from the block's start */
+    uint16_t guest : 15, flags_saved : 1;
+};
+
+struct block {
+    uint64_t rip;
+    uint64_t ram_offset;
+    uint64_t ram_page2; /* of the second page, or GUEST_NO_RAM */
+    uint32_t mode;
+    uint32_t host, host_size, loop_entry;
+    uint32_t hash_next;
+    uint32_t page_next[2]; /* lists of the blocks on a page */
+    uint32_t incoming;     /* first site linked to this block */
+    uint32_t first_site, first_pc;
+    uint16_t sites, pcs;
+    uint16_t guest_length;
+    uint16_t spilled; /* mask of the registers that live in vcpu->gpr behind the entry */
+    bool dead;
+};
+
+#define HASH_BITS 15
+#define PAGE_HASH_BITS 13
+
+/* Jump-cache contexts: what a key stands for. */
+struct jump_context {
+    uint64_t generation;
+    uint64_t key;
+    uint32_t mode;
+    bool kernel;
+};
+#define JUMP_CONTEXTS 32
+
+/* A page of kernel addresses that links or jump-cache entries rely on. */
+struct relied_page {
+    uint64_t linear; /* 0: empty */
+    uint64_t ram_page;
+};
+#define RELIED_BITS 12
+#define USER_BLOOM_WORDS 16
+
+struct unit;
+
+struct dbt_vcpu {
+    struct dbt_area *area;
+    uint8_t *alias[AREA_ALIASES];
+    enum area_alias current_alias; /* also written by the kick handler */
+    bool fsgsbase;                 /* WRGSBASE is ours to use */
+    bool in_code;                  /* between dbt_run() and its return, on the vCPU thread */
+
+    uint8_t *rx, *rw; /* two mappings of the code region */
+    uint64_t size, used, stubs_end;
+    int code_fd;
+    uint8_t *stub_enter, *stub_exit, *stub_raw, *stub_load;
+
+    struct block *block;
+    uint32_t blocks, max_blocks;
+    struct site *site;
+    uint32_t sites, max_sites;
+    struct pc_entry *pc;
+    uint32_t pcs, max_pcs;
+    uint32_t hash[1u << HASH_BITS];
+    uint32_t page_hash[1u << PAGE_HASH_BITS];
+
+    struct jump_context context[JUMP_CONTEXTS];
+    const struct jump_context *last_context; /* the one jump_key stands for */
+    uint64_t next_key;
+    unsigned next_context;
+    uint64_t kernel_generation;
+    struct relied_page relied[1u << RELIED_BITS];
+    unsigned relied_count;
+    uint64_t user_bloom[USER_BLOOM_WORDS];
+
+    uint64_t host_writes; /* bumped by invalidations: an in-block resume is off */
+    struct unit *unit;    /* the translation in progress */
+    enum dbt_exit exit;
+    struct dbt_stats stats;
+};
+
+/* -- stubs.c -- */
+void dbt_emit_stubs(struct dbt_vcpu *dbt);
+
+/* -- translate.c -- */
+/* Translate the block at vcpu->rip for mode (vcpu->mode, perhaps with MODE_UNGROUPED); the page is at
+ * ram_offset. Index, or NO_INDEX when the interpreter must run one instruction first. May flush the whole
+ * cache. The extended state is parked. */
+uint32_t dbt_translate(struct vcpu *vcpu, uint64_t ram_offset, uint32_t mode);
+
+/* -- block.c -- */
+uint32_t block_find(struct dbt_vcpu *dbt, uint64_t ram_offset, uint64_t rip, uint32_t mode);
+/* Mark a page of RAM as holding code, for every tier and device to see. */
+void block_hold_page(struct vcpu *vcpu, uint64_t ram_page);
+void block_publish(struct vcpu *vcpu, uint32_t index);
+void block_kill(struct dbt_vcpu *dbt, uint32_t index);
+void block_link(struct dbt_vcpu *dbt, uint32_t site, uint32_t target);
+void block_unlink_cross_page(struct dbt_vcpu *dbt);
+void block_flush_all(struct vcpu *vcpu);
+/* The block whose code holds host PC, or NULL; *pc is its entry for it. */
+struct block *block_at(struct dbt_vcpu *dbt, uint64_t host_pc, struct pc_entry *pc);
+
+/* -- jump.c -- */
+void jump_refresh_key(struct vcpu *vcpu);
+void jump_insert(struct vcpu *vcpu, uint64_t rip, uint32_t block, bool global);
+void jump_clear(struct dbt_vcpu *dbt);
+/* A kernel mapping is relied on: remember it so that flushes can check it. */
+void jump_rely(struct dbt_vcpu *dbt, uint64_t linear, uint64_t ram_offset);
+/* Act on vcpu->code_flush. */
+void jump_serve_flush(struct vcpu *vcpu);
+
+/* -- exit.c: called from the stubs -- */
+enum resume { RESUME_RAW = 0, RESUME_LOAD = 1, RESUME_LEAVE = 2 };
+uint64_t dbt_exit_guest(struct vcpu *vcpu); /* guest state saved in vcpu->gpr */
+uint64_t dbt_exit_raw(struct vcpu *vcpu);   /* host registers in hot.save */
+
+/* -- string.c -- */
+/* REP MOVS/STOS in whole pages; true when it made progress or finished (rip updated when finished). */
+int dbt_string(struct vcpu *vcpu, const struct site *site, uint64_t rip, bool *done);
+
+#endif

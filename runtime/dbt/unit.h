@@ -1,0 +1,157 @@
+/* One block under translation: what translate.c decides and the emitters (emit_*.c) write down.
+ *
+ * Conventions inside a block, between two guest instructions:
+ *   - guest general registers are in the host's, but for those in `spilled`, which live in vcpu->gpr and
+ * whose host registers are the scratches t0, t1, t2 (chosen among registers the block does not name);
+ *   - guest arithmetic flags are in the host's, or (flags_saved) in hot.flags, or dead: the block overwrites
+ * them before anything reads them;
+ *   - DF, vector and x87 state are in the host's.
+ */
+#ifndef NESTOR_DBT_UNIT_H
+#define NESTOR_DBT_UNIT_H
+
+#include "cpu/vmem.h"
+#include "dbt/asm.h"
+#include "dbt/private.h"
+#include "isa/encode.h"
+
+enum kind {
+    KIND_COPY,
+    KIND_NOP,
+    KIND_LEA,
+    KIND_MEMORY,
+    KIND_BIT_MEMORY,
+    KIND_PUSH,
+    KIND_POP,
+    KIND_LEAVE,
+    KIND_RDTSC,
+    KIND_RDTSCP,
+    KIND_CLI,
+    KIND_STI,
+    KIND_STAC,
+    KIND_CLAC,
+    KIND_SWAPGS,
+    KIND_JCC,
+    KIND_JCXZ,
+    KIND_HELPER,
+    /* These end the block. */
+    KIND_JMP,
+    KIND_CALL,
+    KIND_JMP_INDIRECT,
+    KIND_CALL_INDIRECT,
+    KIND_RET,
+    KIND_INTERPRET,
+    KIND_HELPER_END,
+};
+
+struct item {
+    struct insn insn;
+    enum kind kind;
+    enum helper helper;
+    uint16_t guest;      /* offset from the block's rip */
+    uint32_t live_after; /* arithmetic flags that someone may still read */
+    uint32_t live_before;
+};
+
+struct cold {
+    uint8_t *place; /* the rel32 that leads here */
+    uint32_t site;
+    enum site_kind kind;
+    bool reload, restore_flags;
+    bool look_up; /* JUMP_MISS: a side exit that goes through the jump cache first */
+};
+
+/* Accesses off one base register that share a check: see emit_group.c. */
+#define GROUPS 2
+struct group {
+    int reg;        /* scratch that holds the addend; -1: this group cannot be used */
+    int base;       /* guest register, -1: not active */
+    int32_t lo, hi; /* bytes checked, relative to the base register's present value */
+    enum vmem_access access;
+};
+
+struct unit {
+    struct vcpu *vcpu;
+    struct dbt_vcpu *dbt;
+    struct code_buffer code;
+    struct block *block;
+    uint32_t index;
+    struct item item[BLOCK_MAX_INSNS];
+    unsigned items;
+    bool code64;
+    uint64_t end_rip; /* of the last item */
+    int t0, t1, t2;   /* scratches; -1 when the block needs none */
+    uint16_t spilled;
+    bool flags_saved;
+    struct group group[GROUPS];
+    unsigned next_group; /* the one to replace next */
+    uint8_t *loop_entry;
+    struct cold cold[BLOCK_MAX_INSNS * 3];
+    unsigned colds;
+};
+
+/* -- emit.c: shared pieces -- */
+struct site *unit_site(struct unit *unit, enum site_kind kind, const struct item *item);
+uint32_t unit_site_index(const struct unit *unit, const struct site *site);
+void unit_cold(struct unit *unit, uint8_t *place, enum site_kind kind, uint32_t site, bool reload,
+               bool restore);
+void emit_colds(struct unit *unit);
+void emit_reload(struct unit *unit);
+void emit_save_flags(struct unit *unit);
+void emit_restore_flags(struct unit *unit);
+/* Before an instruction of the guest runs natively: its input flags, and those it leaves alone, must be real.
+ */
+void emit_flags_for(struct unit *unit, const struct item *item);
+/* Before anything that clobbers flags at this item. */
+void emit_flags_clobber(struct unit *unit, const struct item *item);
+/* Before leaving the block. */
+void emit_flags_for_exit(struct unit *unit);
+void emit_exit_to_c(struct unit *unit, uint32_t site);
+
+/* -- emit_memory.c -- */
+/* t0 = linear address of the memory operand. False: not for the DBT. */
+bool emit_address(struct unit *unit, const struct item *item, const ZydisDecodedOperand *op);
+/* t1 = the TLB entry for t0's page; leaves for C unless it holds for [t0, t0 + size). */
+struct site *emit_probe(struct unit *unit, const struct item *item, unsigned size, enum vmem_access access,
+                        uint32_t retry);
+/* TLB check of the linear address in t0; afterwards t0 is the host address. plain: a fault is this
+ * instruction's fault. */
+void emit_check(struct unit *unit, const struct item *item, unsigned size, enum vmem_access access,
+                bool plain);
+void emit_memory(struct unit *unit, const struct item *item);
+void emit_bit_memory(struct unit *unit, const struct item *item);
+void emit_lea(struct unit *unit, const struct item *item);
+/* The host's way to the stack word at [rsp + delta]: covered by a shared check, or checked now into t0. */
+struct host_memory emit_stack(struct unit *unit, const struct item *item, int32_t delta,
+                              enum vmem_access access);
+void emit_push(struct unit *unit, const struct item *item);
+void emit_pop(struct unit *unit, const struct item *item);
+void emit_leave_insn(struct unit *unit, const struct item *item);
+
+/* -- emit_group.c -- */
+/* If the access of item to [base + disp, +size) is covered by a shared check (made now if that pays), say how
+ * the host reaches it. */
+bool group_cover(struct unit *unit, const struct item *item, int base, int32_t disp, unsigned size,
+                 enum vmem_access access, struct host_memory *memory);
+/* The memory operand of a KIND_MEMORY item, when it is one that groups. */
+bool group_operand(const struct unit *unit, const struct item *item, int *base, int32_t *disp);
+/* How many groups at a time the unit's items have use for, GROUPS at most. */
+unsigned group_count(const struct unit *unit);
+/* After an item was emitted: what it did to the base registers. */
+void group_after(struct unit *unit, const struct item *item);
+void group_reset(struct unit *unit);
+
+/* -- emit_branch.c -- */
+void emit_link(struct unit *unit, const struct item *item, uint64_t target);
+void emit_jcc(struct unit *unit, const struct item *item);
+void emit_jcxz(struct unit *unit, const struct item *item);
+void emit_call(struct unit *unit, const struct item *item);
+void emit_jump_indirect(struct unit *unit, const struct item *item);
+void emit_call_indirect(struct unit *unit, const struct item *item);
+void emit_ret(struct unit *unit, const struct item *item);
+/* A JUMP_MISS cold path's lookup; falls through on a miss, with the target in t0. */
+void emit_cold_lookup(struct unit *unit, const struct cold *cold);
+bool branch_needs_lookup(const struct unit *unit, uint64_t target);
+uint64_t branch_target(const struct unit *unit, const struct item *item);
+
+#endif

@@ -1,0 +1,67 @@
+/* Linear addresses and read-modify-write accesses. */
+#include "interp/memory.h"
+
+int memory_linear_aligned(struct vcpu *vcpu, unsigned segment, uint64_t offset, unsigned size,
+                          unsigned alignment, enum vmem_access access, uint64_t *linear) {
+    uint32_t mode = vcpu->mode;
+    if ((mode & MODE_CODE_MASK) == MODE_CODE_64) {
+        uint64_t address = offset;
+        if (segment >= SEG_FS)
+            address += vcpu->segment[segment].base;
+        if (UNLIKELY(!cpu_is_canonical(address) || !cpu_is_canonical(address + size - 1)))
+            return cpu_linear(vcpu, segment, offset, size, access, linear);
+        *linear = address;
+    } else if (mode & MODE_FLAT && segment < SEG_FS && (segment != SEG_CS || access != VMEM_WRITE) &&
+               offset + size - 1 <= UINT32_MAX) {
+        *linear = offset;
+    } else {
+        int result = cpu_linear(vcpu, segment, offset, size, access, linear);
+        if (result)
+            return result;
+    }
+    if (UNLIKELY(mode & (MODE_AC | MODE_STEP))) {
+        if (mode & MODE_AC && *linear & (alignment - 1))
+            return cpu_fault(vcpu, VECTOR_AC, 0);
+        if (mode & MODE_STEP)
+            vcpu->interp->pending_dr6 |= cpu_data_breakpoint(vcpu, *linear, size, access == VMEM_WRITE);
+    }
+    return CPU_OK;
+}
+
+int memory_linear(struct vcpu *vcpu, unsigned segment, uint64_t offset, unsigned size,
+                  enum vmem_access access, uint64_t *linear) {
+    unsigned alignment = size == 2 || size == 4 || size == 8 ? size : size == 10 ? 8 : size == 6 ? 4 : 1;
+    return memory_linear_aligned(vcpu, segment, offset, size, alignment, access, linear);
+}
+
+int rmw_begin(struct vcpu *vcpu, unsigned segment, uint64_t offset, unsigned size, struct rmw *rmw) {
+    int result = memory_linear(vcpu, segment, offset, size, VMEM_WRITE, &rmw->linear);
+    if (UNLIKELY(result))
+        return result;
+    rmw->needs_note = false;
+    rmw->host = memory_tlb_write(vcpu, rmw->linear, size);
+    if (UNLIKELY(!rmw->host)) {
+        rmw->needs_note = true;
+        result = vmem_host(vcpu, rmw->linear, size, VMEM_WRITE, AS_CURRENT, &rmw->host);
+        if (result)
+            return result;
+        if (!rmw->host) {
+            result = vmem_probe(vcpu, rmw->linear, size, VMEM_WRITE, AS_CURRENT);
+            if (result)
+                return result;
+            rmw->value = 0;
+            return vmem_read(vcpu, rmw->linear, &rmw->value, size, AS_CURRENT);
+        }
+    }
+    rmw->value = host_load(rmw->host, size);
+    return CPU_OK;
+}
+
+int rmw_finish(struct vcpu *vcpu, struct rmw *rmw, unsigned size, uint64_t value) {
+    if (UNLIKELY(!rmw->host))
+        return vmem_write(vcpu, rmw->linear, &value, size, AS_CURRENT);
+    host_store(rmw->host, value, size);
+    if (rmw->needs_note)
+        vmem_written(vcpu, rmw->host, size);
+    return CPU_OK;
+}

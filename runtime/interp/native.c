@@ -1,0 +1,159 @@
+/* Executing an instruction on the processor: the guards of its mode, its memory operand, its faults. */
+#include "interp/memory.h"
+#include "interp/thunk.h"
+#include "interp/xstate.h"
+
+int native_check_guard(struct vcpu *vcpu, const struct decoded *d) {
+    uint32_t mode = vcpu->mode;
+    switch ((enum insn_guard)d->guard) {
+    case GUARD_NONE:
+        return CPU_OK;
+    case GUARD_X87:
+        return mode & MODE_NO_X87 ? cpu_fault_plain(vcpu, VECTOR_NM) : CPU_OK;
+    case GUARD_WAIT:
+        return mode & MODE_NO_WAIT ? cpu_fault_plain(vcpu, VECTOR_NM) : CPU_OK;
+    case GUARD_MMX:
+        if (vcpu->cr0 & CR0_EM)
+            return fault_ud(vcpu);
+        return vcpu->cr0 & CR0_TS ? cpu_fault_plain(vcpu, VECTOR_NM) : CPU_OK;
+    case GUARD_SSE:
+        if (mode & MODE_SSE_UD)
+            return fault_ud(vcpu);
+        return mode & MODE_SSE_NM ? cpu_fault_plain(vcpu, VECTOR_NM) : CPU_OK;
+    case GUARD_VEX_INTEGER:
+        return mode & MODE_PROTECTED ? CPU_OK : fault_ud(vcpu);
+    case GUARD_AVX:
+        if (mode & MODE_AVX_UD)
+            return fault_ud(vcpu);
+        return mode & MODE_SSE_NM ? cpu_fault_plain(vcpu, VECTOR_NM) : CPU_OK;
+    case GUARD_AVX512:
+        if (mode & MODE_AVX512_UD)
+            return fault_ud(vcpu);
+        return mode & MODE_SSE_NM ? cpu_fault_plain(vcpu, VECTOR_NM) : CPU_OK;
+    }
+    return CPU_OK;
+}
+
+/* What the host raised for the guest's instruction becomes the guest's exception. */
+static int native_fault(struct vcpu *vcpu, unsigned vector) {
+    switch (vector) {
+    case VECTOR_XM:
+        return vcpu->cr4 & CR4_OSXMMEXCPT ? cpu_fault_plain(vcpu, VECTOR_XM) : fault_ud(vcpu);
+    case VECTOR_DE:
+    case VECTOR_UD:
+    case VECTOR_MF:
+        return cpu_fault_plain(vcpu, (uint8_t)vector);
+    default:
+        return cpu_fault(vcpu, VECTOR_GP, 0);
+    }
+}
+
+int native_run(struct vcpu *vcpu, struct decoded *d, void *memory, uint64_t guest_offset) {
+    struct interp_vcpu *interp = vcpu->interp;
+    struct thunk_frame *frame = interp->frame;
+    const struct thunk *thunk = thunk_get(interp->thunks, d);
+    bool vector = d->insn.traits & INSN_VECTOR || d->guard >= GUARD_X87;
+    if (UNLIKELY(!thunk))
+        return fault_ud(vcpu);
+    if (d->guard == GUARD_VEX_INTEGER)
+        vector = false;
+    memcpy(frame->gpr, vcpu->gpr, sizeof frame->gpr);
+    frame->flags = (vcpu->rflags & FLAGS_ARITHMETIC) | FLAG_FIXED | FLAG_IF;
+    frame->memory = memory;
+    unsigned fault = thunk_run(vcpu, thunk, frame, vector);
+    if (d->guard == GUARD_X87)
+        xstate_hide_host_pointers(vcpu, (uintptr_t)thunk->insn_start, (uintptr_t)thunk->insn_end,
+                                  (uintptr_t)memory, guest_offset);
+    if (UNLIKELY(fault))
+        return native_fault(vcpu, fault - 1);
+    memcpy(vcpu->gpr, frame->gpr, sizeof frame->gpr);
+    vcpu->rflags = (vcpu->rflags & ~(uint64_t)FLAGS_ARITHMETIC) | (frame->flags & FLAGS_ARITHMETIC);
+    return CPU_OK;
+}
+
+/* Legacy SSE operands of 16 bytes are aligned, but for the moves made for those that are not (SDM vol.
+ * 2, 2.4, exception types 1, 2 and 4); aligned moves of every encoding are aligned to their size. */
+static unsigned required_alignment(const struct decoded *d) {
+    switch (d->insn.z.meta.exception_class) {
+    case ZYDIS_EXCEPTION_CLASS_SSE1:
+    case ZYDIS_EXCEPTION_CLASS_AVX1:
+    case ZYDIS_EXCEPTION_CLASS_E1:
+    case ZYDIS_EXCEPTION_CLASS_E1NF:
+        return d->memory_size;
+    case ZYDIS_EXCEPTION_CLASS_SSE2:
+    case ZYDIS_EXCEPTION_CLASS_SSE4:
+        break;
+    default:
+        return 1;
+    }
+    switch (d->insn.z.mnemonic) {
+    case ZYDIS_MNEMONIC_MOVUPS:
+    case ZYDIS_MNEMONIC_MOVUPD:
+    case ZYDIS_MNEMONIC_MOVDQU:
+    case ZYDIS_MNEMONIC_LDDQU:
+    case ZYDIS_MNEMONIC_PCMPESTRI:
+    case ZYDIS_MNEMONIC_PCMPESTRM:
+    case ZYDIS_MNEMONIC_PCMPISTRI:
+    case ZYDIS_MNEMONIC_PCMPISTRM:
+        return 1;
+    default:
+        return d->memory_size == 16 ? 16 : 1;
+    }
+}
+
+/* LOCKed instructions and XCHG work on guest RAM itself, so that they are atomic to other vCPUs. */
+static int execute_locked(struct vcpu *vcpu, struct decoded *d, uint64_t offset, uint64_t linear,
+                          bool *done) {
+    void *host;
+    int result = vmem_host(vcpu, linear, d->memory_size, VMEM_WRITE, AS_CURRENT, &host);
+    *done = result || host;
+    if (result || !host)
+        return result;
+    result = native_run(vcpu, d, host, offset);
+    if (!result)
+        vmem_written(vcpu, host, d->memory_size);
+    return result;
+}
+
+int native_execute(struct vcpu *vcpu, struct decoded *d) {
+    int result = native_check_guard(vcpu, d);
+    if (result)
+        return result;
+    if (d->insn.memory < 0)
+        return native_run(vcpu, d, NULL, 0);
+
+    unsigned size = d->memory_size;
+    bool writes = d->memory_access & 2;
+    uint64_t offset = address_compute(vcpu, d), linear;
+    if (UNLIKELY(!size || size > THUNK_BOUNCE_SIZE - 64))
+        return fault_ud(vcpu);
+    vcpu->interp->address = offset;
+    result = memory_linear(vcpu, d->segment, offset, size, writes ? VMEM_WRITE : VMEM_READ, &linear);
+    if (result)
+        return result;
+    unsigned alignment = required_alignment(d);
+    if (linear & (alignment - 1))
+        return fault_gp(vcpu);
+    if (d->locked) {
+        bool done;
+        result = execute_locked(vcpu, d, offset, linear, &done);
+        if (done)
+            return result;
+    }
+    uint8_t *bounce = vcpu->interp->frame->bounce + (linear & 63);
+    if (writes) {
+        result = vmem_probe(vcpu, linear, size, VMEM_WRITE, AS_CURRENT);
+        if (result)
+            return result;
+    }
+    /* A narrow store may leave part of the bounce buffer alone (FXSAVE's reserved bytes, failed CMPXCHG). */
+    if (d->memory_access != 2 || size > 64) {
+        result = vmem_read(vcpu, linear, bounce, size, AS_CURRENT);
+        if (result)
+            return result;
+    }
+    result = native_run(vcpu, d, bounce, offset);
+    if (result || !writes)
+        return result;
+    return vmem_write(vcpu, linear, bounce, size, AS_CURRENT);
+}

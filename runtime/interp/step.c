@@ -1,0 +1,158 @@
+/* One instruction after the other: breakpoints before it, its execution, traps after it. */
+#include "interp/internal.h"
+#include "interp/interp.h"
+#include "interp/thunk.h"
+#include "interp/xstate.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+
+/* Iterations of a REP instruction between two looks at the vCPU's requests. */
+#define REPEAT_LIMIT 4096
+#define DR6_BS (1ull << 14)
+
+int interp_vcpu_create(struct vcpu *vcpu) {
+    struct interp_vcpu *interp = calloc(1, sizeof *interp);
+    if (!interp)
+        return -ENOMEM;
+    size_t cache_size = DECODE_CACHE_ENTRIES * sizeof *interp->cache;
+    interp->cache = mmap(NULL, cache_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    interp->thunks = thunk_arena_create();
+    interp->frame = aligned_alloc(64, align_up(sizeof *interp->frame, 64));
+    interp->xstate = calloc(1, sizeof *interp->xstate);
+    vcpu->interp = interp;
+    if (interp->cache == MAP_FAILED || !interp->thunks || !interp->frame || !interp->xstate) {
+        interp_vcpu_destroy(vcpu);
+        return -ENOMEM;
+    }
+    memset(interp->frame, 0, sizeof *interp->frame);
+    xstate_layout_read(interp->xstate);
+    return 0;
+}
+
+void interp_vcpu_destroy(struct vcpu *vcpu) {
+    struct interp_vcpu *interp = vcpu->interp;
+    if (!interp)
+        return;
+    if (interp->cache != MAP_FAILED)
+        munmap(interp->cache, DECODE_CACHE_ENTRIES * sizeof *interp->cache);
+    thunk_arena_destroy(interp->thunks);
+    free(interp->frame);
+    free(interp->xstate);
+    free(interp);
+    vcpu->interp = NULL;
+}
+
+static ALWAYS_INLINE int execute(struct vcpu *vcpu) {
+    struct interp_vcpu *interp = vcpu->interp;
+    struct decoded *d;
+    int result = interp_fetch(vcpu, &d);
+    if (UNLIKELY(result))
+        return result;
+    uint64_t next = vcpu->rip + d->length;
+    interp->next = d->code_size == 64 ? next : (uint32_t)next;
+    interp->last = d->handler;
+    vcpu->irq_shadow = 0;
+    result = d->handler(vcpu, d);
+    switch (result) {
+    case CPU_OK:
+        vcpu->rip = interp->next;
+        vcpu->rflags &= ~(uint64_t)FLAG_RF;
+        return CPU_OK;
+    case STEP_JUMPED:
+        /* IRET has loaded RF. */
+        if (d->handler != iret_execute)
+            vcpu->rflags &= ~(uint64_t)FLAG_RF;
+        return CPU_OK;
+    case STEP_REPEAT:
+        /* An event between two iterations pushes RF (SDM vol. 3, 17.3.1.1). */
+        vcpu->rflags |= FLAG_RF;
+        return CPU_OK;
+    default:
+        return CPU_FAULT;
+    }
+}
+
+int interp_execute(struct vcpu *vcpu) {
+    vcpu_fpu_park(vcpu);
+    vcpu->interp->pending_dr6 = 0;
+    vcpu->interp->repeat_limit = REPEAT_LIMIT;
+    return execute(vcpu);
+}
+
+static enum interp_result deliver(struct vcpu *vcpu) {
+    if (vcpu->run_state == RUN_HALTED)
+        vcpu->run_state = RUN_ACTIVE;
+    vcpu->irq_shadow = 0;
+    cpu_deliver_exception(vcpu);
+    return vcpu->run_state == RUN_SHUTDOWN ? INTERP_SHUTDOWN : INTERP_EVENT;
+}
+
+static uint64_t code_linear(const struct vcpu *vcpu) {
+    return cpu_is_code64(vcpu) ? vcpu->rip : (uint32_t)(vcpu->segment[SEG_CS].base + vcpu->rip);
+}
+
+/* Software interrupts clear TF on their way: no trap follows them (SDM vol. 3, 17.3.1.4). */
+static bool enters_handler(interp_handler *handler) {
+    return handler == int_execute || handler == int3_execute || handler == into_execute ||
+           handler == icebp_execute;
+}
+
+/* A step under TF or with breakpoints enabled. */
+static enum interp_result step_watched(struct vcpu *vcpu) {
+    struct interp_vcpu *interp = vcpu->interp;
+    bool single = vcpu->rflags & FLAG_TF, held = vcpu->irq_shadow == SHADOW_MOV_SS;
+    if (!held)
+        interp->pending_dr6 = 0;
+    if (!held && !(vcpu->rflags & FLAG_RF)) {
+        uint64_t hit = cpu_code_breakpoint(vcpu, code_linear(vcpu));
+        if (hit) {
+            cpu_fault_debug(vcpu, hit);
+            return deliver(vcpu);
+        }
+    }
+    interp->repeat_limit = single ? 1 : REPEAT_LIMIT;
+    if (execute(vcpu))
+        return deliver(vcpu);
+    if (vcpu->irq_shadow == SHADOW_MOV_SS)
+        return INTERP_DONE;
+    uint64_t dr6 = interp->pending_dr6;
+    bool silent =
+        enters_handler(interp->last) || (interp->last == syscall_execute && !(vcpu->rflags & FLAG_TF));
+    if (single && !silent)
+        dr6 |= DR6_BS;
+    if (!dr6)
+        return vcpu->run_state == RUN_HALTED ? INTERP_HALTED : INTERP_DONE;
+    cpu_fault_debug(vcpu, dr6);
+    return deliver(vcpu);
+}
+
+static ALWAYS_INLINE enum interp_result step(struct vcpu *vcpu) {
+    if (UNLIKELY(vcpu->mode & MODE_STEP))
+        return step_watched(vcpu);
+    vcpu->interp->repeat_limit = REPEAT_LIMIT;
+    if (UNLIKELY(execute(vcpu)))
+        return deliver(vcpu);
+    return UNLIKELY(vcpu->run_state != RUN_ACTIVE)
+               ? vcpu->run_state == RUN_SHUTDOWN ? INTERP_SHUTDOWN : INTERP_HALTED
+               : INTERP_DONE;
+}
+
+enum interp_result interp_step(struct vcpu *vcpu) {
+    vcpu_fpu_park(vcpu);
+    return step(vcpu);
+}
+
+uint64_t interp_run(struct vcpu *vcpu, uint64_t max_instructions) {
+    uint64_t count = 0;
+    vcpu_fpu_park(vcpu);
+    while (count < max_instructions && !__atomic_load_n(&vcpu->requests, __ATOMIC_RELAXED) &&
+           vcpu->run_state == RUN_ACTIVE) {
+        enum interp_result result = step(vcpu);
+        count++;
+        if (result == INTERP_HALTED || result == INTERP_SHUTDOWN)
+            break;
+    }
+    return count;
+}

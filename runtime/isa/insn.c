@@ -1,0 +1,174 @@
+/* Decoding: Zydis does the work; this file derives what the tiers ask of every instruction. */
+#include "isa/insn.h"
+
+#include <string.h>
+
+static const ZydisMachineMode machine_mode[] = {
+    ZYDIS_MACHINE_MODE_LONG_COMPAT_16, ZYDIS_MACHINE_MODE_LONG_COMPAT_32, ZYDIS_MACHINE_MODE_LONG_64};
+static const ZydisStackWidth stack_width[] = {ZYDIS_STACK_WIDTH_16, ZYDIS_STACK_WIDTH_32,
+                                              ZYDIS_STACK_WIDTH_64};
+
+int insn_gpr(ZydisRegister reg) {
+    if (reg >= ZYDIS_REGISTER_AL && reg <= ZYDIS_REGISTER_BL)
+        return reg - ZYDIS_REGISTER_AL;
+    if (reg >= ZYDIS_REGISTER_AH && reg <= ZYDIS_REGISTER_BH)
+        return reg - ZYDIS_REGISTER_AH;
+    if (reg >= ZYDIS_REGISTER_SPL && reg <= ZYDIS_REGISTER_R15B)
+        return reg - ZYDIS_REGISTER_SPL + 4;
+    if (reg >= ZYDIS_REGISTER_AX && reg <= ZYDIS_REGISTER_R15)
+        return (reg - ZYDIS_REGISTER_AX) & 15;
+    return -1;
+}
+
+bool insn_is_high_byte(ZydisRegister reg) {
+    return reg >= ZYDIS_REGISTER_AH && reg <= ZYDIS_REGISTER_BH;
+}
+
+unsigned insn_segment(const struct insn *insn, const ZydisDecodedOperand *operand) {
+    (void)insn;
+    return operand->mem.segment >= ZYDIS_REGISTER_ES && operand->mem.segment <= ZYDIS_REGISTER_GS
+               ? (unsigned)(operand->mem.segment - ZYDIS_REGISTER_ES)
+               : 3;
+}
+
+static bool is_vector_register(ZydisRegister reg) {
+    switch (ZydisRegisterGetClass(reg)) {
+    case ZYDIS_REGCLASS_X87:
+    case ZYDIS_REGCLASS_MMX:
+    case ZYDIS_REGCLASS_XMM:
+    case ZYDIS_REGCLASS_YMM:
+    case ZYDIS_REGCLASS_ZMM:
+    case ZYDIS_REGCLASS_MASK:
+        return true;
+    default:
+        return reg == ZYDIS_REGISTER_MXCSR || reg == ZYDIS_REGISTER_X87CONTROL ||
+               reg == ZYDIS_REGISTER_X87STATUS || reg == ZYDIS_REGISTER_X87TAG;
+    }
+}
+
+static bool is_x87(const ZydisDecodedInstruction *z) {
+    return z->encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY && z->opcode_map == ZYDIS_OPCODE_MAP_DEFAULT &&
+           z->opcode >= 0xd8 && z->opcode <= 0xdf;
+}
+
+/* Hint and address instructions name a memory operand that they do not access. */
+static bool accesses_memory(const ZydisDecodedInstruction *z) {
+    switch (z->meta.category) {
+    case ZYDIS_CATEGORY_NOP:
+    case ZYDIS_CATEGORY_WIDENOP:
+    case ZYDIS_CATEGORY_PREFETCH:
+    case ZYDIS_CATEGORY_PREFETCHWT1:
+    case ZYDIS_CATEGORY_CLDEMOTE:
+        return false;
+    default:
+        return true;
+    }
+}
+
+/* A shift by a count in CL (or one masked to zero) may leave every flag as it was: the old flags are then an
+ * input. */
+static bool may_keep_flags(const struct insn *insn) {
+    switch (insn->z.mnemonic) {
+    case ZYDIS_MNEMONIC_SHL:
+    case ZYDIS_MNEMONIC_SHR:
+    case ZYDIS_MNEMONIC_SAR:
+    case ZYDIS_MNEMONIC_ROL:
+    case ZYDIS_MNEMONIC_ROR:
+    case ZYDIS_MNEMONIC_RCL:
+    case ZYDIS_MNEMONIC_RCR:
+    case ZYDIS_MNEMONIC_SHLD:
+    case ZYDIS_MNEMONIC_SHRD: {
+        const ZydisDecodedOperand *count = &insn->op[insn->z.operand_count_visible - 1];
+        unsigned mask = insn->z.operand_width == 64 ? 63 : 31;
+        return count->type != ZYDIS_OPERAND_TYPE_IMMEDIATE || (count->imm.value.u & mask) == 0;
+    }
+    default:
+        return insn->z.attributes & (ZYDIS_ATTRIB_HAS_REP | ZYDIS_ATTRIB_HAS_REPE | ZYDIS_ATTRIB_HAS_REPNE);
+    }
+}
+
+static void note_register(struct insn *insn, const ZydisDecodedOperand *op) {
+    int gpr = insn_gpr(op->reg.value);
+    if (gpr >= 0) {
+        if (op->actions & ZYDIS_OPERAND_ACTION_MASK_READ)
+            insn->gprs_read |= 1u << gpr;
+        if (op->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE) {
+            insn->gprs_written |= 1u << gpr;
+            if (op->size < 32 || op->actions & ZYDIS_OPERAND_ACTION_CONDWRITE)
+                insn->gprs_read |= 1u << gpr;
+            if (gpr == 4 && op->visibility != ZYDIS_OPERAND_VISIBILITY_HIDDEN)
+                insn->traits |= INSN_WRITES_RSP;
+        }
+        if (insn_is_high_byte(op->reg.value))
+            insn->traits |= INSN_HIGH_BYTE;
+    } else if (is_vector_register(op->reg.value)) {
+        insn->traits |= INSN_VECTOR;
+    }
+}
+
+static void note_memory(struct insn *insn, unsigned index, bool accessed) {
+    const ZydisDecodedOperand *op = &insn->op[index];
+    int base = insn_gpr(op->mem.base), reg = insn_gpr(op->mem.index);
+    if (base >= 0)
+        insn->gprs_read |= 1u << base;
+    if (reg >= 0)
+        insn->gprs_read |= 1u << reg;
+    if (op->mem.type == ZYDIS_MEMOP_TYPE_VSIB)
+        insn->traits |= INSN_VSIB;
+    if (accessed && (op->mem.type == ZYDIS_MEMOP_TYPE_MEM || op->mem.type == ZYDIS_MEMOP_TYPE_VSIB) &&
+        op->visibility != ZYDIS_OPERAND_VISIBILITY_HIDDEN)
+        insn->memory = (int8_t)index;
+}
+
+enum insn_status insn_decode(struct insn *insn, const uint8_t *bytes, size_t count, unsigned code_size) {
+    unsigned which = code_size == 64 ? 2 : code_size == 32 ? 1 : 0;
+    ZydisDecoder decoder;
+    if (!ZYAN_SUCCESS(ZydisDecoderInit(&decoder, machine_mode[which], stack_width[which])))
+        return INSN_INVALID;
+    ZyanStatus status = ZydisDecoderDecodeFull(
+        &decoder, bytes, count > INSN_MAX_LENGTH ? INSN_MAX_LENGTH : count, &insn->z, insn->op);
+    if (status == ZYDIS_STATUS_NO_MORE_DATA)
+        return count >= INSN_MAX_LENGTH ? INSN_TOO_LONG : INSN_SHORT;
+    if (status == ZYDIS_STATUS_INSTRUCTION_TOO_LONG)
+        return INSN_TOO_LONG;
+    if (!ZYAN_SUCCESS(status))
+        return INSN_INVALID;
+
+    insn->length = insn->z.length;
+    insn->code_size = (uint8_t)code_size;
+    memcpy(insn->bytes, bytes, insn->length);
+    insn->memory = -1;
+    insn->traits = 0;
+    insn->gprs_read = insn->gprs_written = 0;
+    bool accessed = accesses_memory(&insn->z);
+    for (unsigned i = 0; i < insn->z.operand_count; i++) {
+        const ZydisDecodedOperand *op = &insn->op[i];
+        if (op->type == ZYDIS_OPERAND_TYPE_REGISTER)
+            note_register(insn, op);
+        else if (op->type == ZYDIS_OPERAND_TYPE_MEMORY)
+            note_memory(insn, i, accessed);
+    }
+    if (insn->z.attributes & ZYDIS_ATTRIB_HAS_LOCK)
+        insn->traits |= INSN_LOCKED;
+    if (is_x87(&insn->z) || insn->z.encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX ||
+        insn->z.mnemonic == ZYDIS_MNEMONIC_VZEROUPPER || insn->z.mnemonic == ZYDIS_MNEMONIC_VZEROALL ||
+        insn->z.mnemonic == ZYDIS_MNEMONIC_EMMS)
+        insn->traits |= INSN_VECTOR;
+    if (insn->memory >= 0 &&
+        ((insn->z.encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX &&
+          insn->z.avx.mask.reg != ZYDIS_REGISTER_NONE && insn->z.avx.mask.reg != ZYDIS_REGISTER_K0) ||
+         insn->z.mnemonic == ZYDIS_MNEMONIC_VMASKMOVPS || insn->z.mnemonic == ZYDIS_MNEMONIC_VMASKMOVPD ||
+         insn->z.mnemonic == ZYDIS_MNEMONIC_VPMASKMOVD || insn->z.mnemonic == ZYDIS_MNEMONIC_VPMASKMOVQ))
+        insn->traits |= INSN_MASKED;
+
+    insn->flags_read = insn->flags_written = insn->flags_undefined = 0;
+    if (insn->z.cpu_flags) {
+        const ZydisAccessedFlags *flags = insn->z.cpu_flags;
+        insn->flags_read = flags->tested;
+        insn->flags_written = flags->modified | flags->set_0 | flags->set_1 | flags->undefined;
+        insn->flags_undefined = flags->undefined;
+        if (may_keep_flags(insn))
+            insn->flags_read |= insn->flags_written;
+    }
+    return INSN_OK;
+}

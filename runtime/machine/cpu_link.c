@@ -1,0 +1,115 @@
+#include "machine/cpu_link.h"
+
+static uint64_t ones(unsigned size) {
+    return size >= 8 ? ~0ull : (1ull << size * 8) - 1;
+}
+
+static uint64_t mmio_read(void *context, uint64_t gpa, unsigned size) {
+    struct cpu_link *link = context;
+    uint64_t value;
+    return board_mmio_read(link->board, link->index, gpa, size, &value) ? value : ones(size);
+}
+
+static void mmio_write(void *context, uint64_t gpa, unsigned size, uint64_t value) {
+    struct cpu_link *link = context;
+    (void)board_mmio_write(link->board, link->index, gpa, size, value);
+}
+
+static uint32_t pio_read(void *context, uint16_t port, unsigned size) {
+    struct cpu_link *link = context;
+    uint64_t value;
+    return (uint32_t)(board_pio_read(link->board, port, size, &value) ? value : ones(size));
+}
+
+static void pio_write(void *context, uint16_t port, unsigned size, uint32_t value) {
+    struct cpu_link *link = context;
+    (void)board_pio_write(link->board, port, size, value);
+}
+
+static int irq_pending(void *context) {
+    struct cpu_link *link = context;
+    return lapic_interrupt_waits(link->lapic) ? 0 : -1;
+}
+
+static int irq_ack(void *context) {
+    struct cpu_link *link = context;
+    return lapic_interrupt_take(link->lapic);
+}
+
+static void init_taken(void *context) {
+    struct cpu_link *link = context;
+    lapic_init_reset(link->lapic);
+}
+
+static uint64_t tpr_read(void *context) {
+    struct cpu_link *link = context;
+    return lapic_cr8_get(link->lapic);
+}
+
+static void tpr_write(void *context, uint64_t tpr) {
+    struct cpu_link *link = context;
+    lapic_cr8_set(link->lapic, (unsigned)tpr);
+}
+
+static bool apic_msr_read(void *context, uint32_t msr, uint64_t *value) {
+    struct cpu_link *link = context;
+    if (msr == MSR_APIC_BASE)
+        *value = lapic_base_get(link->lapic);
+    else if (msr == MSR_TSC_DEADLINE)
+        *value = lapic_tsc_deadline_get(link->lapic);
+    else
+        return lapic_msr_read(link->lapic, msr, value) == 0;
+    return true;
+}
+
+static bool apic_msr_write(void *context, uint32_t msr, uint64_t value) {
+    struct cpu_link *link = context;
+    if (msr == MSR_APIC_BASE)
+        return lapic_base_set(link->lapic, value) == 0;
+    if (msr == MSR_TSC_DEADLINE) {
+        lapic_tsc_deadline_set(link->lapic, value);
+        return true;
+    }
+    return lapic_msr_write(link->lapic, msr, value) == 0;
+}
+
+static void kick(void *context) {
+    struct cpu_link *link = context;
+    vcpu_request(vm_vcpu(link->vm, link->index), REQUEST_IRQ);
+}
+
+static void nmi(void *context) {
+    struct cpu_link *link = context;
+    vcpu_request(vm_vcpu(link->vm, link->index), REQUEST_NMI);
+}
+
+static void init(void *context) {
+    struct cpu_link *link = context;
+    vm_send_init(link->vm, link->index);
+}
+
+static void sipi(void *context, uint8_t vector) {
+    struct cpu_link *link = context;
+    vm_send_sipi(link->vm, link->index, vector);
+}
+
+void cpu_link_connect(struct cpu_link *link, struct vm *vm, struct board *board, unsigned index) {
+    static const struct lapic_cpu_ops ops = {.kick = kick, .nmi = nmi, .init = init, .sipi = sipi};
+    *link = (struct cpu_link){.vm = vm, .board = board, .lapic = board_lapic(board, index), .index = index};
+    const struct vcpu_env env = {
+        .context = link,
+        .mmio_read = mmio_read,
+        .mmio_write = mmio_write,
+        .pio_read = pio_read,
+        .pio_write = pio_write,
+        .irq_pending = irq_pending,
+        .irq_ack = irq_ack,
+        .init_taken = init_taken,
+        .tpr_read = tpr_read,
+        .tpr_write = tpr_write,
+        .apic_msr_read = apic_msr_read,
+        .apic_msr_write = apic_msr_write,
+    };
+    vm_connect(vm, index, &env);
+    lapic_connect(link->lapic, &ops, link);
+}

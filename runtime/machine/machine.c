@@ -1,0 +1,417 @@
+/* Building a machine from its configuration and carrying it through its life: boot, resets, end.
+ *
+ * Threads: the caller of machine_run() only waits for events; vCPUs, timers, disks and networks have threads
+ * of their own. What ends or resets the guest comes from any of them and is handed to the waiting thread,
+ * because only it may stop the vCPUs.
+ */
+#include "machine/machine.h"
+#include "base/diag.h"
+#include "cpu/mode.h"
+#include "devices/net_user.h"
+#include "devices/virtio_blk.h"
+#include "devices/virtio_net.h"
+#include "devices/virtio_rng.h"
+#include "machine/board.h"
+#include "machine/cpu_link.h"
+#include "dbt/dbt.h"
+#include "machine/vcpu_dump.h"
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define DEFAULT_CODE_CACHE (32 * MIB)
+
+enum event { EVENT_NONE, EVENT_POWEROFF, EVENT_RESET, EVENT_DEBUG_EXIT, EVENT_TRIPLE_FAULT, EVENT_STOP };
+
+struct machine {
+    const struct vm_config *config;
+    struct machine_host host;
+    struct guest_mem mem;
+    bool has_mem;
+    struct cpu_model model;
+    struct board *board;
+    struct vm *vm;
+    struct cpu_link link[VM_MAX_CPUS];
+    struct virtio_blk *disk[VM_DISKS_MAX];
+    struct virtio_net *net[VM_NETS_MAX];
+    struct virtio_rng *rng;
+    struct boot_source *boot;
+    uint64_t rsdp;
+
+    pthread_mutex_t lock; /* of what follows; a leaf */
+    pthread_cond_t changed;
+    enum event event;
+    uint32_t event_value;
+    bool running;
+};
+
+static void post(struct machine *machine, enum event event, uint32_t value) {
+    pthread_mutex_lock(&machine->lock);
+    /* The first end counts; a stop from outside overrides a reset. */
+    if (machine->event == EVENT_NONE || (machine->event == EVENT_RESET && event != EVENT_RESET)) {
+        machine->event = event;
+        machine->event_value = value;
+        pthread_cond_signal(&machine->changed);
+    }
+    pthread_mutex_unlock(&machine->lock);
+}
+
+static void on_poweroff(void *context) {
+    post(context, EVENT_POWEROFF, 0);
+}
+
+static void on_reset(void *context) {
+    post(context, EVENT_RESET, 0);
+}
+
+static void on_debug_exit(void *context, uint32_t value) {
+    post(context, EVENT_DEBUG_EXIT, value);
+}
+
+static void on_serial_write(void *context, unsigned port, const uint8_t *bytes, size_t count) {
+    struct machine *machine = context;
+    if (port == 0 && machine->host.serial_write)
+        machine->host.serial_write(machine->host.context, bytes, count);
+}
+
+static void on_debug_write(void *context, const uint8_t *bytes, size_t count) {
+    on_serial_write(context, 0, bytes, count);
+}
+
+static void on_serial_ready(void *context, unsigned port) {
+    struct machine *machine = context;
+    if (port == 0 && machine->host.serial_ready)
+        machine->host.serial_ready(machine->host.context);
+}
+
+static void on_shutdown(void *context, struct vcpu *vcpu) {
+    struct machine *machine = context;
+    vcpu_dump(vcpu, "triple fault");
+    post(machine, EVENT_TRIPLE_FAULT, vcpu->index);
+}
+
+static int create_memory(struct machine *machine) {
+    int result = guest_mem_create(&machine->mem, machine->config->memory, machine->config->prealloc);
+    if (result) {
+        diag_error("--memory %lluM cannot be allocated: %s; give less",
+                   (unsigned long long)(machine->config->memory / MIB), strerror(-result));
+        return result;
+    }
+    machine->has_mem = true;
+    return 0;
+}
+
+static int create_board(struct machine *machine) {
+    const struct board_config config = {
+        .cpus = machine->config->cpus,
+        .mem = &machine->mem,
+        .tsc_hz = machine->model.tsc_hz,
+        .physical_bits = 40,
+        .debug_exit_port =
+            machine->config->debug_exit == VM_NO_PORT ? BOARD_NO_PORT : machine->config->debug_exit,
+        .events = {.poweroff = on_poweroff,
+                   .reset = on_reset,
+                   .debug_exit = on_debug_exit,
+                   .debug_write = on_debug_write,
+                   .serial_write = on_serial_write,
+                   .serial_ready = on_serial_ready,
+                   .context = machine},
+    };
+    machine->board = board_create(&config);
+    return machine->board ? 0 : -ENOMEM;
+}
+
+static int attach(struct machine *machine, struct pci_device *device) {
+    int slot = board_attach_pci(machine->board, device, 0);
+    if (slot < 0)
+        diag_error("no PCI slot is left for another device; give fewer disks or networks");
+    return slot < 0 ? slot : 0;
+}
+
+static int create_disks(struct machine *machine) {
+    for (size_t i = 0; i < machine->config->disk_count; i++) {
+        const struct vm_disk_config *disk = &machine->config->disk[i];
+        const struct virtio_blk_config config = {.path = disk->file,
+                                                 .read_only = disk->readonly,
+                                                 .serial = disk->serial,
+                                                 .queues = machine->config->cpus < VIRTIO_BLK_QUEUES_MAX
+                                                               ? machine->config->cpus
+                                                               : VIRTIO_BLK_QUEUES_MAX};
+        int result = virtio_blk_create(&machine->disk[i], &config, &machine->mem);
+        if (!result)
+            result = attach(machine, virtio_blk_pci(machine->disk[i]));
+        if (result)
+            return result;
+    }
+    return 0;
+}
+
+static int create_net(struct machine *machine, size_t index) {
+    const struct vm_net_config *net = &machine->config->net[index];
+    struct net_forward forwards[VM_FORWARDS_MAX];
+    for (size_t i = 0; i < net->forward_count; i++) {
+        const struct vm_forward_config *from = &net->forward[i];
+        forwards[i] = (struct net_forward){.udp = from->is_udp,
+                                           .host.s_addr = htonl(from->host_address),
+                                           .host_port = htons(from->host_port),
+                                           .guest.s_addr = htonl(from->guest_address),
+                                           .guest_port = htons(from->guest_port)};
+    }
+    const struct net_user_config user = {.forwards = forwards, .forward_count = (unsigned)net->forward_count};
+    struct virtio_net_config card = {.mac = {0x52, 0x54, 0x00, 0x12, 0x34, (uint8_t)(0x56 + index)}};
+    if (net->has_mac)
+        memcpy(card.mac, net->mac, sizeof card.mac);
+    int result = net_user_create(&card.backend, &user);
+    if (!result)
+        result = virtio_net_create(&machine->net[index], &card, &machine->mem);
+    if (!result)
+        result = attach(machine, virtio_net_pci(machine->net[index]));
+    return result;
+}
+
+static int create_devices(struct machine *machine) {
+    int result = create_disks(machine);
+    for (size_t i = 0; i < machine->config->net_count && !result; i++)
+        if (machine->config->net[i].kind == VM_NET_USER)
+            result = create_net(machine, i);
+    if (!result)
+        result = virtio_rng_create(&machine->rng, &machine->mem);
+    if (!result)
+        result = attach(machine, virtio_rng_pci(machine->rng));
+    return result;
+}
+
+static int create_cpus(struct machine *machine) {
+    const struct vm_config *config = machine->config;
+    const struct vm_options options = {
+        .cpus = config->cpus,
+        .interpret_only = config->engine == VM_ENGINE_INTERP,
+        .code_cache_size = config->code_cache ? config->code_cache : DEFAULT_CODE_CACHE,
+        .on_shutdown = on_shutdown,
+        .context = machine,
+    };
+    int result = vm_create(&machine->vm, &options, &machine->mem, &machine->model);
+    if (result) {
+        diag_error("%u vCPUs cannot be made: %s; give fewer, or free memory", config->cpus,
+                   strerror(-result));
+        return result;
+    }
+    for (unsigned i = 0; i < config->cpus; i++)
+        cpu_link_connect(&machine->link[i], machine->vm, machine->board, i);
+    return 0;
+}
+
+static int open_boot(struct machine *machine) {
+    const struct vm_config *config = machine->config;
+    struct boot_initrd initrds[VM_INITRDS_MAX];
+    for (size_t i = 0; i < config->initrd_count; i++)
+        initrds[i] = (struct boot_initrd){config->initrd[i].path, config->initrd[i].arguments};
+    static const struct boot_range reserved[] = {
+        {.base = BOARD_ECAM_BASE, .length = BOARD_ECAM_SIZE, .type = BOOT_RANGE_RESERVED}};
+    const struct boot_request request = {
+        .kernel = config->kernel,
+        .initrds = initrds,
+        .initrd_count = config->initrd_count,
+        .command_line = config->append,
+        .protocol = config->boot,
+        .reserved = reserved,
+        .reserved_count = ARRAY_SIZE(reserved),
+    };
+    return boot_source_open(&machine->boot, &request);
+}
+
+int machine_create(struct machine **out, const struct vm_config *config, const struct machine_host *host) {
+    if (config->cpus > VM_MAX_CPUS) {
+        diag_error("--cpus %u: at most %u are supported", config->cpus, VM_MAX_CPUS);
+        return -EINVAL;
+    }
+    struct machine *machine = calloc(1, sizeof *machine);
+    if (!machine) {
+        diag_error("out of memory");
+        return -ENOMEM;
+    }
+    machine->config = config;
+    machine->host = *host;
+    pthread_mutex_init(&machine->lock, NULL);
+    pthread_cond_init(&machine->changed, NULL);
+    char error[256];
+    int result = cpu_model_create(&machine->model, config->cpu ? config->cpu : "host", config->cpus, error,
+                                  sizeof error);
+    if (result)
+        diag_error("--cpu %s: %s", config->cpu, error);
+    if (!result)
+        result = create_memory(machine);
+    if (!result)
+        result = create_board(machine);
+    if (!result)
+        result = create_devices(machine);
+    if (!result)
+        result = create_cpus(machine);
+    if (!result) {
+        result = board_start(machine->board, &machine->rsdp);
+        if (result)
+            diag_error("the firmware tables cannot be built: %s", strerror(-result));
+    }
+    if (!result)
+        result = open_boot(machine);
+    if (result) {
+        machine_destroy(machine);
+        return result;
+    }
+    *out = machine;
+    return 0;
+}
+
+void machine_destroy(struct machine *machine) {
+    if (machine->boot)
+        boot_source_close(machine->boot);
+    /* The board's timers may still raise interrupts, devices still complete requests: the vCPUs go last but
+     * RAM. */
+    for (size_t i = 0; i < machine->config->net_count; i++)
+        if (machine->net[i])
+            virtio_net_destroy(machine->net[i]);
+    for (size_t i = 0; i < machine->config->disk_count; i++)
+        if (machine->disk[i] && virtio_blk_destroy(machine->disk[i]))
+            diag_error("--disk '%s': its last writes could not be made durable; check the file system",
+                       machine->config->disk[i].file);
+    if (machine->rng)
+        virtio_rng_destroy(machine->rng);
+    if (machine->board)
+        board_destroy(machine->board);
+    if (machine->vm)
+        vm_destroy(machine->vm);
+    if (machine->has_mem)
+        guest_mem_destroy(&machine->mem);
+    pthread_cond_destroy(&machine->changed);
+    pthread_mutex_destroy(&machine->lock);
+    free(machine);
+}
+
+static void apply_boot_state(struct vcpu *vcpu, const struct boot_state *state) {
+    vcpu->rip = state->rip;
+    vcpu->rflags = state->rflags | FLAG_FIXED;
+    memcpy(vcpu->gpr, state->gpr, sizeof vcpu->gpr);
+    vcpu->cr0 = state->cr0;
+    vcpu->cr3 = state->cr3;
+    vcpu->cr4 = state->cr4;
+    vcpu->efer = state->efer;
+    memcpy(vcpu->segment, state->segment, sizeof vcpu->segment);
+    vcpu->ldtr = state->ldtr;
+    vcpu->tr = state->tr;
+    vcpu->gdtr = state->gdtr;
+    vcpu->idtr = state->idtr;
+    vcpu->cpl = 0;
+    vtlb_flush_all(vcpu);
+    cpu_mode_changed(vcpu);
+}
+
+static int load_guest(struct machine *machine) {
+    struct boot_state state;
+    int result = boot_source_load(machine->boot, &machine->mem, machine->rsdp, &state);
+    if (!result)
+        apply_boot_state(vm_vcpu(machine->vm, 0), &state);
+    return result;
+}
+
+static int reboot(struct machine *machine) {
+    board_reset(machine->board);
+    vm_reset(machine->vm);
+    int result = board_start(machine->board, &machine->rsdp);
+    return result ? result : load_guest(machine);
+}
+
+static enum event wait_for_event(struct machine *machine, uint32_t *value) {
+    pthread_mutex_lock(&machine->lock);
+    while (machine->event == EVENT_NONE)
+        pthread_cond_wait(&machine->changed, &machine->lock);
+    enum event event = machine->event;
+    *value = machine->event_value;
+    pthread_mutex_unlock(&machine->lock);
+    return event;
+}
+
+static void forget_reset(struct machine *machine) {
+    pthread_mutex_lock(&machine->lock);
+    if (machine->event == EVENT_RESET)
+        machine->event = EVENT_NONE;
+    pthread_mutex_unlock(&machine->lock);
+}
+
+void machine_run(struct machine *machine, struct machine_outcome *outcome) {
+    static const enum machine_end ends[] = {[EVENT_POWEROFF] = MACHINE_POWERED_OFF,
+                                            [EVENT_RESET] = MACHINE_RESET,
+                                            [EVENT_DEBUG_EXIT] = MACHINE_DEBUG_EXIT,
+                                            [EVENT_TRIPLE_FAULT] = MACHINE_TRIPLE_FAULT,
+                                            [EVENT_STOP] = MACHINE_STOPPED};
+    *outcome = (struct machine_outcome){.end = MACHINE_FAILED};
+    int result = load_guest(machine);
+    while (!result) {
+        result = vm_start(machine->vm);
+        if (result) {
+            diag_error("vCPU threads cannot be started: %s", strerror(-result));
+            return;
+        }
+        uint32_t value;
+        enum event event = wait_for_event(machine, &value);
+        vm_stop(machine->vm);
+        if (event != EVENT_RESET || machine->config->no_reboot) {
+            *outcome = (struct machine_outcome){.end = ends[event], .value = value};
+            return;
+        }
+        result = reboot(machine);
+        forget_reset(machine);
+    }
+}
+
+void machine_stop(struct machine *machine) {
+    post(machine, EVENT_STOP, 0);
+}
+
+bool machine_power_button(struct machine *machine) {
+    return board_power_button(machine->board);
+}
+
+size_t machine_serial_receive(struct machine *machine, const uint8_t *bytes, size_t count) {
+    return board_serial_receive(machine->board, 0, bytes, count);
+}
+
+cJSON *machine_counters(struct machine *machine) {
+    cJSON *tree = cJSON_CreateObject();
+    if (!tree)
+        return NULL;
+    if (machine->config->name)
+        cJSON_AddStringToObject(tree, "name", machine->config->name);
+    cJSON *cpus = cJSON_AddArrayToObject(tree, "vcpus");
+    for (unsigned i = 0; i < machine->config->cpus; i++) {
+        const struct dbt_stats *stats = dbt_vcpu_stats(vm_vcpu(machine->vm, i));
+        cJSON *cpu = cJSON_CreateObject();
+        const struct {
+            const char *name;
+            uint64_t value;
+        } counter[] = {
+            {"blocks", stats->blocks},
+            {"guest_instructions_translated", stats->guest_instructions},
+            {"guest_bytes_translated", stats->guest_bytes},
+            {"host_bytes_emitted", stats->host_bytes},
+            {"cache_flushes", stats->flushes},
+            {"block_invalidations", stats->invalidations},
+            {"exits", stats->exits},
+            {"tlb_slow", stats->tlb_slow},
+            {"tlb_fills", stats->tlb_fills},
+            {"interpreted", stats->interpreted},
+            {"polls", stats->polls},
+            {"links", stats->links},
+            {"jump_misses", stats->jump_misses},
+            {"exceptions", stats->exceptions},
+            {"translate_ns", stats->translate_ns},
+            {"code_cache_bytes", stats->code_bytes},
+        };
+        for (unsigned j = 0; j < ARRAY_SIZE(counter); j++)
+            cJSON_AddNumberToObject(cpu, counter[j].name, (double)counter[j].value);
+        cJSON_AddItemToArray(cpus, cpu);
+    }
+    return tree;
+}

@@ -1,0 +1,115 @@
+/* The description of one VM: what the launcher's options and configuration files fill in and the machine is
+ * built from. Plain data without functions; the strings are the launcher's and outlive the VM.
+ */
+#ifndef NESTOR_MACHINE_VM_CONFIG_H
+#define NESTOR_MACHINE_VM_CONFIG_H
+
+#include "base/types.h"
+#include "boot/boot.h"
+#include "vm/vm.h"
+
+#define VM_DISKS_MAX 16
+#define VM_NETS_MAX 8
+#define VM_FORWARDS_MAX 16
+#define VM_INITRDS_MAX 32
+#define VM_DISK_SERIAL_MAX 20 /* bytes: virtio 1.2, 5.2.6 VIRTIO_BLK_T_GET_ID */
+#define VM_NO_PORT UINT32_MAX
+
+enum vm_engine {
+    VM_ENGINE_AUTO,
+    VM_ENGINE_DBT,
+    VM_ENGINE_INTERP,
+};
+
+struct vm_disk_config {
+    const char *file;
+    const char *serial; /* NULL: none */
+    bool readonly;
+};
+
+/* One hostfwd of user networking; addresses and ports in host byte order, address 0: any / the guest's own.
+ */
+struct vm_forward_config {
+    bool is_udp;
+    uint32_t host_address, guest_address;
+    uint16_t host_port, guest_port;
+};
+
+enum vm_net_kind {
+    VM_NET_NONE,
+    VM_NET_USER,
+};
+
+struct vm_net_config {
+    enum vm_net_kind kind;
+    bool has_mac;
+    uint8_t mac[6];
+    struct vm_forward_config forward[VM_FORWARDS_MAX];
+    size_t forward_count;
+};
+
+enum vm_serial_kind {
+    VM_SERIAL_STDIO,
+    VM_SERIAL_FILE,
+    VM_SERIAL_PTY,
+    VM_SERIAL_UNIX,
+    VM_SERIAL_NONE,
+};
+
+struct vm_serial_config {
+    enum vm_serial_kind kind;
+    const char *path; /* of FILE and UNIX */
+};
+
+struct vm_initrd_config {
+    const char *path;
+    const char *arguments; /* NULL: none */
+};
+
+/* Stages of --dump. */
+enum vm_dump_stage {
+    VM_DUMP_GUEST = 1 << 0,   /* guest code of each block */
+    VM_DUMP_DECODED = 1 << 1, /* the decoded block */
+    VM_DUMP_EMITTED = 1 << 2, /* host code */
+    VM_DUMP_EXITS = 1 << 3,   /* exits from translated code */
+};
+
+/* Subjects of --trace. */
+enum vm_trace_subject {
+    VM_TRACE_EXCEPTIONS = 1 << 0,
+    VM_TRACE_INTERRUPTS = 1 << 1,
+    VM_TRACE_PIO = 1 << 2,
+    VM_TRACE_MMIO = 1 << 3,
+    VM_TRACE_MSR = 1 << 4,
+    VM_TRACE_CR = 1 << 5,
+    VM_TRACE_DISK = 1 << 6,
+    VM_TRACE_NET = 1 << 7,
+};
+
+struct vm_config {
+    const char *name;
+    uint64_t memory; /* bytes, a multiple of 1 MiB */
+    unsigned cpus;
+    const char *kernel;
+    struct vm_initrd_config initrd[VM_INITRDS_MAX];
+    size_t initrd_count;
+    const char *append;
+    enum boot_protocol boot;
+    struct vm_disk_config disk[VM_DISKS_MAX];
+    size_t disk_count;
+    struct vm_net_config net[VM_NETS_MAX];
+    size_t net_count;
+    struct vm_serial_config serial;
+    enum vm_engine engine;
+    const char *cpu;     /* for cpu_model_create() */
+    uint64_t code_cache; /* bytes; 0: the engine's default */
+    bool prealloc;
+    bool no_reboot;
+    uint32_t debug_exit;    /* I/O port, or VM_NO_PORT */
+    const char *stats;      /* a path, "-" for standard output, NULL: none */
+    uint32_t trace;         /* VM_TRACE_* */
+    const char *trace_file; /* NULL: standard error */
+    uint32_t dump;          /* VM_DUMP_* */
+};
+
+#endif

@@ -1,0 +1,46 @@
+/* The virtual machine as the engine sees it: N vCPUs, each a thread, over one guest memory.
+ *
+ *   vm_create(&vm, &options, mem, model);
+ *   vm_connect(vm, i, env) for each vCPU;        // the machine's side of struct vcpu_env
+ *   ... set the boot vCPU's registers through vm_vcpu(vm, 0) ...
+ *   vm_start(vm);  ...  vm_stop(vm);  vm_destroy(vm);
+ *
+ * Lock order: code_lock is a leaf but for the per-vCPU request words, which are atomic.
+ */
+#ifndef NESTOR_VM_VM_H
+#define NESTOR_VM_VM_H
+
+#include "cpu/model.h"
+#include "cpu/vcpu.h"
+
+#define VM_MAX_CPUS 32
+
+struct vm_options {
+    unsigned cpus;
+    bool interpret_only;
+    uint64_t code_cache_size; /* bytes per vCPU */
+    /* A vCPU met a triple fault: called on its thread, which then ends. */
+    void (*on_shutdown)(void *context, struct vcpu *vcpu);
+    void *context;
+};
+
+struct vm;
+
+/* 0 or -errno. mem and model outlive the VM. All vCPUs are reset; vCPU 0 is the boot processor. */
+MUST_CHECK int vm_create(struct vm **vm, const struct vm_options *options, struct guest_mem *mem,
+                         const struct cpu_model *model);
+void vm_destroy(struct vm *vm);
+struct vcpu *vm_vcpu(struct vm *vm, unsigned index);
+/* Give vCPU index its surroundings. hold_code and serve_code_requests are the VM's own and need not be set.
+ */
+void vm_connect(struct vm *vm, unsigned index, const struct vcpu_env *env);
+MUST_CHECK int vm_start(struct vm *vm);
+/* Make every vCPU thread end and wait for them. Not from a vCPU thread. */
+void vm_stop(struct vm *vm);
+/* Bring every vCPU back to its state after power-on, whatever it was; the threads must be stopped. */
+void vm_reset(struct vm *vm);
+/* Local APIC messages; any thread. */
+void vm_send_init(struct vm *vm, unsigned index);
+void vm_send_sipi(struct vm *vm, unsigned index, uint8_t vector);
+
+#endif

@@ -1,0 +1,271 @@
+/* Comparison of end states. Exact, but for:
+ *  - arithmetic flags that the manual leaves undefined at the place where the stream ended (rules.c);
+ *  - bit P of a page fault's error code in the kernel's half: Linux sets it there, so as not to tell what
+ *    the kernel has mapped;
+ *  - the x87 instruction and data pointers and opcode, which an engine may keep for the guest or not: the
+ *    host's processor records its own addresses (docs/deviations.md);
+ *  - XSTATE_BV: a component in its initial configuration and one that is not in use are the same state.
+ */
+#include "compare.h"
+
+#include "cpu/x86.h"
+#include "layout.h"
+#include "rules.h"
+
+#include <inttypes.h>
+#include <string.h>
+
+#define PASSES 8
+
+static void decoder_for(ZydisDecoder *decoder, const struct diff_case *test) {
+    if (test->mode == 64)
+        ZydisDecoderInit(decoder, ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64);
+    else
+        ZydisDecoderInit(decoder, ZYDIS_MACHINE_MODE_LONG_COMPAT_32, ZYDIS_STACK_WIDTH_32);
+}
+
+/* Which flags are undefined before each byte of the stream: a fixed point over fall-through and direct
+ * branches. UINT32_MAX: not an instruction boundary. Returns whether an undefined flag is read. */
+static bool undefined_flow(const struct diff_case *test, uint32_t *before) {
+    ZydisDecoder decoder;
+    bool reads = false, changed = true;
+    decoder_for(&decoder, test);
+    memset(before, 0xff, (test->length + 1) * sizeof *before);
+    for (unsigned pass = 0; pass < PASSES && changed; pass++) {
+        uint32_t undefined = 0;
+        changed = false;
+        for (uint32_t at = 0; at < test->length;) {
+            ZydisDecodedInstruction instruction;
+            ZydisDecodedOperand operand[ZYDIS_MAX_OPERAND_COUNT];
+            uint32_t old = before[at];
+            before[at] = undefined | (old == UINT32_MAX ? 0 : old);
+            changed |= before[at] != old;
+            undefined = before[at];
+            if (!ZYAN_SUCCESS(ZydisDecoderDecodeFull(&decoder, test->code + test->entry + at, test->length - at,
+                                                     &instruction, operand)))
+                break;
+            struct rule_flags flags = rule_flags(&instruction, operand);
+            reads |= flags.read & undefined;
+            undefined = (undefined & ~flags.defined) | flags.undefined;
+            if (instruction.raw.imm[0].is_relative) {
+                uint64_t target = at + instruction.length + (uint64_t)instruction.raw.imm[0].value.s;
+                if (target < test->length) {
+                    if (before[target] != UINT32_MAX && (undefined & ~before[target]))
+                        changed = true;
+                    before[target] = undefined | (before[target] == UINT32_MAX ? 0 : before[target]);
+                }
+            }
+            at += instruction.length;
+        }
+        before[test->length] = undefined | (before[test->length] == UINT32_MAX ? 0 : before[test->length]);
+    }
+    return reads;
+}
+
+uint32_t compare_undefined_flags(const struct diff_case *test, uint64_t rip) {
+    uint32_t before[DIFF_CODE_SIZE + 1], all = 0;
+    uint64_t at = rip - layout_code_base(test) - test->entry;
+    undefined_flow(test, before);
+    if (at <= test->length && before[at] != UINT32_MAX)
+        return before[at];
+    if (at - 1 <= test->length && before[at - 1] != UINT32_MAX)
+        return before[at - 1];
+    for (uint32_t i = 0; i <= test->length; i++)
+        if (before[i] != UINT32_MAX)
+            all |= before[i];
+    return all;
+}
+
+bool compare_reads_undefined(const struct diff_case *test) {
+    uint32_t before[DIFF_CODE_SIZE + 1];
+    return undefined_flow(test, before);
+}
+
+static bool has_error_code(uint32_t vector) {
+    return vector == VECTOR_DF || (vector >= VECTOR_TS && vector <= VECTOR_PF) || vector == VECTOR_AC;
+}
+
+static uint32_t comparable_error(const struct diff_state *state) {
+    if (state->end != DIFF_END_EXCEPTION || !has_error_code(state->vector))
+        return 0;
+    if (state->vector == VECTOR_PF && state->cr2 >= LAYOUT_USER_END)
+        return state->error & ~PF_PRESENT;
+    return state->error;
+}
+
+/* Bring an XSAVE image to the one form that equal states share. */
+static void normalise(uint8_t *image) {
+    const struct layout_xstate *xstate = layout_xstate();
+    uint64_t in_use;
+    memcpy(&in_use, image + 512, 8);
+    if (!(in_use & 1)) {
+        static const uint8_t initial[4] = {0x7f, 0x03, 0, 0};
+        memcpy(image, initial, 4);
+        image[4] = 0;
+        memset(image + 32, 0, 128);
+    }
+    image[5] = 0;
+    memset(image + 6, 0, 18); /* FOP, FIP, FDP */
+    memset(image + 28, 0, 4); /* MXCSR_MASK */
+    for (unsigned i = 0; i < 8; i++)
+        memset(image + 32 + 16 * i + 10, 0, 6);
+    if (!(in_use & 2))
+        memset(image + 160, 0, 256);
+    memset(image + 416, 0, 160);
+    for (unsigned i = 2; i < 8; i++)
+        if (!(in_use >> i & 1) && xstate->mask >> i & 1)
+            memset(image + xstate->offset[i], 0, xstate->length[i]);
+}
+
+static uint64_t comparable_rflags(const struct diff_case *test, const struct diff_state *expected,
+                                  const struct diff_state *actual, uint64_t *undefined) {
+    *undefined = 0;
+    if ((expected->regs.rflags ^ actual->regs.rflags) & FLAGS_ARITHMETIC)
+        *undefined = compare_undefined_flags(test, expected->regs.rip);
+    return (expected->regs.rflags ^ actual->regs.rflags) & ~*undefined;
+}
+
+static bool same_fpu(const struct diff_state *expected, const struct diff_state *actual) {
+    uint8_t left[DIFF_XSAVE_SIZE], right[DIFF_XSAVE_SIZE];
+    unsigned size = layout_xstate()->size;
+    memcpy(left, expected->xsave, size);
+    memcpy(right, actual->xsave, size);
+    normalise(left);
+    normalise(right);
+    return !memcmp(left, right, size);
+}
+
+bool compare_states(const struct diff_case *test, const struct diff_state *expected,
+                    const struct diff_state *actual) {
+    const struct diff_regs *left = &expected->regs, *right = &actual->regs;
+    uint64_t undefined;
+    return expected->end == actual->end &&
+           (expected->end != DIFF_END_EXCEPTION ||
+            (expected->vector == actual->vector && expected->cr2 == actual->cr2)) &&
+           comparable_error(expected) == comparable_error(actual) &&
+           !memcmp(left->gpr, right->gpr, sizeof left->gpr) && left->rip == right->rip &&
+           !comparable_rflags(test, expected, actual, &undefined) && left->fs_base == right->fs_base &&
+           left->gs_base == right->gs_base && !memcmp(left->selector, right->selector, sizeof left->selector) &&
+           !memcmp(expected->data, actual->data, DIFF_DATA_SIZE) &&
+           !memcmp(expected->code, actual->code, DIFF_CODE_SIZE) && same_fpu(expected, actual);
+}
+
+/* -- reports -- */
+
+static const char *end_name(uint32_t end) {
+    static const char *const names[] = {"did not run", "exception", "system call", "timeout", "lost"};
+    return end < ARRAY_SIZE(names) ? names[end] : "?";
+}
+
+static void print_end(FILE *out, const char *who, const struct diff_state *state) {
+    fprintf(out, "  %-8s ends: %s", who, end_name(state->end));
+    if (state->end == DIFF_END_EXCEPTION)
+        fprintf(out, ", vector %u error 0x%x cr2 0x%" PRIx64, state->vector, state->error, state->cr2);
+    fprintf(out, ", rip 0x%" PRIx64 "\n", state->regs.rip);
+}
+
+static void report_u64(FILE *out, const char *name, uint64_t expected, uint64_t actual) {
+    if (expected != actual)
+        fprintf(out, "  %-10s native 0x%016" PRIx64 "  engine 0x%016" PRIx64 "\n", name, expected, actual);
+}
+
+static void report_bytes(FILE *out, const char *name, uint64_t address, const uint8_t *expected,
+                         const uint8_t *actual, size_t size) {
+    unsigned lines = 0;
+    for (size_t i = 0; i < size; i += 16) {
+        size_t part = size - i < 16 ? size - i : 16;
+        if (!memcmp(expected + i, actual + i, part))
+            continue;
+        if (++lines > 12) {
+            fprintf(out, "  %s: more differences\n", name);
+            return;
+        }
+        fprintf(out, "  %s 0x%" PRIx64 ":\n    native ", name, address + i);
+        for (size_t j = 0; j < part; j++)
+            fprintf(out, "%02x", expected[i + j]);
+        fprintf(out, "\n    engine ");
+        for (size_t j = 0; j < part; j++)
+            fprintf(out, "%02x", actual[i + j]);
+        fputc('\n', out);
+    }
+}
+
+static void report_fpu(FILE *out, const struct diff_state *expected, const struct diff_state *actual) {
+    uint8_t left[DIFF_XSAVE_SIZE], right[DIFF_XSAVE_SIZE];
+    const struct layout_xstate *xstate = layout_xstate();
+    static const char *const names[8] = {NULL, NULL, "ymm-high", "", "", "opmask", "zmm-high", "zmm16-31"};
+    memcpy(left, expected->xsave, xstate->size);
+    memcpy(right, actual->xsave, xstate->size);
+    normalise(left);
+    normalise(right);
+    report_bytes(out, "x87 control", 0, left, right, 24);
+    report_bytes(out, "mxcsr", 24, left + 24, right + 24, 4);
+    report_bytes(out, "st/mm", 0, left + 32, right + 32, 128);
+    report_bytes(out, "xmm", 0, left + 160, right + 160, 256);
+    for (unsigned i = 2; i < 8; i++)
+        if (xstate->mask >> i & 1)
+            report_bytes(out, names[i], 0, left + xstate->offset[i], right + xstate->offset[i], xstate->length[i]);
+}
+
+void compare_report(FILE *out, const struct diff_case *test, const struct diff_state *expected,
+                    const struct diff_state *actual) {
+    static const char *const gprs[16] = {"rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi",
+                                         "r8",  "r9",  "r10", "r11", "r12", "r13", "r14", "r15"};
+    static const char *const selectors[6] = {"es", "cs", "ss", "ds", "fs", "gs"};
+    uint64_t undefined;
+    print_end(out, "native", expected);
+    print_end(out, "engine", actual);
+    for (unsigned i = 0; i < 16; i++)
+        report_u64(out, gprs[i], expected->regs.gpr[i], actual->regs.gpr[i]);
+    report_u64(out, "rip", expected->regs.rip, actual->regs.rip);
+    uint64_t flags = comparable_rflags(test, expected, actual, &undefined);
+    if (flags) {
+        report_u64(out, "rflags", expected->regs.rflags, actual->regs.rflags);
+        fprintf(out, "  %-10s differing 0x%" PRIx64 ", undefined 0x%" PRIx64 "\n", "", flags, undefined);
+    }
+    report_u64(out, "fs_base", expected->regs.fs_base, actual->regs.fs_base);
+    report_u64(out, "gs_base", expected->regs.gs_base, actual->regs.gs_base);
+    for (unsigned i = 0; i < 6; i++)
+        report_u64(out, selectors[i], expected->regs.selector[i], actual->regs.selector[i]);
+    report_fpu(out, expected, actual);
+    for (unsigned i = 0; i < layout_region_count; i++) {
+        const struct layout_region *region = &layout_regions[i];
+        if (region->kind == LAYOUT_KIND_DATA)
+            report_bytes(out, region->name, region->base, expected->data + region->offset,
+                         actual->data + region->offset, region->pages * PAGE_SIZE);
+    }
+    report_bytes(out, "code", layout_code_base(test), expected->code, actual->code, DIFF_CODE_SIZE);
+}
+
+void compare_disassemble(FILE *out, const struct diff_case *test, uint64_t rip) {
+    ZydisDecoder decoder;
+    ZydisFormatter formatter;
+    uint64_t base = layout_code_base(test) + test->entry;
+    unsigned nops = 0;
+    decoder_for(&decoder, test);
+    ZydisFormatterInit(&formatter, ZYDIS_FORMATTER_STYLE_INTEL);
+    for (uint32_t at = 0; at < test->length;) {
+        ZydisDecodedInstruction instruction;
+        ZydisDecodedOperand operand[ZYDIS_MAX_OPERAND_COUNT];
+        const uint8_t *bytes = test->code + test->entry + at;
+        char text[160] = "(bad)";
+        if (ZYAN_SUCCESS(ZydisDecoderDecodeFull(&decoder, bytes, test->length - at, &instruction, operand)))
+            ZydisFormatterFormatInstruction(&formatter, &instruction, operand, instruction.operand_count_visible, text,
+                                            sizeof text, base + at, NULL);
+        else
+            instruction.length = 1;
+        if (*bytes == 0x90 && base + at != rip) {
+            nops++;
+            at++;
+            continue;
+        }
+        if (nops)
+            fprintf(out, "    (%u bytes of NOP)\n", nops);
+        nops = 0;
+        fprintf(out, "%s %" PRIx64 ": ", base + at == rip ? "=>" : "  ", base + at);
+        for (unsigned i = 0; i < instruction.length; i++)
+            fprintf(out, "%02x", bytes[i]);
+        fprintf(out, "%*s %s\n", 32 - 2 * instruction.length, "", text);
+        at += instruction.length;
+    }
+}

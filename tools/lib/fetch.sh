@@ -1,0 +1,80 @@
+# Fetching Debian packages by name without installing them. apt works on a state directory of its own (lists, cache,
+# architectures), so the host's package system is neither read for versions nor changed, i386 packages included.
+# Sourced; needs lib/host.sh.
+
+# The Debian 12 mirrors that the host itself uses, one "URI suite component" each, and the public one for a suite that it
+# lacks (newer kernels come by bookworm-security). NESTOR_MIRROR=URI overrides.
+fetch_sources() {
+    local found= suite mirror=${NESTOR_MIRROR:-http://deb.debian.org/debian}
+    if [ -z "${NESTOR_MIRROR:-}" ]; then
+        found=$(apt-get indextargets --format '$(REPO_URI) $(RELEASE) $(COMPONENT)' 'Created-By: Packages' 2>/dev/null |
+            awk '$2 ~ /^bookworm(-security|-updates)?$/ && $3 == "main"' | sort -u) || true
+    fi
+    for suite in bookworm bookworm-updates bookworm-security; do
+        if ! grep -F " $suite main" <<<"$found"; then
+            case $suite in
+            *-security) printf '%s %s main\n' "${mirror%/debian}/debian-security" "$suite" ;;
+            *) printf '%s %s main\n' "$mirror" "$suite" ;;
+            esac
+        fi
+    done
+}
+
+# fetch_apt ARCH TOOL ARGUMENT...: run apt-get or apt-cache on that architecture's private state.
+fetch_apt() {
+    local state arch=$1 tool=$2
+    state=$(guest_dir)/apt/$arch
+    shift 2
+    "$tool" -q -o Dir::Etc="$state/etc" -o Dir::Etc::sourcelist="$state/etc/sources.list" \
+        -o Dir::Etc::sourceparts=/dev/null -o Dir::State="$state/state" \
+        -o Dir::State::status="$state/state/status" -o Dir::Cache="$state/cache" -o APT::Architecture="$arch" \
+        -o APT::Architectures="$arch" -o APT::Sandbox::User=root -o Acquire::Retries=3 \
+        -o Acquire::Languages=none -o Debug::NoLocking=1 "$@"
+}
+
+# fetch_refresh ARCH: refresh the private lists, at most once a day. One state for each architecture, since apt drops a
+# whole release when one architecture's index cannot be had.
+fetch_refresh() {
+    local state
+    state=$(guest_dir)/apt/$1
+    [ -z "$(find "$state/refreshed" -mtime -1 2>/dev/null)" ] || return 0
+    mkdir -p "$state/etc/preferences.d" "$state/etc/apt.conf.d" "$state/state/lists/partial" \
+        "$state/cache/archives/partial"
+    : >>"$state/state/status"
+    say "refreshing the package lists ($1)"
+    fetch_sources | sed -E 's|^|deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] |' >"$state/etc/sources.list"
+    # A mirror in the middle of its own update fails for one suite; the others may hold what is wanted.
+    fetch_apt "$1" apt-get update >"$state/update.log" 2>&1 </dev/null ||
+        say "some package lists could not be refreshed (see $state/update.log); going on with the rest"
+    touch "$state/refreshed"
+}
+
+# fetch_resolve ARCH PACKAGE: what a metapackage stands for (the newest linux-image-* that it depends on).
+fetch_resolve() {
+    local real
+    fetch_refresh "$1"
+    real=$(fetch_apt "$1" apt-cache depends --important "$2" 2>/dev/null |
+        awk '$1 == "Depends:" && $2 ~ /^linux-image-[0-9]/ && !found { found = $2 } END { print found }') || true
+    [ -n "$real" ] || die "$2: no such kernel package in the Debian 12 lists; delete $(guest_dir)/apt and try again"
+    printf '%s\n' "$real"
+}
+
+# fetch_deb ARCH PACKAGE: download into the cache unless its version is there; prints the .deb's path.
+fetch_deb() {
+    local directory file
+    directory=$(guest_dir)/debs
+    mkdir -p "$directory"
+    fetch_refresh "$1"
+    # "'URI' NAME_VERSION_ARCH.deb SIZE HASH": the name that apt-get download will give it.
+    file=$(fetch_apt "$1" apt-get download --print-uris "$2" 2>/dev/null | awk 'END { print $2 }') || true
+    [ -n "$file" ] || die "$2: no such package in the Debian 12 lists; delete $(guest_dir)/apt and try again"
+    if [ ! -s "$directory/$file" ]; then
+        say "downloading $file"
+        if ! (cd "$directory" && fetch_apt "$1" apt-get download "$2" >download.log 2>&1 </dev/null); then
+            tail -n 5 "$directory/download.log" >&2
+            die "$2: the download failed"
+        fi
+        [ -s "$directory/$file" ] || die "$2: apt-get download left no $directory/$file"
+    fi
+    printf '%s\n' "$directory/$file"
+}

@@ -1,0 +1,57 @@
+/* `nestor run`: from options to a running machine.
+ *
+ * Order matters. main() has blocked the signals to watch; the terminal's keeper starts while this process is
+ * small; the machine opens its files; the terminal turns raw last. */
+#include "run.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "base/diag.h"
+#include "host_memory.h"
+#include "options.h"
+#include "run_machine.h"
+#include "terminal.h"
+
+/* Mistakes that no single option shows. */
+static int check_config(const struct vm_config *vm) {
+    if (!vm->kernel) {
+        diag_error("nothing to boot; give --kernel FILE");
+        return -EINVAL;
+    }
+    for (size_t i = 0; i < vm->disk_count; i++) {
+        for (size_t j = 0; j < i; j++) {
+            if (!strcmp(vm->disk[i].file, vm->disk[j].file) &&
+                !(vm->disk[i].readonly && vm->disk[j].readonly)) {
+                diag_error("--disk '%s' is given twice; give it once, or readonly=on both times",
+                           vm->disk[i].file);
+                return -EINVAL;
+            }
+        }
+    }
+    return 0;
+}
+
+int run_command(int argc, char **argv) {
+    struct run_options options;
+    int code = EXIT_CODE_USAGE;
+    if (run_options_parse(&options, argc, argv))
+        goto out;
+    if (options.help) {
+        help_print_run(stdout);
+        code = EXIT_CODE_OK;
+        goto out;
+    }
+    if (check_config(&options.vm))
+        goto out;
+    code = EXIT_CODE_FAILURE;
+    if (host_memory_check(options.vm.memory, options.vm.prealloc))
+        goto out;
+    if (options.vm.serial.kind == VM_SERIAL_STDIO && terminal_guard())
+        goto out;
+    code = run_machine(&options.vm);
+    terminal_restore();
+out:
+    run_options_destroy(&options);
+    return code;
+}
