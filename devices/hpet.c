@@ -30,8 +30,8 @@
 #define TIMER_ROUTE (31u << TIMER_ROUTE_SHIFT)
 #define TIMER_WRITABLE                                                                                       \
     (TIMER_LEVEL | TIMER_ENABLE | TIMER_PERIODIC | TIMER_SET_VALUE | TIMER_32 | TIMER_ROUTE)
-/* IOAPIC inputs that nobody else uses as edges: 2 (the PIT's, free in legacy mode) and 20 to 23. */
-#define ROUTE_CAPABLE 0x00f00004ull
+/* IOAPIC inputs 20 to 23, which nobody else drives. */
+#define ROUTE_CAPABLE 0x00f00000ull
 
 #define TICK_NS (HPET_PERIOD_FS / 1000000u)
 #define PERIOD_MIN_NS 20000

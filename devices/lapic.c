@@ -7,15 +7,18 @@
 
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 
 #define APIC_BASE_ADDRESS_SHIFT 12
 
 struct lapic_set *lapic_set_create(const struct lapic_set_config *config) {
     if (config->count == 0 || config->count > LAPIC_MAX_COUNT || config->tsc_hz == 0)
         return NULL;
-    struct lapic_set *set = calloc(1, sizeof *set + config->count * sizeof set->lapics[0]);
+    size_t size = sizeof(struct lapic_set) + config->count * sizeof(struct lapic);
+    struct lapic_set *set = aligned_alloc(LAPIC_ALIGNMENT, align_up(size, LAPIC_ALIGNMENT));
     if (!set)
         return NULL;
+    memset(set, 0, size);
     set->config = *config;
     for (unsigned i = 0; i < config->count; i++) {
         struct lapic *lapic = &set->lapics[i];

@@ -129,7 +129,7 @@ void lapic_lint_set(struct lapic *lapic, unsigned pin, bool level);
 /* A local source fires: LAPIC_LVT_PERF (which masks itself), LAPIC_LVT_THERMAL. */
 void lapic_local_interrupt(struct lapic *lapic, enum lapic_lvt source);
 
-/* An interrupt message, as an IOAPIC or a processor sends it. destination is an 8-bit xAPIC or a 32-bit
+/* An interrupt message, as an IOAPIC sends it. destination is an 8-bit xAPIC or a 32-bit
  * x2APIC one. Returns the number of LAPICs that took it. Any thread. */
 unsigned lapic_set_deliver(struct lapic_set *set, uint32_t destination, bool logical,
                            enum lapic_delivery mode, uint8_t vector, bool level_triggered);

@@ -107,6 +107,8 @@ static unsigned deliver_matching(struct lapic_set *set, const struct lapic *exce
 
 unsigned lapic_set_deliver(struct lapic_set *set, uint32_t destination, bool logical,
                            enum lapic_delivery mode, uint8_t vector, bool level_triggered) {
+    if (mode == LAPIC_STARTUP)
+        return 0; /* reserved but for a processor's ICR */
     bool broadcast = destination == BROADCAST_X2APIC || (!logical && destination == BROADCAST_XAPIC);
     return deliver_matching(set, NULL, destination, logical, broadcast, mode, vector, level_triggered);
 }
@@ -120,8 +122,6 @@ void lapic_set_msi(struct lapic_set *set, uint64_t address, uint32_t data) {
     /* The redirection hint asks for one of the logical destination's processors. */
     if (logical && address & 1u << 3 && mode == LAPIC_FIXED)
         mode = LAPIC_LOWEST_PRIORITY;
-    if (mode == LAPIC_STARTUP)
-        return; /* reserved in a message */
     lapic_set_deliver(set, destination, logical, mode, (uint8_t)data, data & 1u << 15);
 }
 

@@ -34,6 +34,8 @@ enum lapic_register {
     REG_COUNT = 0x40,
 };
 
+#define LAPIC_ALIGNMENT 64
+
 #define LVT_VECTOR 0xffu
 #define LVT_DELIVERY_SHIFT 8
 #define LVT_POLARITY (1u << 13)
@@ -53,7 +55,8 @@ enum lapic_register {
  * own thread, but may be read by others: hence atomics throughout, relaxed where nothing hangs on the order.
  */
 struct lapic {
-    _Atomic uint32_t irr[8];
+    /* Cache lines of its own: neighbours' vCPUs write theirs all the time. */
+    _Alignas(LAPIC_ALIGNMENT) _Atomic uint32_t irr[8];
     _Atomic uint32_t tmr[8];
     _Atomic uint32_t irr_waiting; /* 0 only if the IRR is empty */
     _Atomic uint32_t errors;      /* accumulated until the next write of the ESR */

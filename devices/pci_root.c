@@ -117,7 +117,9 @@ static uint32_t config_read(struct pci_root *root, uint32_t bdf, unsigned offset
     if (device->ops->config_read)
         device->ops->config_read(device->context, offset, size);
     uint32_t value = 0;
+    pthread_mutex_lock(&device->irq_lock);
     memcpy(&value, device->config + offset, size);
+    pthread_mutex_unlock(&device->irq_lock);
     return value;
 }
 

@@ -9,6 +9,7 @@
 
 #include <errno.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <sys/prctl.h>
 #include <time.h>
@@ -142,9 +143,17 @@ static struct timer_queue *queue_create(bool manual) {
     pthread_condattr_destroy(&attributes);
     queue->manual = manual;
     queue->manual_now = NS_PER_SECOND;
-    if (!manual && pthread_create(&queue->thread, NULL, timer_thread, queue) != 0) {
-        free(queue);
-        return NULL;
+    if (!manual) {
+        /* Signals are for the threads that ask for them. */
+        sigset_t all, before;
+        sigfillset(&all);
+        pthread_sigmask(SIG_SETMASK, &all, &before);
+        int error = pthread_create(&queue->thread, NULL, timer_thread, queue);
+        pthread_sigmask(SIG_SETMASK, &before, NULL);
+        if (error) {
+            free(queue);
+            return NULL;
+        }
     }
     return queue;
 }

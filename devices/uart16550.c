@@ -216,6 +216,7 @@ void uart_write(struct uart *uart, unsigned offset, uint8_t value) {
     pthread_mutex_lock(&uart->lock);
     bool latch = uart->lcr & LCR_DLAB;
     bool was_loop = uart->mcr & MCR_LOOP;
+    unsigned waiting = uart->count;
     if (offset == REG_DATA && !latch) {
         pthread_mutex_unlock(&uart->lock);
         data_write(uart, value);
@@ -252,7 +253,7 @@ void uart_write(struct uart *uart, unsigned offset, uint8_t value) {
         break;
     }
     irq_update(uart);
-    bool ready = was_loop && !(uart->mcr & MCR_LOOP);
+    bool ready = (was_loop && !(uart->mcr & MCR_LOOP)) || (waiting && !uart->count);
     pthread_mutex_unlock(&uart->lock);
     if (ready && uart->config.receive_ready)
         uart->config.receive_ready(uart->config.context);
@@ -323,6 +324,7 @@ uint8_t uart_read(struct uart *uart, unsigned offset) {
 
 void uart_reset(struct uart *uart) {
     pthread_mutex_lock(&uart->lock);
+    bool ready = uart->count > 0 || uart->mcr & MCR_LOOP;
     uart->ier = 0;
     uart->fcr = 0;
     uart->lcr = 0;
@@ -335,6 +337,8 @@ void uart_reset(struct uart *uart) {
     fifo_clear(uart);
     irq_update(uart);
     pthread_mutex_unlock(&uart->lock);
+    if (ready && uart->config.receive_ready)
+        uart->config.receive_ready(uart->config.context);
 }
 
 struct uart *uart_create(const struct uart_config *config) {

@@ -13,7 +13,8 @@ struct uart_config {
     struct timer_queue *timers; /* for the receive timeout interrupt */
     struct irq_line irq;
     void (*transmit)(void *context, const uint8_t *bytes, size_t count); /* NULL: to nowhere */
-    /* Optional: the guest has made room, uart_receive() will take bytes again. Called without a lock. */
+    /* Optional: the receive FIFO has become empty, or loop mode has ended: uart_receive() takes bytes again.
+     * Called without a lock. */
     void (*receive_ready)(void *context);
     void *context;
 };

@@ -1,5 +1,5 @@
-/* Descriptor tables and stacks. Everything here checks first and changes nothing of the vCPU: the callers
- * commit registers only after the last thing that can fault. */
+/* Descriptor tables and the segments they make. Everything here checks first and changes nothing of the vCPU:
+ * the callers commit registers only after the last thing that can fault. */
 #include "cpu/descriptor.h"
 
 static int table_locate(struct vcpu *vcpu, uint16_t selector, unsigned size, uint8_t vector, unsigned ext,
@@ -25,14 +25,14 @@ static int table_locate(struct vcpu *vcpu, uint16_t selector, unsigned size, uin
 int descriptor_read(struct vcpu *vcpu, uint16_t selector, uint8_t vector, unsigned ext, uint64_t *raw) {
     uint64_t address;
     int result = table_locate(vcpu, selector, 8, vector, ext, &address);
-    return result ? result : vmem_read_u64(vcpu, address, raw, AS_SYSTEM);
+    return result ? result : table_read_u64(vcpu, address, raw);
 }
 
 int descriptor_read_upper(struct vcpu *vcpu, uint16_t selector, uint8_t vector, unsigned ext,
                           uint64_t *upper) {
     uint64_t address;
     int result = table_locate(vcpu, selector, 16, vector, ext, &address);
-    return result ? result : vmem_read_u64(vcpu, address + 8, upper, AS_SYSTEM);
+    return result ? result : table_read_u64(vcpu, address + 8, upper);
 }
 
 /* Change bits of a descriptor's type byte as the processor does: with a locked update where it is RAM. */
@@ -88,7 +88,7 @@ int descriptor_load_stack(struct vcpu *vcpu, uint16_t selector, unsigned cpl, ui
         return cpu_fault(vcpu, VECTOR_SS, selector_error(selector, ext));
     result = descriptor_set_accessed(vcpu, selector, &raw);
     if (!result)
-        *segment = descriptor_segment(selector, raw);
+        segment_set(segment, selector, raw);
     return result;
 }
 
@@ -96,8 +96,8 @@ bool segment_contains(const struct segment *segment, uint64_t offset, unsigned s
     uint64_t last = offset + size - 1;
     if (last < offset)
         return false;
-    bool expands_down = (segment->attributes & (SEG_S | TYPE_CODE | TYPE_EXPAND_DOWN)) ==
-                        (SEG_S | TYPE_EXPAND_DOWN);
+    bool expands_down =
+        (segment->attributes & (SEG_S | TYPE_CODE | TYPE_EXPAND_DOWN)) == (SEG_S | TYPE_EXPAND_DOWN);
     if (LIKELY(!expands_down))
         return last <= segment->limit;
     return offset > segment->limit && last <= (segment->attributes & SEG_DB ? 0xffffffffull : 0xffffull);
@@ -105,11 +105,6 @@ bool segment_contains(const struct segment *segment, uint64_t offset, unsigned s
 
 struct segment segment_null(uint16_t selector) {
     return (struct segment){.selector = selector, .attributes = SEG_UNUSABLE};
-}
-
-struct segment segment_null_stack(unsigned cpl) {
-    return (struct segment){
-        .selector = (uint16_t)cpl, .attributes = SEG_UNUSABLE | SEG_DB | cpl << SEG_DPL_SHIFT};
 }
 
 struct segment segment_vm86(uint16_t selector) {
@@ -135,93 +130,4 @@ void segment_drop_inner(struct vcpu *vcpu, unsigned cpl) {
             segment->attributes = SEG_UNUSABLE;
         }
     }
-}
-
-struct stack stack_current(const struct vcpu *vcpu) {
-    bool flat64 = cpu_is_code64(vcpu);
-    const struct segment *ss = &vcpu->segment[SEG_SS];
-    uint64_t mask = flat64 ? ~0ull : stack_mask(ss);
-    return (struct stack){
-        .ss = *ss, .sp = vcpu->gpr[GPR_RSP] & mask, .mask = mask, .as = AS_CURRENT, .flat64 = flat64};
-}
-
-/* The one or two linear pieces of [offset, offset + size): two where a 16- or 32-bit stack pointer wraps. */
-struct stack_piece {
-    uint64_t linear;
-    unsigned size;
-};
-
-static int stack_pieces(struct vcpu *vcpu, const struct stack *stack, uint64_t offset, unsigned size,
-                        struct stack_piece piece[2], unsigned *count) {
-    offset &= stack->mask;
-    if (LIKELY(stack->flat64)) {
-        if (!cpu_is_canonical(offset) || !cpu_is_canonical(offset + size - 1))
-            return cpu_fault(vcpu, VECTOR_SS, stack->error);
-        piece[0] = (struct stack_piece){offset, size};
-        *count = 1;
-        return CPU_OK;
-    }
-    *count = 0;
-    while (size) {
-        uint64_t room = stack->mask - offset + 1;
-        unsigned part = size < room ? size : (unsigned)room;
-        if (!segment_contains(&stack->ss, offset, part) || *count == 2)
-            return cpu_fault(vcpu, VECTOR_SS, stack->error);
-        piece[(*count)++] = (struct stack_piece){(uint32_t)(stack->ss.base + offset), part};
-        offset = 0;
-        size -= part;
-    }
-    return CPU_OK;
-}
-
-int stack_store(struct vcpu *vcpu, const struct stack *stack, const void *buffer, unsigned size) {
-    struct stack_piece piece[2];
-    unsigned count;
-    int result = stack_pieces(vcpu, stack, stack->sp - size, size, piece, &count);
-    if (!result && count == 2)
-        result = vmem_probe(vcpu, piece[1].linear, piece[1].size, VMEM_WRITE, stack->as);
-    if (!result)
-        result = vmem_write(vcpu, piece[0].linear, buffer, piece[0].size, stack->as);
-    if (!result && count == 2)
-        result = vmem_write(vcpu, piece[1].linear, (const uint8_t *)buffer + piece[0].size, piece[1].size,
-                            stack->as);
-    return result;
-}
-
-int stack_fetch(struct vcpu *vcpu, const struct stack *stack, unsigned skip, void *buffer, unsigned size) {
-    struct stack_piece piece[2];
-    unsigned count;
-    int result = stack_pieces(vcpu, stack, stack->sp + skip, size, piece, &count);
-    if (!result)
-        result = vmem_read(vcpu, piece[0].linear, buffer, piece[0].size, stack->as);
-    if (!result && count == 2)
-        result = vmem_read(vcpu, piece[1].linear, (uint8_t *)buffer + piece[0].size, piece[1].size, stack->as);
-    return result;
-}
-
-int frame_store(struct vcpu *vcpu, uint64_t linear, const uint64_t *words, unsigned count, enum vmem_as as) {
-    void *host;
-    int result = vmem_host(vcpu, linear, count * 8, VMEM_WRITE, as, &host);
-    if (result)
-        return result;
-    if (UNLIKELY(!host))
-        return vmem_write(vcpu, linear, words, count * 8, as);
-    volatile uint64_t *target = host;
-    for (unsigned i = 0; i < count; i++)
-        target[i] = words[i];
-    vmem_written(vcpu, host, count * 8);
-    return CPU_OK;
-}
-
-int frame_fetch(struct vcpu *vcpu, uint64_t linear, uint64_t *words, unsigned count, enum vmem_as as) {
-    void *host;
-    int result = vmem_host(vcpu, linear, count * 8, VMEM_READ, as, &host);
-    if (result)
-        return result;
-    if (UNLIKELY(!host))
-        return vmem_read(vcpu, linear, words, count * 8, as);
-    const volatile uint64_t *source = host;
-    for (unsigned i = 0; i < count; i++)
-        words[i] = source[i];
-    return CPU_OK;
 }

@@ -1,5 +1,5 @@
-/* Segment descriptors and stacks as the system functions handle them: read, check, decode, push, pop. Private
- * to runtime/cpu. `ext` is the EXT bit of an error code (SDM vol. 3, 6.13): 1 while an event that the program
+/* Segment descriptors as the system functions handle them: read, check, decode. Private to
+ * runtime/cpu. `ext` is the EXT bit of an error code (SDM vol. 3, 6.13): 1 while an event that the program
  * did not ask for is being delivered, else 0. */
 #ifndef NESTOR_CPU_DESCRIPTOR_H
 #define NESTOR_CPU_DESCRIPTOR_H
@@ -8,7 +8,7 @@
 
 /* Types of segments (S set) and of system descriptors (S clear): SDM vol. 3, tables 3-1 and 3-2. */
 #define TYPE_ACCESSED 1u
-#define TYPE_WRITABLE 2u   /* data; the same bit makes code readable */
+#define TYPE_WRITABLE 2u    /* data; the same bit makes code readable */
 #define TYPE_EXPAND_DOWN 4u /* data; the same bit makes code conforming */
 #define TYPE_CODE 8u
 
@@ -77,6 +77,22 @@ static inline uint32_t descriptor_limit(uint64_t raw) {
     return raw >> 55 & 1 ? limit << 12 | 0xfff : limit;
 }
 
+/* Field by field: a struct put together on the stack and copied costs failed store forwarding on hot paths.
+ */
+static inline void segment_set(struct segment *segment, unsigned selector, uint64_t raw) {
+    segment->selector = (uint16_t)selector;
+    segment->attributes = descriptor_attributes(raw);
+    segment->limit = descriptor_limit(raw);
+    segment->base = descriptor_base(raw);
+}
+
+static inline void segment_copy(struct segment *target, const struct segment *source) {
+    target->selector = source->selector;
+    target->attributes = source->attributes;
+    target->limit = source->limit;
+    target->base = source->base;
+}
+
 static inline struct segment descriptor_segment(uint16_t selector, uint64_t raw) {
     return (struct segment){.selector = selector,
                             .attributes = descriptor_attributes(raw),
@@ -84,10 +100,24 @@ static inline struct segment descriptor_segment(uint16_t selector, uint64_t raw)
                             .base = descriptor_base(raw)};
 }
 
-/* Everything that a transfer to a code segment installs. */
-static inline struct segment segment_with_rpl(struct segment segment, unsigned rpl) {
-    segment.selector = (uint16_t)((segment.selector & ~SELECTOR_RPL) | rpl);
-    return segment;
+static inline uint16_t selector_with_rpl(uint16_t selector, unsigned rpl) {
+    return (uint16_t)((selector & ~SELECTOR_RPL) | rpl);
+}
+
+/* A word of guest memory, which need not be aligned. */
+struct guest_u64 {
+    uint64_t value;
+} __attribute__((packed));
+
+/* Eight bytes of a system table: the software TLB's hit inline. */
+static inline MUST_CHECK int table_read_u64(struct vcpu *vcpu, uint64_t linear, uint64_t *value) {
+    const struct vtlb_entry *entry =
+        &vcpu->space->view[VIEW_KERNEL].entry[linear >> PAGE_SHIFT & (VTLB_ENTRIES - 1)];
+    if (LIKELY(entry->tag_read == ((linear + 7) & PAGE_MASK))) {
+        *value = ((const volatile struct guest_u64 *)(linear + entry->addend))->value;
+        return CPU_OK;
+    }
+    return vmem_read_u64(vcpu, linear, value, AS_SYSTEM);
 }
 
 /* The eight bytes of a descriptor; beyond its table: `vector` with the selector as error code. */
@@ -110,42 +140,15 @@ bool segment_contains(const struct segment *segment, uint64_t offset, unsigned s
 /* A null selector in a data segment register. */
 struct segment segment_null(uint16_t selector);
 /* The SS of 64-bit mode after a change to an inner level. */
-struct segment segment_null_stack(unsigned cpl);
+static inline void segment_set_null_stack(struct segment *segment, unsigned cpl) {
+    segment->selector = (uint16_t)cpl;
+    segment->attributes = SEG_UNUSABLE | SEG_DB | cpl << SEG_DPL_SHIFT;
+    segment->limit = 0;
+    segment->base = 0;
+}
 /* A segment register as vm86 mode loads it. */
 struct segment segment_vm86(uint16_t selector);
 /* On a return to an outer level: take away what that level may not keep in DS, ES, FS and GS. */
 void segment_drop_inner(struct vcpu *vcpu, unsigned cpl);
-
-/* A stack that is being pushed on or popped from. */
-struct stack {
-    struct segment ss;
-    uint64_t sp;
-    uint64_t mask; /* 0xffff, 0xffffffff or all ones */
-    enum vmem_as as;
-    uint32_t error; /* of the #SS when it does not fit */
-    bool flat64;    /* 64-bit mode: no segment, canonical addresses */
-};
-
-/* The current stack. */
-struct stack stack_current(const struct vcpu *vcpu);
-static inline uint64_t stack_mask(const struct segment *ss) {
-    return ss->attributes & SEG_DB ? 0xffffffffull : 0xffffull;
-}
-/* Store size bytes (at most 256) just below sp / read size bytes at sp + skip. sp itself is not changed. */
-MUST_CHECK int stack_store(struct vcpu *vcpu, const struct stack *stack, const void *buffer, unsigned size);
-MUST_CHECK int stack_fetch(struct vcpu *vcpu, const struct stack *stack, unsigned skip, void *buffer,
-                           unsigned size);
-/* RSP after sp moved to value, the bits outside the stack's width kept. */
-static inline uint64_t stack_pointer(const struct stack *stack, uint64_t old_rsp, uint64_t value) {
-    return stack->mask == 0xffff       ? (old_rsp & ~0xffffull) | (value & 0xffff)
-           : stack->mask == 0xffffffff ? (uint32_t)value
-                                       : value;
-}
-
-/* Store into [linear, +8) and so on without a fault in between: words of a frame, lowest first. */
-MUST_CHECK int frame_store(struct vcpu *vcpu, uint64_t linear, const uint64_t *words, unsigned count,
-                           enum vmem_as as);
-MUST_CHECK int frame_fetch(struct vcpu *vcpu, uint64_t linear, uint64_t *words, unsigned count,
-                           enum vmem_as as);
 
 #endif

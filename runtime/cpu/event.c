@@ -1,5 +1,6 @@
 /* Events through the IVT of real mode, through the 16- and 32-bit IDT, and software interrupts of vm86 mode
- * (SDM vol. 3, 6.12, 20.1.4, 20.3; vol. 2, INT n). Registers change only after the last thing that can fault. */
+ * (SDM vol. 3, 6.12, 20.1.4, 20.3; vol. 2, INT n). Registers change only after the last thing that can fault.
+ */
 #include "cpu/event.h"
 #include "cpu/task.h"
 #include "cpu/transfer.h"
@@ -159,7 +160,7 @@ static int pass_gate(struct vcpu *vcpu, const struct event *event, const struct 
     if (from_vm86)
         vcpu->segment[SEG_ES] = vcpu->segment[SEG_DS] = vcpu->segment[SEG_FS] = vcpu->segment[SEG_GS] =
             segment_null(0);
-    vcpu->segment[SEG_CS] = segment_with_rpl(descriptor_segment(gate->selector, raw), cpl);
+    segment_set(&vcpu->segment[SEG_CS], selector_with_rpl(gate->selector, cpl), raw);
     vcpu->cpl = (uint8_t)cpl;
     vcpu->rip = gate->target;
     vcpu->rflags &= ~(uint64_t)(FLAG_TF | FLAG_NT | FLAG_RF | FLAG_VM | (gate->is_interrupt ? FLAG_IF : 0));

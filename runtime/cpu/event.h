@@ -2,7 +2,7 @@
 #ifndef NESTOR_CPU_EVENT_H
 #define NESTOR_CPU_EVENT_H
 
-#include "cpu/descriptor.h"
+#include "cpu/stack.h"
 
 struct event {
     uint8_t vector;

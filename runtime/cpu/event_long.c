@@ -24,7 +24,9 @@ static int gate_read(struct vcpu *vcpu, const struct event *event, struct long_g
     uint32_t offset = event->vector * GATE_SIZE;
     if (offset + GATE_SIZE - 1 > vcpu->idtr.limit)
         return cpu_fault(vcpu, VECTOR_GP, gate_error(event));
-    int result = frame_fetch(vcpu, vcpu->idtr.base + offset, words, 2, AS_SYSTEM);
+    int result = table_read_u64(vcpu, vcpu->idtr.base + offset, &words[0]);
+    if (!result)
+        result = table_read_u64(vcpu, vcpu->idtr.base + offset + 8, &words[1]);
     if (result)
         return result;
     unsigned type = words[0] >> 40 & 0x1f; /* with S, which must be clear */
@@ -74,8 +76,8 @@ int event_deliver_long(struct vcpu *vcpu, const struct event *event) {
     if (!cpu_is_canonical(gate.target))
         return cpu_fault(vcpu, VECTOR_GP, event->ext);
     /* [error] RIP CS RFLAGS RSP SS, lowest first */
-    uint64_t frame[6] = {event->error,          event->rip,          vcpu->segment[SEG_CS].selector, event->flags,
-                         vcpu->gpr[GPR_RSP], vcpu->segment[SEG_SS].selector};
+    uint64_t frame[6] = {event->error, event->rip,         vcpu->segment[SEG_CS].selector,
+                         event->flags, vcpu->gpr[GPR_RSP], vcpu->segment[SEG_SS].selector};
     unsigned skip = event->has_error ? 0 : 1, count = 6 - skip;
     rsp = (rsp & ~15ull) - count * 8;
     if (!cpu_is_canonical(rsp) || !cpu_is_canonical(rsp + count * 8 - 1))
@@ -87,9 +89,9 @@ int event_deliver_long(struct vcpu *vcpu, const struct event *event) {
         return result;
 
     bool was_code64 = cpu_is_code64(vcpu);
-    vcpu->segment[SEG_CS] = segment_with_rpl(descriptor_segment(gate.selector, raw), cpl);
+    segment_set(&vcpu->segment[SEG_CS], selector_with_rpl(gate.selector, cpl), raw);
     if (inner)
-        vcpu->segment[SEG_SS] = segment_null_stack(cpl);
+        segment_set_null_stack(&vcpu->segment[SEG_SS], cpl);
     vcpu->cpl = (uint8_t)cpl;
     vcpu->gpr[GPR_RSP] = rsp;
     vcpu->rip = gate.target;

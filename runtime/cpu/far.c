@@ -20,7 +20,7 @@ static int far_real(struct vcpu *vcpu, uint16_t selector, uint64_t offset) {
 }
 
 static void enter_code(struct vcpu *vcpu, uint16_t selector, uint64_t raw, unsigned cpl, uint64_t rip) {
-    vcpu->segment[SEG_CS] = segment_with_rpl(descriptor_segment(selector, raw), cpl);
+    segment_set(&vcpu->segment[SEG_CS], selector_with_rpl(selector, cpl), raw);
     vcpu->cpl = (uint8_t)cpl;
     vcpu->rip = rip;
     cpu_mode_changed(vcpu);
@@ -146,8 +146,8 @@ static int call_gate_inner(struct vcpu *vcpu, struct call_gate *gate, uint64_t n
     uint8_t frame[(GATE_PARAMETERS_MAX + 4) * 4];
     int result;
     if (cpu_is_long(vcpu)) {
-        inner = (struct stack){
-            .ss = segment_null_stack(cpl), .mask = ~0ull, .as = AS_SYSTEM, .flat64 = true};
+        inner = (struct stack){.mask = ~0ull, .as = AS_SYSTEM, .flat64 = true};
+        segment_set_null_stack(&inner.ss, cpl);
         result = task_inner_rsp(vcpu, cpl, 0, 0, &inner.sp);
     } else {
         result = task_inner_stack(vcpu, cpl, 0, &inner);
@@ -174,7 +174,8 @@ static int call_gate_inner(struct vcpu *vcpu, struct call_gate *gate, uint64_t n
     return CPU_OK;
 }
 
-static int through_call_gate(struct vcpu *vcpu, uint16_t selector, uint64_t raw, bool is_call, uint64_t next) {
+static int through_call_gate(struct vcpu *vcpu, uint16_t selector, uint64_t raw, bool is_call,
+                             uint64_t next) {
     struct call_gate gate = {0};
     int result = read_call_gate(vcpu, selector, raw, is_call, &gate);
     if (result)

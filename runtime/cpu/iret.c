@@ -26,7 +26,8 @@ int transfer_check_return(struct vcpu *vcpu, uint16_t selector, uint64_t *raw) {
     if (result)
         return result;
     unsigned dpl = descriptor_dpl(*raw);
-    bool both_sizes = vcpu->efer & EFER_LMA && (descriptor_attributes(*raw) & (SEG_L | SEG_DB)) == (SEG_L | SEG_DB);
+    bool both_sizes =
+        vcpu->efer & EFER_LMA && (descriptor_attributes(*raw) & (SEG_L | SEG_DB)) == (SEG_L | SEG_DB);
     if (!descriptor_is_code(*raw) || rpl < vcpu->cpl || both_sizes ||
         (descriptor_is_conforming(*raw) ? dpl > rpl : dpl != rpl))
         return cpu_fault(vcpu, VECTOR_GP, selector_error(selector, 0));
@@ -38,7 +39,7 @@ int transfer_check_return(struct vcpu *vcpu, uint16_t selector, uint64_t *raw) {
 int transfer_check_return_stack(struct vcpu *vcpu, uint16_t selector, unsigned cpl, bool is_code64,
                                 struct segment *ss) {
     if (selector_is_null(selector) && is_code64 && cpl != 3 && (selector & SELECTOR_RPL) == cpl) {
-        *ss = segment_null_stack(cpl);
+        segment_set_null_stack(ss, cpl);
         return CPU_OK;
     }
     return descriptor_load_stack(vcpu, selector, cpl, VECTOR_GP, 0, ss);
@@ -150,7 +151,8 @@ static int iret_to_vm86(struct vcpu *vcpu, const struct stack *stack) {
 static uint64_t iret_end(struct vcpu *vcpu) {
     uint8_t bytes[INSTRUCTION_MAX];
     struct exception before = vcpu->exception;
-    unsigned length = vmem_fetch(vcpu, (uint32_t)(vcpu->segment[SEG_CS].base + vcpu->rip), bytes, sizeof bytes);
+    unsigned length =
+        vmem_fetch(vcpu, (uint32_t)(vcpu->segment[SEG_CS].base + vcpu->rip), bytes, sizeof bytes);
     vcpu->exception = before;
     for (unsigned i = 0; i < length; i++)
         if (bytes[i] == OPCODE_IRET)
@@ -163,9 +165,9 @@ static int iret_task(struct vcpu *vcpu) {
     int result = vmem_read_u16(vcpu, (uint32_t)vcpu->tr.base, &link, AS_SYSTEM);
     if (result)
         return result;
-    return task_switch(
-        vcpu, &(struct task_transfer){
-                  .selector = link, .why = TASK_IRET, .rip = iret_end(vcpu), .flags = vcpu->rflags});
+    return task_switch(vcpu,
+                       &(struct task_transfer){
+                           .selector = link, .why = TASK_IRET, .rip = iret_end(vcpu), .flags = vcpu->rflags});
 }
 
 /* Protected mode: from any code to code of the same or an outer level. */
@@ -200,9 +202,9 @@ static int iret_protected(struct vcpu *vcpu, unsigned operand_size) {
 
     vcpu->rflags = flags_after(vcpu, word[2], operand_size);
     vcpu->rip = word[0];
-    vcpu->segment[SEG_CS] = descriptor_segment(selector, raw);
+    segment_set(&vcpu->segment[SEG_CS], selector, raw);
     if (with_stack) {
-        vcpu->segment[SEG_SS] = ss;
+        segment_copy(&vcpu->segment[SEG_SS], &ss);
         if (is_code64)
             vcpu->gpr[GPR_RSP] = word[3];
         else if (!(ss.attributes & SEG_DB)) /* the upper half stays: Linux knows it as espfix */

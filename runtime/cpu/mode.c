@@ -8,8 +8,8 @@
 
 static bool is_flat_data(const struct segment *segment) {
     return segment->limit == UINT32_MAX &&
-           (segment->attributes & (SEG_UNUSABLE | SEG_P | SEG_S | TYPE_CODE | TYPE_EXPAND_DOWN | TYPE_WRITABLE)) ==
-               (SEG_P | SEG_S | TYPE_WRITABLE);
+           (segment->attributes & (SEG_UNUSABLE | SEG_P | SEG_S | TYPE_CODE | TYPE_EXPAND_DOWN |
+                                   TYPE_WRITABLE)) == (SEG_P | SEG_S | TYPE_WRITABLE);
 }
 
 static bool is_flat_code(const struct segment *segment) {

@@ -5,8 +5,7 @@
 
 #include "cpu/mode.h"
 
-#define MODE_OF_PRIVILEGE                                                                                    \
-    (MODE_CPL3 | MODE_CPL0 | MODE_AC | MODE_TSD | MODE_UMIP | MODE_IO_FREE | MODE_STEP)
+#define MODE_OF_PRIVILEGE (MODE_CPL3 | MODE_CPL0 | MODE_AC | MODE_TSD | MODE_UMIP | MODE_IO_FREE | MODE_STEP)
 
 /* Bits of CPL and the system flags. MODE_STEP stands here for TF alone. */
 static inline uint32_t mode_of_privilege(const struct vcpu *vcpu) {
@@ -29,7 +28,8 @@ static inline uint32_t mode_of_privilege(const struct vcpu *vcpu) {
     return mode;
 }
 
-/* As cpu_mode_changed(), where both the old and the new code are 64-bit and only CPL, CS, SS and flags moved. */
+/* As cpu_mode_changed(), where both the old and the new code are 64-bit and only CPL, CS, SS and flags moved.
+ */
 static inline void mode_changed_in_64(struct vcpu *vcpu) {
     uint32_t mode = (vcpu->mode & ~MODE_OF_PRIVILEGE) | mode_of_privilege(vcpu);
     if (UNLIKELY(vcpu->dr[7] & 0xff))

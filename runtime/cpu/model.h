@@ -20,6 +20,7 @@ struct cpu_model {
     uint64_t cr4_mask;  /* CR4 bits the guest may set */
     uint64_t tsc_hz;
     uint64_t arch_capabilities;
+    bool is_amd; /* AuthenticAMD or HygonGenuine: SYSCALL, SYSENTER and some MSRs differ from Intel's */
     bool has_nx, has_pcid, has_1g_pages, has_invpcid, has_syscall, has_pge;
     char name[64];
 };

@@ -39,7 +39,7 @@ static int load_null(struct vcpu *vcpu, enum segment_index segment, uint16_t sel
     } else {
         if (!cpu_is_code64(vcpu) || vcpu->cpl == 3 || (selector & SELECTOR_RPL) != vcpu->cpl)
             return cpu_fault(vcpu, VECTOR_GP, 0);
-        vcpu->segment[SEG_SS] = segment_null_stack(vcpu->cpl);
+        segment_set_null_stack(&vcpu->segment[SEG_SS], vcpu->cpl);
     }
     if (!cpu_is_code64(vcpu))
         cpu_mode_changed(vcpu);
@@ -53,7 +53,7 @@ static int load_protected(struct vcpu *vcpu, enum segment_index segment, uint16_
         struct segment ss;
         int result = descriptor_load_stack(vcpu, selector, vcpu->cpl, VECTOR_GP, 0, &ss);
         if (!result)
-            vcpu->segment[SEG_SS] = ss;
+            segment_copy(&vcpu->segment[SEG_SS], &ss);
         return result;
     }
     uint64_t raw;
@@ -69,7 +69,7 @@ static int load_protected(struct vcpu *vcpu, enum segment_index segment, uint16_
         return cpu_fault(vcpu, VECTOR_NP, selector_error(selector, 0));
     result = descriptor_set_accessed(vcpu, selector, &raw);
     if (!result)
-        vcpu->segment[segment] = descriptor_segment(selector, raw);
+        segment_set(&vcpu->segment[segment], selector, raw);
     return result;
 }
 
@@ -238,7 +238,8 @@ int cpu_lsl(struct vcpu *vcpu, uint16_t selector, uint32_t *limit, bool *ok) {
     int result = inspect(vcpu, selector, &raw, ok);
     if (result || !*ok)
         return result;
-    *ok = (descriptor_is_segment(raw) || is_known_system(vcpu, raw, false)) && is_visible(vcpu, selector, raw);
+    *ok =
+        (descriptor_is_segment(raw) || is_known_system(vcpu, raw, false)) && is_visible(vcpu, selector, raw);
     result = check_upper(vcpu, selector, raw, ok);
     if (!result && *ok)
         *limit = descriptor_limit(raw);

@@ -1,5 +1,6 @@
 /* The fast system calls (SDM vol. 2, SYSCALL, SYSRET, SYSENTER, SYSEXIT, SWAPGS). None of them reads a
- * descriptor: the segments they load are constants. Where AMD's processors differ, the model's vendor decides. */
+ * descriptor: the segments they load are constants. Where AMD's processors differ, the model's vendor
+ * decides. */
 #include "cpu/descriptor.h"
 #include "cpu/mode_switch.h"
 #include "cpu/model.h"
@@ -12,17 +13,20 @@
     (SEG_P | SEG_S | (dpl) << SEG_DPL_SHIFT | TYPE_WRITABLE | TYPE_ACCESSED | SEG_G | SEG_DB)
 
 static void load_code(struct vcpu *vcpu, uint64_t selector, unsigned cpl, bool is_code64) {
-    vcpu->segment[SEG_CS] =
-        (struct segment){.selector = (uint16_t)((selector & 0xfffc) | cpl),
-                         .attributes = ATTRIBUTES_CODE(cpl) | (is_code64 ? SEG_L : SEG_DB),
-                         .limit = UINT32_MAX};
+    struct segment *cs = &vcpu->segment[SEG_CS];
+    cs->selector = (uint16_t)((selector & 0xfffc) | cpl);
+    cs->attributes = ATTRIBUTES_CODE(cpl) | (is_code64 ? SEG_L : SEG_DB);
+    cs->limit = UINT32_MAX;
+    cs->base = 0;
     vcpu->cpl = (uint8_t)cpl;
 }
 
 static void load_stack(struct vcpu *vcpu, uint64_t selector, unsigned cpl) {
-    vcpu->segment[SEG_SS] = (struct segment){.selector = (uint16_t)((selector & 0xfffc) | cpl),
-                                             .attributes = ATTRIBUTES_DATA(cpl),
-                                             .limit = UINT32_MAX};
+    struct segment *ss = &vcpu->segment[SEG_SS];
+    ss->selector = (uint16_t)selector;
+    ss->attributes = ATTRIBUTES_DATA(cpl);
+    ss->limit = UINT32_MAX;
+    ss->base = 0;
 }
 
 int cpu_syscall(struct vcpu *vcpu, uint64_t next) {
@@ -75,7 +79,7 @@ int cpu_sysret(struct vcpu *vcpu, unsigned operand_size) {
     else
         vcpu->rflags |= FLAG_IF;
     load_code(vcpu, to_code64 ? base + 16 : base, 3, to_code64);
-    load_stack(vcpu, base + 8, 3);
+    load_stack(vcpu, (base + 8) | SELECTOR_RPL, 3);
     vcpu->irq_shadow = 0;
     if (LIKELY(was_code64 && to_code64))
         mode_changed_in_64(vcpu);
@@ -94,7 +98,7 @@ int cpu_sysenter(struct vcpu *vcpu) {
     vcpu->gpr[GPR_RSP] = is_long ? vcpu->sysenter_esp : (uint32_t)vcpu->sysenter_esp;
     vcpu->rip = is_long ? vcpu->sysenter_eip : (uint32_t)vcpu->sysenter_eip;
     load_code(vcpu, vcpu->sysenter_cs, 0, is_long);
-    load_stack(vcpu, vcpu->sysenter_cs + 8, 0);
+    load_stack(vcpu, (vcpu->sysenter_cs & 0xfffc) + 8, 0);
     cpu_mode_changed(vcpu);
     return CPU_OK;
 }
@@ -111,7 +115,7 @@ int cpu_sysexit(struct vcpu *vcpu, unsigned operand_size) {
     vcpu->rip = to_code64 ? vcpu->gpr[GPR_RDX] : (uint32_t)vcpu->gpr[GPR_RDX];
     vcpu->gpr[GPR_RSP] = to_code64 ? vcpu->gpr[GPR_RCX] : (uint32_t)vcpu->gpr[GPR_RCX];
     load_code(vcpu, base, 3, to_code64);
-    load_stack(vcpu, base + 8, 3);
+    load_stack(vcpu, (base + 8) | SELECTOR_RPL, 3);
     vcpu->irq_shadow = 0;
     cpu_mode_changed(vcpu);
     return CPU_OK;

@@ -1,6 +1,6 @@
 /* Task state segments. The switch has two halves: up to the commit point every check and every memory access
- * is made with the old task in place and a fault leaves it so; from there on the vCPU is in the new task, whose
- * segment registers hold bare selectors until their descriptors have been checked. */
+ * is made with the old task in place and a fault leaves it so; from there on the vCPU is in the new task,
+ * whose segment registers hold bare selectors until their descriptors have been checked. */
 #include "cpu/task.h"
 #include "cpu/paging.h"
 
@@ -62,7 +62,7 @@ int task_inner_rsp(struct vcpu *vcpu, unsigned cpl, unsigned ist, unsigned ext, 
     uint32_t offset = ist ? TSS_IST + (ist - 1) * 8 : 4 + cpl * 8;
     if (offset + 7 > vcpu->tr.limit)
         return cpu_fault(vcpu, VECTOR_TS, selector_error(vcpu->tr.selector, ext));
-    return vmem_read_u64(vcpu, vcpu->tr.base + offset, rsp, AS_SYSTEM);
+    return table_read_u64(vcpu, vcpu->tr.base + offset, rsp);
 }
 
 /* The new task in one shape, and where it comes from. */
@@ -213,8 +213,7 @@ static int load_segments(struct vcpu *vcpu, const struct tss32 *state, unsigned 
         result = descriptor_load_stack(vcpu, (uint16_t)state->segment[SEG_SS], vcpu->cpl, VECTOR_TS, ext,
                                        &vcpu->segment[SEG_SS]);
     for (unsigned i = 0; i < ARRAY_SIZE(data_segments) && !result; i++)
-        result =
-            load_data(vcpu, data_segments[i], (uint16_t)state->segment[data_segments[i]], ext);
+        result = load_data(vcpu, data_segments[i], (uint16_t)state->segment[data_segments[i]], ext);
     return result;
 }
 
@@ -254,7 +253,8 @@ static int push_error(struct vcpu *vcpu, const struct task_transfer *transfer, b
     return result;
 }
 
-/* The memory accesses before the commit point, in an order in which a fault undoes nothing: probe, then store. */
+/* The memory accesses before the commit point, in an order in which a fault undoes nothing: probe, then
+ * store. */
 static int prepare(struct vcpu *vcpu, const struct task_transfer *transfer, struct incoming *incoming) {
     bool nests = transfer->why == TASK_CALL || transfer->why == TASK_GATE;
     uint16_t link = vcpu->tr.selector;

@@ -3,7 +3,7 @@
 #ifndef NESTOR_CPU_TASK_H
 #define NESTOR_CPU_TASK_H
 
-#include "cpu/descriptor.h"
+#include "cpu/stack.h"
 
 /* SS:SP of an inner level from the current TSS (16- or 32-bit), checked up to and including the segment. */
 MUST_CHECK int task_inner_stack(struct vcpu *vcpu, unsigned cpl, unsigned ext, struct stack *stack);
@@ -13,7 +13,7 @@ MUST_CHECK int task_inner_rsp(struct vcpu *vcpu, unsigned cpl, unsigned ist, uns
 enum task_switch { TASK_JUMP, TASK_CALL, TASK_IRET, TASK_GATE };
 
 struct task_transfer {
-    uint16_t selector; /* of the TSS */
+    uint16_t selector;    /* of the TSS */
     enum task_switch why; /* TASK_GATE: an event through a task gate of the IDT; it nests as a call does */
     unsigned ext;
     bool has_error; /* push error on the new task's stack */

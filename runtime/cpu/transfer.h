@@ -2,7 +2,7 @@
 #ifndef NESTOR_CPU_TRANSFER_H
 #define NESTOR_CPU_TRANSFER_H
 
-#include "cpu/descriptor.h"
+#include "cpu/stack.h"
 
 /* CS of real or vm86 mode. */
 void transfer_load_real_cs(struct vcpu *vcpu, uint16_t selector);

@@ -78,14 +78,14 @@ void emit_flags_for(struct unit *unit, const struct item *item) {
     uint32_t written = item->insn.flags_written & FLAGS_ARITHMETIC;
     if (!unit->flags_saved)
         return;
-    if (read || (written && item->live_after & ~written))
+    if (read || (written && written != FLAGS_ARITHMETIC))
         emit_restore_flags(unit);
     else if (written)
         unit->flags_saved = false;
 }
 
-void emit_flags_clobber(struct unit *unit, const struct item *item) {
-    if (!unit->flags_saved && item->live_before & FLAGS_ARITHMETIC)
+void emit_flags_clobber(struct unit *unit) {
+    if (!unit->flags_saved)
         emit_save_flags(unit);
 }
 

@@ -175,14 +175,14 @@ static void emit_indirect_target(struct unit *unit, const struct item *item) {
 }
 
 void emit_jump_indirect(struct unit *unit, const struct item *item) {
-    emit_flags_clobber(unit, item);
+    emit_flags_clobber(unit);
     emit_indirect_target(unit, item);
     emit_jump(unit, item);
 }
 
 void emit_call_indirect(struct unit *unit, const struct item *item) {
     struct code_buffer *c = &unit->code;
-    emit_flags_clobber(unit, item);
+    emit_flags_clobber(unit);
     emit_indirect_target(unit, item);
     asm_store_gs(c, AREA_HOT(target), unit->t0);
     emit_push_return(unit, item);

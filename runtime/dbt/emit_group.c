@@ -169,7 +169,7 @@ static struct group *begin(struct unit *unit, const struct item *item, const str
     if (!group)
         return NULL;
     struct code_buffer *c = &unit->code;
-    emit_flags_clobber(unit, item);
+    emit_flags_clobber(unit);
     asm_lea(c, true, unit->t0, use->base, -1, 0, lo);
     struct site *site =
         emit_probe(unit, item, (unsigned)(hi - lo), use->access, (uint32_t)(c->at - unit->dbt->rw));

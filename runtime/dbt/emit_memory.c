@@ -96,7 +96,7 @@ void emit_memory(struct unit *unit, const struct item *item) {
     int32_t disp;
     if (!group_operand(unit, item, &base, &disp) ||
         !group_cover(unit, item, base, disp, op->size / 8, access_of(op), &memory)) {
-        emit_flags_clobber(unit, item);
+        emit_flags_clobber(unit);
         emit_address(unit, item, op);
         emit_check(unit, item, op->size / 8, access_of(op), !(item->insn.traits & INSN_MASKED));
     }
@@ -112,7 +112,7 @@ void emit_bit_memory(struct unit *unit, const struct item *item) {
     const ZydisDecodedOperand *op = &item->insn.op[item->insn.memory];
     int offset = insn_gpr(item->insn.op[1].reg.value);
     unsigned bytes = op->size / 8u, shift = bytes == 8 ? 6 : 5;
-    emit_flags_clobber(unit, item);
+    emit_flags_clobber(unit);
     emit_address(unit, item, op);
     asm_store_gs(c, AREA_HOT(value), unit->t0);
     uint32_t retry = here(unit);
@@ -182,7 +182,7 @@ struct host_memory emit_stack(struct unit *unit, const struct item *item, int32_
     struct host_memory memory = {.base = (int8_t)unit->t0, .index = -1};
     if (group_cover(unit, item, GPR_RSP, delta, size, access, &memory))
         return memory;
-    emit_flags_clobber(unit, item);
+    emit_flags_clobber(unit);
     emit_stack_address(unit, GPR_RSP, delta);
     emit_check(unit, item, size, access, true);
     return memory;
@@ -193,7 +193,7 @@ void emit_push(struct unit *unit, const struct item *item) {
     const ZydisDecodedOperand *op = &item->insn.op[0];
     int size = unit->code64 ? 8 : 4;
     if (op->type == ZYDIS_OPERAND_TYPE_MEMORY) {
-        emit_flags_clobber(unit, item);
+        emit_flags_clobber(unit);
         emit_address(unit, item, op);
         emit_check(unit, item, (unsigned)size, VMEM_READ, true);
         asm_mem(c, unit->code64, 0x8b, unit->t0, unit->t0, -1, 0, 0);
@@ -224,7 +224,7 @@ void emit_pop(struct unit *unit, const struct item *item) {
 void emit_leave_insn(struct unit *unit, const struct item *item) {
     struct code_buffer *c = &unit->code;
     int size = unit->code64 ? 8 : 4;
-    emit_flags_clobber(unit, item);
+    emit_flags_clobber(unit);
     emit_stack_address(unit, GPR_RBP, 0);
     emit_check(unit, item, (unsigned)size, VMEM_READ, true);
     asm_lea(c, unit->code64, GPR_RSP, GPR_RBP, -1, 0, size);

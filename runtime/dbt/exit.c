@@ -178,6 +178,13 @@ static uint64_t go(struct vcpu *vcpu, struct origin origin) {
             origin = no_origin;
         }
         jump_refresh_key(vcpu);
+        if (origin.site == NO_INDEX && !origin.ungrouped) {
+            uint64_t host = jump_find(vcpu, vcpu->rip);
+            if (host && arm(vcpu, host))
+                return RESUME_LOAD;
+            if (host)
+                continue;
+        }
         uint64_t ram_offset;
         bool global;
         if (code_page(vcpu, vcpu->rip, &ram_offset, &global)) {
@@ -230,9 +237,9 @@ static int run_helper(struct vcpu *vcpu, const struct site *site, uint64_t next,
     case HELPER_SYSCALL:
         return cpu_syscall(vcpu, next);
     case HELPER_SYSRET:
-        return cpu_sysret(vcpu, site->size);
+        return cpu_sysret(vcpu, site->size / 8);
     case HELPER_IRET:
-        return cpu_iret(vcpu, 64);
+        return cpu_iret(vcpu, 8);
     case HELPER_CPUID: {
         uint32_t out[4];
         cpu_cpuid(vcpu, (uint32_t)vcpu->gpr[GPR_RAX], (uint32_t)vcpu->gpr[GPR_RCX], out);
@@ -260,7 +267,7 @@ static int run_helper(struct vcpu *vcpu, const struct site *site, uint64_t next,
     case HELPER_WRITE_CR:
         return cpu_write_cr(vcpu, site->reg >> 4, vcpu->gpr[site->reg & 15]);
     case HELPER_PUSHF:
-        result = cpu_pushf_value(vcpu, 64, &value);
+        result = cpu_pushf_value(vcpu, 8, &value);
         if (!result && cpu_is_canonical(vcpu->gpr[GPR_RSP] - 8))
             result = vmem_write(vcpu, vcpu->gpr[GPR_RSP] - 8, &value, 8, AS_CURRENT);
         else
@@ -275,7 +282,7 @@ static int run_helper(struct vcpu *vcpu, const struct site *site, uint64_t next,
         }
         result = vmem_read_u64(vcpu, vcpu->gpr[GPR_RSP], &value, AS_CURRENT);
         if (!result)
-            result = cpu_popf(vcpu, value, 64);
+            result = cpu_popf(vcpu, value, 8);
         if (!result)
             vcpu->gpr[GPR_RSP] += 8;
         return result;
@@ -351,6 +358,7 @@ uint64_t dbt_exit_guest(struct vcpu *vcpu) {
         break;
     }
     vcpu->rip = block->rip;
+    jump_forget(vcpu, vcpu->rip);
     return go(vcpu, no_origin);
 }
 

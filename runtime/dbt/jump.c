@@ -95,6 +95,21 @@ void jump_insert(struct vcpu *vcpu, uint64_t rip, uint32_t index, bool global) {
         (struct jump_cache_entry){.key = key, .host = (uint64_t)dbt->rx + dbt->block[index].host};
 }
 
+uint64_t jump_find(const struct vcpu *vcpu, uint64_t rip) {
+    const struct dbt_area *area = vcpu->dbt->area;
+    uint64_t key = rip ^ area->hot.jump_key;
+    const struct jump_cache_entry *entry = &area->jump[key & (JUMP_CACHE_SIZE - 1)];
+    return entry->key == key ? entry->host : 0;
+}
+
+void jump_forget(struct vcpu *vcpu, uint64_t rip) {
+    struct dbt_area *area = vcpu->dbt->area;
+    uint64_t key = rip ^ area->hot.jump_key;
+    struct jump_cache_entry *entry = &area->jump[key & (JUMP_CACHE_SIZE - 1)];
+    if (entry->key == key)
+        entry->key = 0;
+}
+
 /* Does a relied-on kernel mapping still hold? */
 static bool still_holds(struct vcpu *vcpu, const struct relied_page *page) {
     struct translation translation;

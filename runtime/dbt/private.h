@@ -54,7 +54,7 @@ struct site {
     uint8_t length;         /* of the instruction */
     uint8_t kind;
     uint8_t reg;    /* MEMORY: host register with the linear address; HELPER: operand */
-    uint8_t size;   /* MEMORY: bytes; HELPER: operand size in bits */
+    uint16_t size;   /* MEMORY: bytes; HELPER: operand size in bits */
     uint8_t access; /* MEMORY: enum vmem_access; HELPER: enum helper */
     uint8_t flags_saved : 1;
     uint8_t plain : 1; /* MEMORY: a fault of this access is the instruction's fault */
@@ -165,6 +165,9 @@ struct block *block_at(struct dbt_vcpu *dbt, uint64_t host_pc, struct pc_entry *
 /* -- jump.c -- */
 void jump_refresh_key(struct vcpu *vcpu);
 void jump_insert(struct vcpu *vcpu, uint64_t rip, uint32_t block, bool global);
+/* Host code for rip in the present context, or 0. */
+uint64_t jump_find(const struct vcpu *vcpu, uint64_t rip);
+void jump_forget(struct vcpu *vcpu, uint64_t rip);
 void jump_clear(struct dbt_vcpu *dbt);
 /* A kernel mapping is relied on: remember it so that flushes can check it. */
 void jump_rely(struct dbt_vcpu *dbt, uint64_t linear, uint64_t ram_offset);

@@ -1,4 +1,4 @@
-/* From guest code to a block: decode a run of instructions, find out which flags and registers are free,
+/* From guest code to a block: decode a run of instructions, find out which registers are free,
  * emit, publish.
  *
  * A block has one entry and several exits: it goes on behind conditional branches not taken, and ends at an
@@ -384,19 +384,6 @@ static bool gather(struct unit *unit) {
     return true;
 }
 
-static void find_live_flags(struct unit *unit) {
-    uint32_t live = FLAGS_ARITHMETIC;
-    for (unsigned i = unit->items; i-- > 0;) {
-        struct item *item = &unit->item[i];
-        item->live_after = live;
-        if (item->kind >= KIND_JCC)
-            live = FLAGS_ARITHMETIC;
-        else if (item->kind != KIND_NOP)
-            live = (live & ~item->insn.flags_written) | (item->insn.flags_read & FLAGS_ARITHMETIC);
-        item->live_before = live;
-    }
-}
-
 static void note_pc(struct unit *unit, unsigned guest) {
     struct dbt_vcpu *dbt = unit->dbt;
     if (dbt->pcs == dbt->max_pcs) {
@@ -417,6 +404,9 @@ static void emit_helper(struct unit *unit, const struct item *item, enum site_ki
     site->access = (uint8_t)item->helper;
     site->size = item->insn.z.operand_width;
     switch (item->helper) {
+    case HELPER_SYSRET:
+        site->size = item->insn.z.raw.rex.W ? 64 : 32;
+        break;
     case HELPER_READ_CR:
         site->reg = (uint8_t)(insn_gpr(op[0].reg.value) | (op[1].reg.value - ZYDIS_REGISTER_CR0) << 4);
         break;
@@ -598,7 +588,6 @@ uint32_t dbt_translate(struct vcpu *vcpu, uint64_t ram_offset, uint32_t mode) {
     block_hold_page(vcpu, ram_offset & PAGE_MASK);
     if (!gather(unit))
         return NO_INDEX;
-    find_live_flags(unit);
     emit_block(unit);
     if (unit->code.overflow) {
         dbt->sites = block->first_site;

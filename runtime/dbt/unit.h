@@ -3,8 +3,8 @@
  * Conventions inside a block, between two guest instructions:
  *   - guest general registers are in the host's, but for those in `spilled`, which live in vcpu->gpr and
  * whose host registers are the scratches t0, t1, t2 (chosen among registers the block does not name);
- *   - guest arithmetic flags are in the host's, or (flags_saved) in hot.flags, or dead: the block overwrites
- * them before anything reads them;
+ *   - guest arithmetic flags are in the host's or (flags_saved) in hot.flags: never lost, so that a fault
+ * finds them;
  *   - DF, vector and x87 state are in the host's.
  */
 #ifndef NESTOR_DBT_UNIT_H
@@ -48,9 +48,7 @@ struct item {
     struct insn insn;
     enum kind kind;
     enum helper helper;
-    uint16_t guest;      /* offset from the block's rip */
-    uint32_t live_after; /* arithmetic flags that someone may still read */
-    uint32_t live_before;
+    uint16_t guest; /* offset from the block's rip */
 };
 
 struct cold {
@@ -102,8 +100,8 @@ void emit_restore_flags(struct unit *unit);
 /* Before an instruction of the guest runs natively: its input flags, and those it leaves alone, must be real.
  */
 void emit_flags_for(struct unit *unit, const struct item *item);
-/* Before anything that clobbers flags at this item. */
-void emit_flags_clobber(struct unit *unit, const struct item *item);
+/* Before anything that clobbers flags. */
+void emit_flags_clobber(struct unit *unit);
 /* Before leaving the block. */
 void emit_flags_for_exit(struct unit *unit);
 void emit_exit_to_c(struct unit *unit, uint32_t site);

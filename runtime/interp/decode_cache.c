@@ -200,23 +200,21 @@ int interp_fetch(struct vcpu *vcpu, struct decoded **decoded) {
     }
 
     /* Inside a page with 16 bytes to spare the bytes are looked at where they lie. */
-    if (LIKELY((linear & (PAGE_SIZE - 1)) <= PAGE_SIZE - 16 && available == INSN_MAX_LENGTH)) {
-        const struct vtlb_entry *entry = &vcpu->view->entry[linear >> PAGE_SHIFT & (VTLB_ENTRIES - 1)];
-        if (LIKELY(entry->tag_read == (linear & PAGE_MASK) && entry->info & VTLB_INFO_EXECUTABLE)) {
-            uint64_t bytes[2];
-            memcpy(bytes, (const void *)(linear + entry->addend), sizeof bytes);
-            struct decoded *d = cache_slot(interp, linear);
-            *decoded = d;
-            if (LIKELY(d->linear == linear && d->code_size == code_size &&
-                       !((bytes[0] ^ d->bytes[0]) & d->mask[0]) && !((bytes[1] ^ d->bytes[1]) & d->mask[1])))
-                return CPU_OK;
-            return decode(vcpu, d, (const uint8_t *)bytes, INSN_MAX_LENGTH, code_size, linear, false);
-        }
+    struct decoded *d = cache_slot(interp, linear);
+    uint64_t bytes[2] = {0, 0};
+    unsigned count = INSN_MAX_LENGTH;
+    const struct vtlb_entry *entry = &vcpu->view->entry[linear >> PAGE_SHIFT & (VTLB_ENTRIES - 1)];
+    if (LIKELY((linear & (PAGE_SIZE - 1)) <= PAGE_SIZE - 16 && available == INSN_MAX_LENGTH &&
+               entry->tag_read == (linear & PAGE_MASK) && entry->info & VTLB_INFO_EXECUTABLE)) {
+        memcpy(bytes, (const void *)(linear + entry->addend), sizeof bytes);
+    } else {
+        count = vmem_fetch(vcpu, linear, (uint8_t *)bytes, available);
+        if (!count)
+            return CPU_FAULT;
     }
-    uint8_t bytes[INSN_MAX_LENGTH];
-    unsigned count = vmem_fetch(vcpu, linear, bytes, available);
-    if (!count)
-        return CPU_FAULT;
-    *decoded = &interp->scratch;
-    return decode(vcpu, &interp->scratch, bytes, count, code_size, linear, count < available);
+    *decoded = d;
+    if (LIKELY(d->linear == linear && d->code_size == code_size && d->length <= count &&
+               !((bytes[0] ^ d->bytes[0]) & d->mask[0]) && !((bytes[1] ^ d->bytes[1]) & d->mask[1])))
+        return CPU_OK;
+    return decode(vcpu, d, (const uint8_t *)bytes, count, code_size, linear, count < available);
 }

@@ -141,13 +141,13 @@ int gather_execute(struct vcpu *vcpu, struct decoded *d) {
     if (d->insn.memory < 0 || !parse(d, &vsib))
         return fault_ud(vcpu);
     const ZydisDecodedOperand *memory = &d->insn.op[d->insn.memory];
-    uint64_t base = d->displacement, mask = 0, width = (1ull << vsib.elements) - 1;
+    uint64_t base = d->displacement, mask = 0;
     if (d->base >= 0)
         base += vcpu->gpr[d->base];
     xstate_read_vector(vcpu, vsib.data_register, data);
     xstate_read_vector(vcpu, vsib.index_register, indices);
     if (vsib.evex) {
-        mask = xstate_read_mask(vcpu, vsib.mask_register) & width;
+        mask = xstate_read_mask(vcpu, vsib.mask_register);
     } else {
         xstate_read_vector(vcpu, vsib.mask_register, mask_bytes);
         for (unsigned i = 0; i < vsib.elements; i++)

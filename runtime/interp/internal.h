@@ -87,14 +87,12 @@ struct thunk_frame;
 struct xstate_layout;
 
 struct interp_vcpu {
-    struct decoded *cache;  /* DECODE_CACHE_ENTRIES of them */
-    struct decoded scratch; /* an instruction that is not worth a cache entry (page crossers) */
+    struct decoded *cache; /* DECODE_CACHE_ENTRIES of them */
     struct thunk_arena *thunks;
     struct thunk_frame *frame;
     struct xstate_layout *xstate;
     uint64_t next;         /* rip of the following instruction */
     uint64_t pending_dr6;  /* data breakpoints hit so far by this instruction (and those a MOV SS held off) */
-    uint64_t address;      /* scratch: effective address of the current memory operand */
     uint64_t repeat_limit; /* iterations that a string instruction may do now */
     interp_handler *last;  /* handler of the instruction executed last */
 };
@@ -114,6 +112,9 @@ int native_execute(struct vcpu *vcpu, struct decoded *d);
 MUST_CHECK int native_check_guard(struct vcpu *vcpu, const struct decoded *d);
 /* Run d's thunk with its memory operand at host memory (NULL: none); guest_offset: what FDP should say. */
 MUST_CHECK int native_run(struct vcpu *vcpu, struct decoded *d, void *memory, uint64_t guest_offset);
+
+/* The fault that a vector instruction shows whose memory operand at linear has just faulted: CPU_FAULT. */
+int native_memory_fault(struct vcpu *vcpu, struct decoded *d, uint64_t linear);
 
 static inline int fault_ud(struct vcpu *vcpu) {
     return cpu_fault_plain(vcpu, VECTOR_UD);

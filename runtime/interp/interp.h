@@ -33,8 +33,8 @@ enum interp_result interp_step(struct vcpu *vcpu);
  * instruction. CPU_OK: rip, RF and irq_shadow are those of the next boundary. */
 MUST_CHECK int interp_execute(struct vcpu *vcpu);
 
-/* Step until max_instructions are done, a request is set or the vCPU is no longer active. Returns the number
- * of steps. */
+/* Step until max_instructions are done, a request is seen (after one step at least: a request that cannot be
+ * served yet must not stop the vCPU) or the vCPU is no longer active. Returns the number of steps. */
 uint64_t interp_run(struct vcpu *vcpu, uint64_t max_instructions);
 
 /* For the process's signal handlers: true when the signal was a fault of a guest instruction in a thunk of

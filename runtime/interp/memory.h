@@ -36,16 +36,21 @@ static inline void *memory_tlb_write(const struct vcpu *vcpu, uint64_t linear, u
                : NULL;
 }
 
+/* Guest RAM at any alignment, in one access. */
+typedef uint16_t __attribute__((aligned(1), may_alias)) guest_u16;
+typedef uint32_t __attribute__((aligned(1), may_alias)) guest_u32;
+typedef uint64_t __attribute__((aligned(1), may_alias)) guest_u64;
+
 static ALWAYS_INLINE uint64_t host_load(const void *host, unsigned size) {
     switch (size) {
     case 1:
         return *(const volatile uint8_t *)host;
     case 2:
-        return *(const volatile uint16_t *)host;
+        return *(const volatile guest_u16 *)host;
     case 4:
-        return *(const volatile uint32_t *)host;
+        return *(const volatile guest_u32 *)host;
     default:
-        return *(const volatile uint64_t *)host;
+        return *(const volatile guest_u64 *)host;
     }
 }
 
@@ -55,13 +60,13 @@ static ALWAYS_INLINE void host_store(void *host, uint64_t value, unsigned size) 
         *(volatile uint8_t *)host = (uint8_t)value;
         break;
     case 2:
-        *(volatile uint16_t *)host = (uint16_t)value;
+        *(volatile guest_u16 *)host = (uint16_t)value;
         break;
     case 4:
-        *(volatile uint32_t *)host = (uint32_t)value;
+        *(volatile guest_u32 *)host = (uint32_t)value;
         break;
     default:
-        *(volatile uint64_t *)host = value;
+        *(volatile guest_u64 *)host = value;
     }
 }
 

@@ -3,6 +3,9 @@
 #include "interp/thunk.h"
 #include "interp/xstate.h"
 
+/* Larger than any XSAVE image without AMX. */
+#define NATIVE_IMAGE_MAX 4096
+
 int native_check_guard(struct vcpu *vcpu, const struct decoded *d) {
     uint32_t mode = vcpu->mode;
     switch ((enum insn_guard)d->guard) {
@@ -71,9 +74,31 @@ int native_run(struct vcpu *vcpu, struct decoded *d, void *memory, uint64_t gues
     return CPU_OK;
 }
 
+/* A memory operand of a vector instruction has faulted. #UD (the processor lacks the instruction) and #GP
+ * (its alignment rule) come first, and the processor itself knows them best: try it on scratch state. */
+int native_memory_fault(struct vcpu *vcpu, struct decoded *d, uint64_t linear) {
+    if (d->guard < GUARD_X87 || d->guard == GUARD_VEX_INTEGER || vcpu->xsave_size > NATIVE_IMAGE_MAX)
+        return CPU_FAULT;
+    struct exception exception = vcpu->exception;
+    uint8_t image[NATIVE_IMAGE_MAX];
+    uint64_t gpr[16], rflags = vcpu->rflags;
+    memcpy(image, vcpu->xsave, vcpu->xsave_size);
+    memcpy(gpr, vcpu->gpr, sizeof gpr);
+    memset(vcpu->interp->frame->bounce, 0, THUNK_BOUNCE_SIZE);
+    int result = native_run(vcpu, d, vcpu->interp->frame->bounce + (linear & 63), 0);
+    memcpy(vcpu->xsave, image, vcpu->xsave_size);
+    memcpy(vcpu->gpr, gpr, sizeof gpr);
+    vcpu->rflags = rflags;
+    if (!result || (vcpu->exception.vector != VECTOR_UD && vcpu->exception.vector != VECTOR_GP))
+        vcpu->exception = exception;
+    return CPU_FAULT;
+}
+
 /* Legacy SSE operands of 16 bytes are aligned, but for the moves made for those that are not (SDM vol.
  * 2, 2.4, exception types 1, 2 and 4); aligned moves of every encoding are aligned to their size. */
 static unsigned required_alignment(const struct decoded *d) {
+    if (d->insn.z.mnemonic == ZYDIS_MNEMONIC_CMPXCHG16B)
+        return 16;
     switch (d->insn.z.meta.exception_class) {
     case ZYDIS_EXCEPTION_CLASS_SSE1:
     case ZYDIS_EXCEPTION_CLASS_AVX1:
@@ -127,7 +152,6 @@ int native_execute(struct vcpu *vcpu, struct decoded *d) {
     uint64_t offset = address_compute(vcpu, d), linear;
     if (UNLIKELY(!size || size > THUNK_BOUNCE_SIZE - 64))
         return fault_ud(vcpu);
-    vcpu->interp->address = offset;
     result = memory_linear(vcpu, d->segment, offset, size, writes ? VMEM_WRITE : VMEM_READ, &linear);
     if (result)
         return result;
@@ -144,13 +168,13 @@ int native_execute(struct vcpu *vcpu, struct decoded *d) {
     if (writes) {
         result = vmem_probe(vcpu, linear, size, VMEM_WRITE, AS_CURRENT);
         if (result)
-            return result;
+            return native_memory_fault(vcpu, d, linear);
     }
     /* A narrow store may leave part of the bounce buffer alone (FXSAVE's reserved bytes, failed CMPXCHG). */
     if (d->memory_access != 2 || size > 64) {
         result = vmem_read(vcpu, linear, bounce, size, AS_CURRENT);
         if (result)
-            return result;
+            return native_memory_fault(vcpu, d, linear);
     }
     result = native_run(vcpu, d, bounce, offset);
     if (result || !writes)

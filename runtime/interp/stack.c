@@ -7,10 +7,12 @@ static bool is_segment_register(const ZydisDecodedOperand *op) {
            ZydisRegisterGetClass(op->reg.value) == ZYDIS_REGCLASS_SEGMENT;
 }
 
-/* A selector is stored as a word; the rest of a wider stack slot keeps its contents (SDM vol. 2, PUSH). */
+/* With a 32-bit operand size only the selector's word is stored; the rest of the slot keeps its contents (SDM
+ * vol. 2, PUSH, recent processors). */
 static int push_segment(struct vcpu *vcpu, struct decoded *d, unsigned segment) {
     uint64_t rsp = (vcpu->gpr[GPR_RSP] - d->operand_size) & stack_mask(vcpu);
-    int result = memory_write(vcpu, SEG_SS, rsp, 2, vcpu->segment[segment].selector);
+    unsigned width = d->operand_size == 8 ? 8 : 2;
+    int result = memory_write(vcpu, SEG_SS, rsp, width, vcpu->segment[segment].selector);
     if (!result)
         stack_set(vcpu, rsp);
     return result;

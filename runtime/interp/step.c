@@ -147,11 +147,10 @@ enum interp_result interp_step(struct vcpu *vcpu) {
 uint64_t interp_run(struct vcpu *vcpu, uint64_t max_instructions) {
     uint64_t count = 0;
     vcpu_fpu_park(vcpu);
-    while (count < max_instructions && !__atomic_load_n(&vcpu->requests, __ATOMIC_RELAXED) &&
-           vcpu->run_state == RUN_ACTIVE) {
-        enum interp_result result = step(vcpu);
+    while (count < max_instructions && vcpu->run_state == RUN_ACTIVE) {
+        step(vcpu);
         count++;
-        if (result == INTERP_HALTED || result == INTERP_SHUTDOWN)
+        if (UNLIKELY(__atomic_load_n(&vcpu->requests, __ATOMIC_RELAXED)))
             break;
     }
     return count;

@@ -38,6 +38,10 @@ static bool is_compressing(ZydisMnemonic mnemonic) {
     }
 }
 
+static bool is_matrix_multiply(ZydisMnemonic mnemonic) {
+    return mnemonic == ZYDIS_MNEMONIC_VGF2P8AFFINEQB || mnemonic == ZYDIS_MNEMONIC_VGF2P8AFFINEINVQB;
+}
+
 static bool is_avx_masked(ZydisMnemonic mnemonic) {
     return mnemonic == ZYDIS_MNEMONIC_VMASKMOVPS || mnemonic == ZYDIS_MNEMONIC_VMASKMOVPD ||
            mnemonic == ZYDIS_MNEMONIC_VPMASKMOVD || mnemonic == ZYDIS_MNEMONIC_VPMASKMOVQ;
@@ -45,7 +49,7 @@ static bool is_avx_masked(ZydisMnemonic mnemonic) {
 
 /* Whether the mask suppresses faults of the memory operand (exception types without "NF"). */
 static bool suppresses_faults(const struct insn *insn) {
-    if (insn->z.mnemonic == ZYDIS_MNEMONIC_VDBPSADBW)
+    if (insn->z.mnemonic == ZYDIS_MNEMONIC_VDBPSADBW || insn->z.mnemonic == ZYDIS_MNEMONIC_VCVTNE2PS2BF16)
         return false;
     switch (insn->z.meta.exception_class) {
     case ZYDIS_EXCEPTION_CLASS_E1NF:
@@ -126,6 +130,15 @@ static void plan_avx512(const struct vcpu *vcpu, const struct decoded *d, struct
         plan->mask = n >= 64 ? UINT64_MAX : (1ull << n) - 1;
         return;
     }
+    if (is_matrix_multiply(insn->z.mnemonic)) {
+        /* Each mask bit is a byte of the result, for which all eight bytes of its matrix are read. */
+        plan->size = 8;
+        plan->count = d->memory_size / 8;
+        plan->mask = 0;
+        for (unsigned i = 0; i < bits; i++)
+            plan->mask |= (relevant >> i & 1) << i / 8 % plan->count;
+        return;
+    }
     unsigned element = memory->element_size / 8u ? memory->element_size / 8u : 1;
     unsigned elements = d->memory_size / element;
     if (elements >= bits) {
@@ -195,7 +208,7 @@ int masked_execute(struct vcpu *vcpu, struct decoded *d) {
     uint64_t linear = offset;
     if (insn->code_size != 64 || d->segment >= SEG_FS)
         linear += vcpu->segment[d->segment].base;
-    if (aligned_move && linear & (d->memory_size - 1))
+    if (aligned_move && plan.mask && linear & (d->memory_size - 1))
         return fault_gp(vcpu);
     uint8_t *bounce = vcpu->interp->frame->bounce;
     memset(bounce, 0, VECTOR_BYTES);
@@ -203,13 +216,14 @@ int masked_execute(struct vcpu *vcpu, struct decoded *d) {
         const struct element_plan whole = {.size = d->memory_size, .count = 1, .mask = 1};
         result = check_elements(vcpu, d, &whole, offset, VMEM_WRITE);
         if (result)
-            return result;
+            return native_memory_fault(vcpu, d, 0);
     }
     result = check_elements(vcpu, d, &plan, offset, store ? VMEM_WRITE : VMEM_READ);
     if (!result && !store)
         result = copy_elements(vcpu, d, &plan, offset, bounce, false);
-    if (!result)
-        result = native_run(vcpu, d, bounce, offset);
+    if (result)
+        return native_memory_fault(vcpu, d, 0);
+    result = native_run(vcpu, d, bounce, offset);
     if (!result && store)
         result = copy_elements(vcpu, d, &plan, offset, bounce, true);
     return result;

@@ -304,6 +304,10 @@ struct pci_root *board_pci(struct board *board) {
     return board->pci;
 }
 
+struct msi_sink board_msi(struct board *board) {
+    return (struct msi_sink){.send = msi_message, .context = board};
+}
+
 int board_attach_pci(struct board *board, struct pci_device *device, unsigned slot) {
     return pci_root_attach(board->pci, device, slot);
 }

@@ -52,6 +52,8 @@ void board_destroy(struct board *board);
 struct lapic *board_lapic(struct board *board, unsigned index);
 struct timer_queue *board_timers(struct board *board);
 struct pci_root *board_pci(struct board *board);
+/* Where interrupt messages go, for senders that are not PCI functions. */
+struct msi_sink board_msi(struct board *board);
 
 /* Put a PCI function into a slot (0: any free). The slot, or -errno. Before board_start(). */
 MUST_CHECK int board_attach_pci(struct board *board, struct pci_device *device, unsigned slot);

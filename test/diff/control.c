@@ -1,7 +1,7 @@
 /* Control flow in streams: forward branches, bounded loops, calls and returns, far transfers, stores into the
- * stream's own code. Every transfer goes to a place in the stream, so that it runs on and ends. See emit.h.
+ * stream's own code. Every transfer goes to a place in the stream, so that it runs on and ends. See generator.h.
  */
-#include "emit.h"
+#include "generator.h"
 
 #include "cpu/x86.h"
 #include "rules.h"
@@ -14,7 +14,7 @@ static uint16_t own_cs(const struct generator *g) {
 }
 
 static void body(struct generator *g, unsigned count) {
-    for (unsigned i = 0; i < count && emit_has_room(g, 200); i++) {
+    for (unsigned i = 0; i < count && gen_has_room(g, 200); i++) {
         struct form *form = generate_choose(g);
         if (form->class != FORM_CONTROL && form->class != FORM_SYSTEM)
             generate_form(g, form);
@@ -24,7 +24,7 @@ static void body(struct generator *g, unsigned count) {
 /* JMP rel32 over what follows; returns the offset of its displacement. */
 static unsigned jump_over(struct generator *g) {
     static const uint8_t jump[] = {0xe9, 0, 0, 0, 0};
-    emit(g, jump, sizeof jump, NULL, false);
+    gen_emit(g, jump, sizeof jump, NULL, false);
     return g->at - 4;
 }
 
@@ -45,11 +45,11 @@ static bool forward_branch(struct generator *g, struct draft *draft) {
         instruction->mnemonic == ZYDIS_MNEMONIC_LOOPE || instruction->mnemonic == ZYDIS_MNEMONIC_LOOPNE) {
         if (g->reserved & 1 << GPR_RCX)
             return false;
-        emit_mov(g, GPR_RCX, rng_below(&g->rng, 3));
+        gen_mov(g, GPR_RCX, rng_below(&g->rng, 3));
     }
     unsigned start = g->at;
-    emit(g, draft->bytes, instruction->length, draft->form, false);
-    return label_add(g, kind, start + instruction->raw.imm[0].offset, 1 + rng_below(&g->rng, 4));
+    gen_emit(g, draft->bytes, instruction->length, draft->form, false);
+    return gen_label_add(g, kind, start + instruction->raw.imm[0].offset, 1 + rng_below(&g->rng, 4));
 }
 
 /* CALL to a function that follows at once and returns behind the jump around it. */
@@ -60,7 +60,7 @@ static bool call_function(struct generator *g, struct draft *draft) {
     if (g->keeps_stack || size == 16)
         return forward_branch(g, draft);
     unsigned start = g->at;
-    emit(g, draft->bytes, instruction->length, draft->form, false);
+    gen_emit(g, draft->bytes, instruction->length, draft->form, false);
     unsigned over = jump_over(g);
     patch_relative(g, start + instruction->raw.imm[0].offset);
     g->keeps_stack = true;
@@ -68,8 +68,8 @@ static bool call_function(struct generator *g, struct draft *draft) {
     body(g, 1 + rng_below(&g->rng, 3));
     g->keeps_stack = false;
     while (g->labels)
-        label_place(g, g->labels - 1);
-    emit(g, ret, 1, NULL, false);
+        gen_label_place(g, g->labels - 1);
+    gen_emit(g, ret, 1, NULL, false);
     g->conditional--;
     patch_relative(g, over);
     return true;
@@ -84,13 +84,13 @@ static bool indirect_branch(struct generator *g, struct draft *draft) {
     if (operand->type == ZYDIS_OPERAND_TYPE_MEMORY) {
         uint64_t target = LAYOUT_DATA + 8 * rng_below(&g->rng, 1500);
         uint32_t at = g->at;
-        emit_store(g, target, 4, 0, false);
+        gen_store(g, target, 4, 0, false);
         at = g->at - 4;
         if (is_far)
-            emit_store(g, target + operand->size / 8 - 2, 2, own_cs(g), false);
+            gen_store(g, target + operand->size / 8 - 2, 2, own_cs(g), false);
         if (operand->size == 64 || operand->size == 80)
             if (!(is_far && operand->size == 64))
-                emit_store(g, target + 4, 4, 0, false);
+                gen_store(g, target + 4, 4, 0, false);
         draft->wish.target = target;
         draft->wish.is_fixed = true;
         struct form_fields *fields = &draft->fields;
@@ -102,8 +102,8 @@ static bool indirect_branch(struct generator *g, struct draft *draft) {
             uint32_t relative = (uint32_t)(target - (g->pc + g->at + length));
             memcpy(draft->bytes + length - 4, &relative, 4);
         }
-        emit(g, draft->bytes, length, draft->form, false);
-        return label_add(g, LABEL_ABS32, at, 1 + rng_below(&g->rng, 3));
+        gen_emit(g, draft->bytes, length, draft->form, false);
+        return gen_label_add(g, LABEL_ABS32, at, 1 + rng_below(&g->rng, 3));
     }
     int reg = register_number(operand->reg.value);
     if (operand->type != ZYDIS_OPERAND_TYPE_REGISTER || reg < 0 || (g->pinned | g->reserved) >> reg & 1)
@@ -114,10 +114,10 @@ static bool indirect_branch(struct generator *g, struct draft *draft) {
         mov[n++] = 0x41;
     mov[n++] = 0xb8 | (reg & 7);
     memset(mov + n, 0, 4);
-    emit(g, mov, n + 4, NULL, false);
+    gen_emit(g, mov, n + 4, NULL, false);
     unsigned at = g->at - 4;
-    emit(g, draft->bytes, draft->instruction.length, draft->form, false);
-    return label_add(g, LABEL_ABS32, at, 1 + rng_below(&g->rng, 3));
+    gen_emit(g, draft->bytes, draft->instruction.length, draft->form, false);
+    return gen_label_add(g, LABEL_ABS32, at, 1 + rng_below(&g->rng, 3));
 }
 
 /* JMP and CALL ptr16:32. */
@@ -127,17 +127,17 @@ static bool far_pointer(struct generator *g, struct draft *draft) {
         return false;
     uint16_t cs = own_cs(g);
     memcpy(draft->bytes + length - 2, &cs, 2);
-    emit(g, draft->bytes, length, draft->form, false);
+    gen_emit(g, draft->bytes, length, draft->form, false);
     if (draft->instruction.operand_width != 32)
         return true; /* a 16-bit EIP: #PF at its target */
-    return label_add(g, LABEL_ABS32, g->at - 6, 1 + rng_below(&g->rng, 3));
+    return gen_label_add(g, LABEL_ABS32, g->at - 6, 1 + rng_below(&g->rng, 3));
 }
 
 static void store_stack(struct generator *g, int8_t disp, uint32_t value) {
     /* MOV DWORD [RSP + disp8], imm32 */
     uint8_t bytes[8] = {0xc7, 0x44, 0x24, (uint8_t)disp};
     memcpy(bytes + 4, &value, 4);
-    emit(g, bytes, 8, NULL, false);
+    gen_emit(g, bytes, 8, NULL, false);
 }
 
 /* RET, RETF, IRET: with a frame that leads to a label. */
@@ -157,32 +157,32 @@ static bool return_to(struct generator *g, struct draft *draft) {
     uint32_t flags = ((uint32_t)rng_u64(&g->rng) & FLAGS_IN_HOST) | FLAG_IF | FLAG_FIXED;
     if (is_far && width == 32 && g->mode == 64) {
         if (is_iret) { /* 32-bit slots: EIP, CS, EFLAGS, ESP, SS */
-            emit_push(g, DIFF_DS);
-            emit_push(g, 0);
+            gen_push(g, DIFF_DS);
+            gen_push(g, 0);
             store_stack(g, 0, flags);
             store_stack(g, 4, LAYOUT_STACK + 0xc00);
-            emit_push(g, 0);
+            gen_push(g, 0);
         } else {
-            emit_push(g, 0);
+            gen_push(g, 0);
         }
         at = g->at - 4;
         store_stack(g, 4, own_cs(g));
     } else {
         if (is_iret && g->mode == 64) {
-            emit_push(g, DIFF_DS);
-            emit_push(g, LAYOUT_STACK + 0xc00 + 8 * rng_below(&g->rng, 64));
+            gen_push(g, DIFF_DS);
+            gen_push(g, LAYOUT_STACK + 0xc00 + 8 * rng_below(&g->rng, 64));
         }
         if (is_iret)
-            emit_push(g, flags);
+            gen_push(g, flags);
         if (is_far)
-            emit_push(g, own_cs(g));
-        emit_push(g, 0);
+            gen_push(g, own_cs(g));
+        gen_push(g, 0);
         at = g->at - 4;
     }
     if (is_iret)
         g->undefined = 0;
-    emit(g, draft->bytes, instruction->length, draft->form, false);
-    return label_add(g, LABEL_ABS32, at, 1 + rng_below(&g->rng, 3));
+    gen_emit(g, draft->bytes, instruction->length, draft->form, false);
+    return gen_label_add(g, LABEL_ABS32, at, 1 + rng_below(&g->rng, 3));
 }
 
 bool control_emit(struct generator *g, struct form *form) {
@@ -191,12 +191,12 @@ bool control_emit(struct generator *g, struct form *form) {
     while (!draft_make(g, form, &draft, attempt))
         if (++attempt == 8)
             return false;
-    if (!emit_has_room(g, 80))
+    if (!gen_has_room(g, 80))
         return false;
     draft.fields.segment = 0;
     struct rule_flags flags = rule_flags(&draft.instruction, draft.operand);
     if (flags.read & g->undefined)
-        emit_define_flags(g);
+        gen_define_flags(g);
     bool is_relative = draft.instruction.raw.imm[0].is_relative;
     switch (form->category) {
     case ZYDIS_CATEGORY_COND_BR:
@@ -219,14 +219,14 @@ bool control_emit(struct generator *g, struct form *form) {
 void control_loop(struct generator *g, unsigned depth) {
     bool uses_loop = rng_permille(&g->rng, 400);
     unsigned reg = uses_loop ? (unsigned)GPR_RCX : choose_register(g, 1 << GPR_RSP);
-    if ((g->reserved | g->pinned) >> reg & 1 || !emit_has_room(g, 500) || g->loops == 2)
+    if ((g->reserved | g->pinned) >> reg & 1 || !gen_has_room(g, 500) || g->loops == 2)
         return;
     unsigned count = 1 + rng_below(&g->rng, depth ? 4 : 8);
     while (g->labels)
-        label_place(g, g->labels - 1);
+        gen_label_place(g, g->labels - 1);
     if (g->undefined)
-        emit_define_flags(g);
-    emit_mov(g, reg, count);
+        gen_define_flags(g);
+    gen_mov(g, reg, count);
     unsigned head = g->at;
     g->reserved |= (uint16_t)(1u << reg);
     g->loops++;
@@ -235,17 +235,17 @@ void control_loop(struct generator *g, unsigned depth) {
     if (!depth && rng_permille(&g->rng, 200))
         control_loop(g, 1);
     while (g->labels)
-        label_place(g, g->labels - 1);
+        gen_label_place(g, g->labels - 1);
     g->keeps_stack = keeps_stack;
     g->loops--;
     g->reserved &= (uint16_t)~(1u << reg);
     int32_t back;
     if (uses_loop) {
-        emit_define_flags(g);
+        gen_define_flags(g);
         back = (int32_t)(head - (g->at + 2));
         uint8_t loop[] = {0xe2, (uint8_t)back};
         if (back >= -128) {
-            emit(g, loop, 2, NULL, false);
+            gen_emit(g, loop, 2, NULL, false);
             return;
         }
     }
@@ -256,19 +256,19 @@ void control_loop(struct generator *g, unsigned depth) {
     decrement[n++] = 0x83;
     decrement[n++] = 0xe8 | (reg & 7);
     decrement[n++] = 1;
-    emit(g, decrement, n, NULL, false);
+    gen_emit(g, decrement, n, NULL, false);
     g->undefined = 0;
     back = (int32_t)(head - (g->at + 6));
     memcpy(jump + 2, &back, 4);
-    emit(g, jump, 6, NULL, false);
+    gen_emit(g, jump, 6, NULL, false);
 }
 
 /* Store into the immediate of a MOV a few instructions on; in a loop, of one that has run before. */
 void control_self_modify(struct generator *g) {
-    if (!g->test->writable_code || g->labels == LABELS_MAX || !emit_has_room(g, 100))
+    if (!g->test->writable_code || g->labels == LABELS_MAX || !gen_has_room(g, 100))
         return;
     uint8_t size = rng_permille(&g->rng, 500) ? 4 : 1;
     unsigned start = g->at;
-    emit_store(g, 0, size, (uint32_t)rng_u64(&g->rng), false);
-    label_add(g, LABEL_IMMEDIATE, start + (g->mode == 64 ? 3 : 2), rng_below(&g->rng, 4));
+    gen_store(g, 0, size, (uint32_t)rng_u64(&g->rng), false);
+    gen_label_add(g, LABEL_IMMEDIATE, start + (g->mode == 64 ? 3 : 2), rng_below(&g->rng, 4));
 }

@@ -4,7 +4,7 @@
 #include "generate.h"
 
 #include "cpu/x86.h"
-#include "emit.h"
+#include "generator.h"
 #include "rules.h"
 
 #include <string.h>
@@ -253,7 +253,7 @@ static bool place_memory(struct generator *g, struct draft *draft) {
         bool address_size = draft->fields.address_size;
         draft->fields = saved;
         unsigned base = choose_register(g, 1 << GPR_RSP | 1 << GPR_RBP | 1 << GPR_R13);
-        emit_mov(g, base, draft->wish.target);
+        gen_mov(g, base, draft->wish.target);
         draft->fields.address_size = address_size && draft->wish.target <= UINT32_MAX;
         draft->fields.sib = (uint8_t)((saved.sib & 0x38) | rng_below(&g->rng, 4) << 6 | (base & 7));
         draft->fields.rex = (uint8_t)((saved.rex & 6) | base >> 3);
@@ -276,7 +276,7 @@ bool generate_form(struct generator *g, struct form *form) {
     uint16_t written = 0;
     if (form->class == FORM_CONTROL)
         return control_emit(g, form);
-    if (!emit_has_room(g, 300))
+    if (!gen_has_room(g, 300))
         return false;
     unsigned attempt = 0;
     for (;; attempt++) {
@@ -295,7 +295,7 @@ bool generate_form(struct generator *g, struct form *form) {
     if (flags.read & g->undefined) {
         /* The helper changes nothing that the instruction's address depends on, but RIP. */
         unsigned before = g->at;
-        emit_define_flags(g);
+        gen_define_flags(g);
         if (draft.memory >= 0 && draft.operand[draft.memory].mem.base == ZYDIS_REGISTER_RIP) {
             int32_t relative;
             uint8_t *field = draft.bytes + draft.instruction.raw.disp.offset;
@@ -304,7 +304,7 @@ bool generate_form(struct generator *g, struct form *form) {
             memcpy(field, &relative, 4);
         }
     }
-    emit(g, draft.bytes, draft.instruction.length, form, false);
+    gen_emit(g, draft.bytes, draft.instruction.length, form, false);
     g->undefined = (g->undefined & ~flags.defined) | flags.undefined;
     special_after(g, &draft);
     uint16_t restore = written & g->pinned & (uint16_t)~(1u << GPR_RSP);
@@ -313,7 +313,7 @@ bool generate_form(struct generator *g, struct form *form) {
         restore |= 1 << GPR_RSP;
     for (unsigned reg = 0; reg < 16; reg++)
         if (restore >> reg & 1)
-            emit_mov(g, reg, g->pinned_value[reg]);
+            gen_mov(g, reg, g->pinned_value[reg]);
     return true;
 }
 
@@ -401,7 +401,7 @@ void generate_stream(const struct form_table *forms, uint64_t seed, const struct
     test->regs.rip = g->pc;
     unsigned length = options->length ? options->length : 32;
     unsigned wanted = single ? 1 : 1 + rng_below(&g->rng, length);
-    for (unsigned i = 0; i < wanted && emit_has_room(g, 400); i++) {
+    for (unsigned i = 0; i < wanted && gen_has_room(g, 400); i++) {
         g->unit++;
         if (single)
             generate_form(g, (struct form *)single);
@@ -411,10 +411,10 @@ void generate_stream(const struct form_table *forms, uint64_t seed, const struct
             control_self_modify(g);
         else
             generate_form(g, generate_choose(g));
-        label_tick(g);
+        gen_label_tick(g);
     }
     g->unit++;
     while (g->labels)
-        label_place(g, g->labels - 1);
+        gen_label_place(g, g->labels - 1);
     test->length = g->at;
 }

@@ -201,19 +201,19 @@ int guest_add_vcpu(struct guest *guest, struct vcpu *vcpu) {
     vcpu->self = vcpu;
     vcpu->mem = &guest->mem;
     vcpu->model = &guest->model;
+    vcpu->model_1g_pages = guest->model.has_1g_pages;
     vcpu->env = &guest->env;
     vcpu->is_bsp = true;
     vcpu->xsave_size = DIFF_XSAVE_SIZE;
     vcpu->xsave = aligned_alloc(64, DIFF_XSAVE_SIZE);
-    vcpu->spaces = aligned_alloc(64, align_up(VTLB_SPACES * sizeof *vcpu->spaces, 64));
     vcpu->host_xfeatures = layout_xstate()->mask;
-    if (!vcpu->xsave || !vcpu->spaces)
+    if (!vcpu->xsave)
         return -ENOMEM;
     memset(vcpu->xsave, 0, DIFF_XSAVE_SIZE);
-    memset(vcpu->spaces, 0, VTLB_SPACES * sizeof *vcpu->spaces);
-    vcpu->space = &vcpu->spaces[0];
+    int error = vtlb_create(vcpu);
+    if (error)
+        return error;
     cpu_reset(vcpu, false);
-    vtlb_flush_all(vcpu);
     vcpu->run_state = RUN_ACTIVE;
     vcpu->cr0 = CR0_PE | CR0_MP | CR0_ET | CR0_NE | CR0_WP | CR0_AM | CR0_PG;
     vcpu->cr4 = CR4_PAE | CR4_PGE | CR4_OSFXSR | CR4_OSXMMEXCPT | CR4_OSXSAVE |
@@ -235,7 +235,7 @@ int guest_add_vcpu(struct guest *guest, struct vcpu *vcpu) {
 
 void guest_remove_vcpu(struct vcpu *vcpu) {
     free(vcpu->xsave);
-    free(vcpu->spaces);
+    vtlb_destroy(vcpu);
 }
 
 static void load_segment(struct segment *segment, uint16_t selector, uint64_t base) {

@@ -374,6 +374,7 @@ static int parse(struct tester *tester, int argc, char **argv) {
 
 int main(int argc, char **argv) {
     static struct tester tester;
+    setvbuf(stdout, NULL, _IOLBF, 0);
     int leave = parse(&tester, argc, argv);
     if (leave)
         return leave - 1;

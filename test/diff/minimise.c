@@ -13,11 +13,27 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* In what two end states differ. */
+#define DIFFERS_END 1u
+#define DIFFERS_REGISTERS 2u
+#define DIFFERS_MEMORY 4u
+#define DIFFERS_EXTENDED 8u
+
 struct minimiser {
     const struct diff_pair *pair;
     struct diff_case *best, *trial;
     struct diff_state *expected, *actual;
+    unsigned differs; /* how the case that is minimised differs */
 };
+
+static unsigned difference(const struct diff_state *expected, const struct diff_state *actual) {
+    bool end = expected->end != actual->end || expected->vector != actual->vector || expected->cr2 != actual->cr2 ||
+               expected->regs.rip != actual->regs.rip;
+    bool registers = memcmp(expected->regs.gpr, actual->regs.gpr, sizeof expected->regs.gpr) != 0;
+    bool memory = memcmp(expected->data, actual->data, DIFF_DATA_SIZE) != 0;
+    unsigned differs = (end ? DIFFERS_END : 0) | (registers ? DIFFERS_REGISTERS : 0) | (memory ? DIFFERS_MEMORY : 0);
+    return differs ? differs : DIFFERS_EXTENDED;
+}
 
 int pair_differs(const struct diff_pair *pair, const struct diff_case *test, struct diff_state *expected,
                  struct diff_state *actual) {
@@ -32,12 +48,23 @@ int pair_differs(const struct diff_pair *pair, const struct diff_case *test, str
     return error ? error : !compare_states(test, expected, actual);
 }
 
-/* Keep the trial when it still fails. */
+/* Keep the trial when it still fails, and in a like way: not by an end where there was none before. */
 static bool try_it(struct minimiser *m) {
     if (compare_reads_undefined(m->trial) || pair_differs(m->pair, m->trial, m->expected, m->actual) != 1)
         return false;
+    unsigned differs = difference(m->expected, m->actual);
+    if (!(differs & m->differs) || (differs & DIFFERS_END & ~m->differs))
+        return false;
     *m->best = *m->trial;
     return true;
+}
+
+/* Units with an irreproducible output go as a whole or not at all. */
+static bool unit_is_glued(const struct stream *stream, unsigned unit) {
+    for (unsigned i = 0; i < stream->count; i++)
+        if (stream->insn[i].unit == unit && stream->insn[i].is_glued)
+            return true;
+    return false;
 }
 
 static void drop_instructions(struct minimiser *m, const struct stream *stream) {
@@ -52,8 +79,7 @@ static void drop_instructions(struct minimiser *m, const struct stream *stream) 
             if (try_it(m))
                 continue;
         }
-        bool is_glued = insn->is_glued || (i + 1 < stream->count && stream->insn[i + 1].is_glued);
-        if (is_glued)
+        if (unit_is_glued(stream, insn->unit))
             continue;
         *m->trial = *m->best;
         memset(m->trial->code + m->trial->entry + insn->offset, 0x90, insn->length);
@@ -122,7 +148,8 @@ void minimise(const struct diff_pair *pair, struct diff_case *test, const struct
     m.trial = aligned_alloc(64, align_up(sizeof *m.trial, 64));
     m.expected = aligned_alloc(64, align_up(sizeof *m.expected, 64));
     m.actual = aligned_alloc(64, align_up(sizeof *m.actual, 64));
-    if (m.trial && m.expected && m.actual) {
+    if (m.trial && m.expected && m.actual && pair_differs(pair, test, m.expected, m.actual) == 1) {
+        m.differs = difference(m.expected, m.actual);
         for (unsigned round = 0; round < 2; round++)
             drop_instructions(&m, stream);
         trim(&m);

@@ -1,5 +1,5 @@
-/* Memory operands: where they point and how they are spelt. See emit.h. */
-#include "emit.h"
+/* Memory operands: where they point and how they are spelt. See generator.h. */
+#include "generator.h"
 
 #include "cpu/x86.h"
 
@@ -189,7 +189,8 @@ void choose_memory(struct generator *g, struct form_fields *fields, const struct
         fields->address_size = true;
         width = UINT32_MAX;
     }
-    int index = rng_permille(rng, 350) ? choose_pinned(g, true) : -1;
+    /* What is overwritten afterwards at a fixed place must not depend on other units' registers. */
+    int index = !wish->is_fixed && rng_permille(rng, 350) ? choose_pinned(g, true) : -1;
     if (index == GPR_RSP)
         index = -1;
     unsigned scale = index >= 0 ? rng_below(rng, 4) : 0;
@@ -214,7 +215,7 @@ void choose_memory(struct generator *g, struct form_fields *fields, const struct
         }
         return;
     }
-    int base = way < 7 ? choose_pinned(g, false) : -1;
+    int base = way < 7 && !wish->is_fixed ? choose_pinned(g, false) : -1;
     if (base >= 0) {
         int64_t disp = (int64_t)(rest - g->pinned_value[base]);
         if (width == UINT32_MAX)
@@ -234,6 +235,6 @@ void choose_memory(struct generator *g, struct form_fields *fields, const struct
     uint64_t value = (rest - (uint64_t)disp) & width;
     if (width == UINT32_MAX && g->mode == 64 && rng_permille(rng, 500))
         value |= rng_u64(rng) << 32; /* the address size cuts it off */
-    emit_mov(g, (unsigned)base, value);
+    gen_mov(g, (unsigned)base, value);
     spell(g, fields, encoding, base, index, scale, disp);
 }

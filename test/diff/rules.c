@@ -19,6 +19,7 @@ static const char hypervisor[] = "natively it would call the hypervisor below th
 static const char sysenter[] = "natively it enters Linux's 32-bit landing pad, which changes EBP, ESP and ECX";
 static const char cet[] = "shadow stacks are hidden from guests; natively Linux may enable them for a process";
 static const char keys[] = "protection keys are hidden from guests and belong to the host's process natively";
+static const char hidden[] = "the feature is hidden from guests, so it is #UD there, but not on every host";
 static const char waits[] = "its result depends on a timer of the host";
 
 static const struct exclusion exclusions[] = {
@@ -42,6 +43,16 @@ static const struct exclusion exclusions[] = {
     {ZYDIS_MNEMONIC_INCSSPQ, cet},
     {ZYDIS_MNEMONIC_RDPKRU, keys},
     {ZYDIS_MNEMONIC_WRPKRU, keys},
+    {ZYDIS_MNEMONIC_XSAVES, hidden},
+    {ZYDIS_MNEMONIC_XSAVES64, hidden},
+    {ZYDIS_MNEMONIC_XRSTORS, hidden},
+    {ZYDIS_MNEMONIC_XRSTORS64, hidden},
+    {ZYDIS_MNEMONIC_ENQCMD, hidden},
+    {ZYDIS_MNEMONIC_ENQCMDS, hidden},
+    {ZYDIS_MNEMONIC_PTWRITE, hidden},
+    {ZYDIS_MNEMONIC_ENCLU, hidden},
+    {ZYDIS_MNEMONIC_ENCLS, hidden},
+    {ZYDIS_MNEMONIC_ENCLV, hidden},
     {ZYDIS_MNEMONIC_UMWAIT, waits},
     {ZYDIS_MNEMONIC_TPAUSE, waits},
     {ZYDIS_MNEMONIC_UMONITOR, waits},
@@ -72,6 +83,42 @@ bool rule_is_volatile(ZydisMnemonic mnemonic) {
     default:
         return false;
     }
+}
+
+bool rule_is_state_image(ZydisMnemonic mnemonic) {
+    switch (mnemonic) {
+    case ZYDIS_MNEMONIC_FLDENV:
+    case ZYDIS_MNEMONIC_FNSTENV:
+    case ZYDIS_MNEMONIC_FRSTOR:
+    case ZYDIS_MNEMONIC_FNSAVE:
+    case ZYDIS_MNEMONIC_FXSAVE:
+    case ZYDIS_MNEMONIC_FXSAVE64:
+    case ZYDIS_MNEMONIC_FXRSTOR:
+    case ZYDIS_MNEMONIC_FXRSTOR64:
+    case ZYDIS_MNEMONIC_XSAVE:
+    case ZYDIS_MNEMONIC_XSAVE64:
+    case ZYDIS_MNEMONIC_XSAVEC:
+    case ZYDIS_MNEMONIC_XSAVEC64:
+    case ZYDIS_MNEMONIC_XSAVEOPT:
+    case ZYDIS_MNEMONIC_XSAVEOPT64:
+    case ZYDIS_MNEMONIC_XRSTOR:
+    case ZYDIS_MNEMONIC_XRSTOR64:
+        return true;
+    default:
+        return false;
+    }
+}
+
+bool rule_is_repeated_comparison(const ZydisDecodedInstruction *instruction) {
+    return instruction->attributes & (ZYDIS_ATTRIB_HAS_REPE | ZYDIS_ATTRIB_HAS_REPNE);
+}
+
+bool rule_enters_mmx(const ZydisDecodedInstruction *instruction, const ZydisDecodedOperand *operand) {
+    for (unsigned i = 0; i < instruction->operand_count_visible; i++)
+        if (operand[i].type == ZYDIS_OPERAND_TYPE_REGISTER &&
+            ZydisRegisterGetClass(operand[i].reg.value) == ZYDIS_REGCLASS_MMX)
+            return true;
+    return false;
 }
 
 static const struct {

@@ -18,6 +18,17 @@ struct rule_flags {
 };
 struct rule_flags rule_flags(const ZydisDecodedInstruction *instruction, const ZydisDecodedOperand *operand);
 
+/* True when the instruction reads or writes a state image in parts, in an order of the processor's own: the
+ * CR2 of its page fault may be that of any part in the faulting page. */
+bool rule_is_state_image(ZydisMnemonic mnemonic);
+/* True for a repeated comparison: a fault shows the flags from when it was last resumed, and an interrupt may
+ * have done that at any iteration. */
+bool rule_is_repeated_comparison(const ZydisDecodedInstruction *instruction);
+
+/* True for MMX instructions: whether a faulting one has entered MMX state (TOP 0, tags valid) already, wholly or in
+ * part, is an implementation's own. */
+bool rule_enters_mmx(const ZydisDecodedInstruction *instruction, const ZydisDecodedOperand *operand);
+
 /* True when the instruction's outputs differ from run to run, so the generator overwrites them. */
 bool rule_is_volatile(ZydisMnemonic mnemonic);
 

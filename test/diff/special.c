@@ -1,6 +1,6 @@
 /* Instructions that need a scene to do anything but fault, or that leave something irreproducible behind.
- * See emit.h. In a few percent of cases the scene is left out: the fault is a test, too. */
-#include "emit.h"
+ * See generator.h. In a few percent of cases the scene is left out: the fault is a test, too. */
+#include "generator.h"
 
 #include "cpu/x86.h"
 #include "rules.h"
@@ -13,7 +13,9 @@ static uint16_t choose_selector(struct generator *g, bool for_load) {
                                       0x28, 0x2b, 0x2c, 0x30, 0x33, 0x63, 0x80, 0xff, 0xfff8};
     if (for_load && rng_permille(&g->rng, 800))
         return DIFF_DS;
-    return others[rng_below(&g->rng, ARRAY_SIZE(others))];
+    uint16_t selector = others[rng_below(&g->rng, ARRAY_SIZE(others))];
+    /* A null selector's RPL does not last: the IRET of any interrupt's handler clears it. */
+    return for_load && selector < 4 ? 0 : selector;
 }
 
 static uint64_t low_target(struct generator *g, unsigned size) {
@@ -30,7 +32,7 @@ static void set_pointer(struct generator *g, const struct draft *draft, unsigned
     uint64_t target = choose_target(g, &wish);
     if (draft->fields.address_size || g->mode == 32)
         target = (uint32_t)target;
-    emit_mov(g, reg, target);
+    gen_mov(g, reg, target);
 }
 
 static void before_string(struct generator *g, const struct draft *draft) {
@@ -38,25 +40,25 @@ static void before_string(struct generator *g, const struct draft *draft) {
     unsigned size = draft->instruction.operand_width / 8;
     uint32_t count = rng_permille(&g->rng, 60) ? rng_below(&g->rng, 900) : rng_below(&g->rng, 24);
     if (rng_permille(&g->rng, 300))
-        emit(g, cld, 1, NULL, false);
+        gen_emit(g, cld, 1, NULL, false);
     set_pointer(g, draft, GPR_RSI, size, false);
     set_pointer(g, draft, GPR_RDI, size, true);
-    emit_mov(g, GPR_RCX, count);
+    gen_mov(g, GPR_RCX, count);
 }
 
 /* The register operand of BT and its like moves the memory operand. */
 static void before_bit_test(struct generator *g, const struct draft *draft) {
     int reg = draft->operand[1].type == ZYDIS_OPERAND_TYPE_REGISTER ? register_number(draft->operand[1].reg.value) : -1;
     if (reg >= 0 && !((g->pinned | g->reserved) >> reg & 1))
-        emit_mov(g, (unsigned)reg,
+        gen_mov(g, (unsigned)reg,
                  (uint64_t)(int64_t)((int)rng_below(&g->rng, 512) - 256) & (g->mode == 64 ? UINT64_MAX : UINT32_MAX));
 }
 
 static void before_divide(struct generator *g, const struct draft *draft) {
     if (draft->instruction.operand_width == 8)
-        emit_mov(g, GPR_RAX, rng_below(&g->rng, 0x300));
+        gen_mov(g, GPR_RAX, rng_below(&g->rng, 0x300));
     else
-        emit_mov(g, GPR_RDX, rng_below(&g->rng, 4));
+        gen_mov(g, GPR_RDX, rng_below(&g->rng, 4));
 }
 
 static void before_flags_pop(struct generator *g, const struct draft *draft) {
@@ -67,9 +69,9 @@ static void before_flags_pop(struct generator *g, const struct draft *draft) {
             flags |= rare[i];
     if (draft->instruction.operand_width == 16) {
         uint8_t push[] = {0x66, 0x68, (uint8_t)flags, (uint8_t)(flags >> 8)};
-        emit(g, push, sizeof push, NULL, false);
+        gen_emit(g, push, sizeof push, NULL, false);
     } else {
-        emit_push(g, flags);
+        gen_push(g, flags);
     }
 }
 
@@ -77,16 +79,16 @@ static bool before_segment_load(struct generator *g, struct draft *draft) {
     const ZydisDecodedOperand *source = &draft->operand[1];
     uint16_t selector = choose_selector(g, true);
     if (draft->instruction.mnemonic == ZYDIS_MNEMONIC_POP) {
-        emit_push(g, selector);
+        gen_push(g, selector);
     } else if (draft->memory >= 0) {
         wish_fixed(draft, low_target(g, 16));
         unsigned offset = draft->instruction.mnemonic == ZYDIS_MNEMONIC_MOV ? 0 : draft->operand[draft->memory].size / 8 - 2;
-        emit_store(g, draft->wish.target + offset, 2, selector, false);
+        gen_store(g, draft->wish.target + offset, 2, selector, false);
     } else if (source->type == ZYDIS_OPERAND_TYPE_REGISTER) {
         int reg = register_number(source->reg.value);
         if (reg < 0 || (g->pinned | g->reserved) >> reg & 1)
             return false;
-        emit_mov(g, (unsigned)reg, selector);
+        gen_mov(g, (unsigned)reg, selector);
     }
     const ZydisDecodedOperand *loaded = &draft->operand[0];
     for (unsigned i = 0; i < draft->instruction.operand_count; i++)
@@ -107,19 +109,19 @@ static bool before_selector_test(struct generator *g, struct draft *draft) {
     uint16_t selector = choose_selector(g, false);
     if (draft->memory >= 0) {
         wish_fixed(draft, low_target(g, 16));
-        emit_store(g, draft->wish.target, 2, selector, false);
+        gen_store(g, draft->wish.target, 2, selector, false);
         return true;
     }
     int reg = register_number(source->reg.value);
     if (reg < 0 || (g->pinned | g->reserved) >> reg & 1)
         return false;
-    emit_mov(g, (unsigned)reg, selector);
+    gen_mov(g, (unsigned)reg, selector);
     return true;
 }
 
 static void before_state_save(struct generator *g, struct draft *draft, bool restores) {
-    emit_mov(g, GPR_RAX, rng_permille(&g->rng, 700) ? 0xffffffff : (uint32_t)rng_u64(&g->rng));
-    emit_mov(g, GPR_RDX, rng_permille(&g->rng, 900) ? 0 : (uint32_t)rng_u64(&g->rng));
+    gen_mov(g, GPR_RAX, rng_permille(&g->rng, 700) ? 0xffffffff : (uint32_t)rng_u64(&g->rng));
+    gen_mov(g, GPR_RDX, rng_permille(&g->rng, 900) ? 0 : (uint32_t)rng_u64(&g->rng));
     if (restores || rng_permille(&g->rng, 300))
         wish_fixed(draft, LAYOUT_XSAVE_IMAGE);
     else
@@ -130,11 +132,11 @@ static void before_x87(struct generator *g, const struct draft *draft) {
     static const uint8_t free_top[] = {0xdd, 0xc7}, emms[] = {0x0f, 0x77}, init[] = {0xdb, 0xe3};
     (void)draft;
     if (rng_permille(&g->rng, 250))
-        emit(g, free_top, 2, NULL, false);
+        gen_emit(g, free_top, 2, NULL, false);
     else if (rng_permille(&g->rng, 30))
-        emit(g, emms, 2, NULL, false);
+        gen_emit(g, emms, 2, NULL, false);
     else if (rng_permille(&g->rng, 15))
-        emit(g, init, 2, NULL, false);
+        gen_emit(g, init, 2, NULL, false);
 }
 
 static void before_gather(struct generator *g, struct draft *draft) {
@@ -144,7 +146,7 @@ static void before_gather(struct generator *g, struct draft *draft) {
     const ZydisDecodedOperandMem *mem = &draft->operand[draft->memory].mem;
     ZydisRegisterClass class = ZydisRegisterGetClass(mem->index);
     unsigned bits = class == ZYDIS_REGCLASS_ZMM ? 512 : class == ZYDIS_REGCLASS_YMM ? 256 : 128;
-    emit_load_indices(g, (unsigned)ZydisRegisterGetId(mem->index), bits, is_qword);
+    gen_load_indices(g, (unsigned)ZydisRegisterGetId(mem->index), bits, is_qword);
     draft->wish.size = 8;
     draft->wish.alignment = 1;
     wish_fixed(draft, LAYOUT_DATA + 0x800 + rng_below(&g->rng, 0x1000));
@@ -163,7 +165,7 @@ static bool before_base_write(struct generator *g, const struct draft *draft) {
     int reg = register_number(draft->operand[0].reg.value);
     if (reg < 0 || (g->pinned | g->reserved) >> reg & 1)
         return false;
-    emit_mov(g, (unsigned)reg, LAYOUT_DATA + (uint32_t)rng_below(&g->rng, 0x3000));
+    gen_mov(g, (unsigned)reg, LAYOUT_DATA + (uint32_t)rng_below(&g->rng, 0x3000));
     if (draft->instruction.mnemonic == ZYDIS_MNEMONIC_WRFSBASE)
         g->fs_known = false;
     else
@@ -179,7 +181,8 @@ static bool before_by_mnemonic(struct generator *g, struct draft *draft) {
     case ZYDIS_MNEMONIC_MASKMOVQ:
     case ZYDIS_MNEMONIC_MASKMOVDQU:
     case ZYDIS_MNEMONIC_VMASKMOVDQU:
-        set_pointer(g, draft, GPR_RDI, 16, true);
+        /* Whether an empty mask may fault is an implementation's own (SDM vol. 2, MASKMOVDQU). */
+        gen_mov(g, GPR_RDI, LAYOUT_DATA + rng_below(&g->rng, 0x2ff0));
         return true;
     case ZYDIS_MNEMONIC_BT:
     case ZYDIS_MNEMONIC_BTS:
@@ -203,12 +206,12 @@ static bool before_by_mnemonic(struct generator *g, struct draft *draft) {
     case ZYDIS_MNEMONIC_VERW:
         return before_selector_test(g, draft);
     case ZYDIS_MNEMONIC_LEAVE:
-        emit_mov(g, GPR_RBP, LAYOUT_STACK + 0x800 + 8 * rng_below(&g->rng, 128));
+        gen_mov(g, GPR_RBP, LAYOUT_STACK + 0x800 + 8 * rng_below(&g->rng, 128));
         return true;
     case ZYDIS_MNEMONIC_ENTER:
         patch_imm(draft, 0, rng_below(&g->rng, 512));
         patch_imm(draft, 1, rng_permille(&g->rng, 500) ? 0 : rng_below(&g->rng, 64));
-        emit_mov(g, GPR_RBP, LAYOUT_STACK + 0xe00 + 8 * rng_below(&g->rng, 64));
+        gen_mov(g, GPR_RBP, LAYOUT_STACK + 0xe00 + 8 * rng_below(&g->rng, 64));
         return true;
     case ZYDIS_MNEMONIC_XSAVE:
     case ZYDIS_MNEMONIC_XSAVE64:
@@ -239,11 +242,11 @@ static bool before_by_mnemonic(struct generator *g, struct draft *draft) {
         int reg = register_number(draft->operand[0].reg.value);
         if (reg < 0 || (g->pinned | g->reserved) >> reg & 1)
             return false;
-        emit_mov(g, (unsigned)reg, LAYOUT_DATA + 64 * rng_below(&g->rng, 128));
+        gen_mov(g, (unsigned)reg, LAYOUT_DATA + 64 * rng_below(&g->rng, 128));
         return true;
     }
     case ZYDIS_MNEMONIC_XGETBV:
-        emit_mov(g, GPR_RCX, rng_permille(&g->rng, 800) ? 0 : rng_below(&g->rng, 3));
+        gen_mov(g, GPR_RCX, rng_permille(&g->rng, 800) ? 0 : rng_below(&g->rng, 3));
         return true;
     default:
         return true;
@@ -271,7 +274,8 @@ bool special_before(struct generator *g, struct draft *draft) {
     if (writes_segment(draft))
         return before_segment_load(g, draft);
     bool must = mnemonic == ZYDIS_MNEMONIC_LAR || mnemonic == ZYDIS_MNEMONIC_LSL || rule_is_volatile(mnemonic) ||
-                strstr(ZydisMnemonicGetString(mnemonic), "save") || mnemonic == ZYDIS_MNEMONIC_FNSTENV;
+                strstr(ZydisMnemonicGetString(mnemonic), "save") ||
+                strstr(ZydisMnemonicGetString(mnemonic), "maskmov") || mnemonic == ZYDIS_MNEMONIC_FNSTENV;
     if (!must && rng_permille(&g->rng, 30))
         return true;
     if (draft->form->class == FORM_STRING)
@@ -285,24 +289,24 @@ bool special_before(struct generator *g, struct draft *draft) {
 
 /* A MOV that overwrites a register whose value is not reproducible. */
 static void wipe(struct generator *g, unsigned reg) {
-    emit_mov(g, reg, (uint32_t)rng_u64(&g->rng));
+    gen_mov(g, reg, (uint32_t)rng_u64(&g->rng));
     g->stream->insn[g->stream->count - 1].is_glued = true;
 }
 
 static void wipe_x87_environment(struct generator *g, uint64_t target, bool is_16) {
     if (is_16) {
         for (unsigned offset = 6; offset < 14; offset += 2)
-            emit_store(g, target + offset, 2, 0x1234, true);
+            gen_store(g, target + offset, 2, 0x1234, true);
     } else {
         for (unsigned offset = 12; offset < 28; offset += 4)
-            emit_store(g, target + offset, 4, 0x12345678, true);
+            gen_store(g, target + offset, 4, 0x12345678, true);
     }
 }
 
 static void wipe_fxsave(struct generator *g, uint64_t target) {
-    emit_store(g, target + 6, 2, 0, true);
+    gen_store(g, target + 6, 2, 0, true);
     for (unsigned offset = 8; offset < 24; offset += 4)
-        emit_store(g, target + offset, 4, 0, true);
+        gen_store(g, target + offset, 4, 0, true);
 }
 
 void special_after(struct generator *g, const struct draft *draft) {
@@ -345,14 +349,14 @@ void special_after(struct generator *g, const struct draft *draft) {
     case ZYDIS_MNEMONIC_XSAVE64:
         /* XINUSE, and what it lets the processor leave out, is an implementation's own. */
         wipe_fxsave(g, target);
-        emit_store(g, target + 512, 4, 3, true);
-        emit_store(g, target + 516, 4, 0, true);
+        gen_store(g, target + 512, 4, 3, true);
+        gen_store(g, target + 516, 4, 0, true);
         break;
     case ZYDIS_MNEMONIC_XSAVEC:
     case ZYDIS_MNEMONIC_XSAVEC64:
     case ZYDIS_MNEMONIC_XSAVEOPT:
     case ZYDIS_MNEMONIC_XSAVEOPT64:
-        emit_zero(g, target, layout_xstate()->size);
+        gen_zero(g, target, layout_xstate()->size);
         break;
     default:
         break;

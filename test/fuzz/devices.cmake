@@ -1,1 +1,1 @@
-nestor_add_fuzzer(fuzz_devices nestor-machine ${CMAKE_CURRENT_LIST_DIR}/fuzz_devices.c)
+nestor_add_fuzzer(fuzz_devices nestor-board ${CMAKE_CURRENT_LIST_DIR}/fuzz_devices.c)

@@ -1,10 +1,10 @@
 /* Fuzzer of the kernel loaders: any bytes as a kernel file must load or be refused, without a stray access.
  *
- *   fuzz_loaders [--runs N] [--seed S] [FILE...]
+ *   fuzz_loaders [--runs N] [--seed S] [--write-seeds DIRECTORY] [FILE...]
  *
  * Each FILE is loaded as it is. Then N (default 20000) mutations of built-in images, one of each kind, are
- * loaded, drawn from the generator that S starts: the same S gives the same runs. Built with clang and
- * -fsanitize=fuzzer -DNESTOR_LIBFUZZER, the coverage-guided driver takes the place of this one. */
+ * loaded, drawn from the generator that S starts: the same S gives the same runs. --write-seeds writes those
+ * images out for libFuzzer, whose coverage-guided driver takes this one's place under NESTOR_FUZZ. */
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <stdio.h>
@@ -135,7 +135,19 @@ static void run_file(const char *path) {
     free(data);
 }
 
+static void write_seeds(const struct boot_image *images, size_t count, const char *directory) {
+    char path[512];
+    for (size_t i = 0; i < count; i++) {
+        snprintf(path, sizeof path, "%s/image-%02zu", directory, i);
+        FILE *file = fopen(path, "we");
+        if (!file || fputc(0, file) || fwrite(images[i].data, 1, images[i].size, file) != images[i].size)
+            exit(2);
+        fclose(file);
+    }
+}
+
 int main(int argc, char **argv) {
+    const char *seeds = NULL;
     unsigned long runs = 20000, seed = 1;
     /* Refusals are the normal case here, and their lines would be millions. */
     int report = fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, 10);
@@ -148,6 +160,8 @@ int main(int argc, char **argv) {
             runs = strtoul(argv[++i], NULL, 0);
         else if (!strcmp(argv[i], "--seed") && i + 1 < argc)
             seed = strtoul(argv[++i], NULL, 0);
+        else if (!strcmp(argv[i], "--write-seeds") && i + 1 < argc)
+            seeds = argv[++i];
         else
             run_file(argv[i]);
     }
@@ -161,6 +175,8 @@ int main(int argc, char **argv) {
                                                        boot_image_bzimage(elf64, -1)};
     for (int codec = 0; codec < BOOT_IMAGE_CODECS; codec++)
         images[6 + codec] = boot_image_bzimage(elf64, codec);
+    if (seeds)
+        write_seeds(images, ARRAY_SIZE(images), seeds);
     run_mutations(images, ARRAY_SIZE(images), runs);
     for (size_t i = 0; i < ARRAY_SIZE(images); i++)
         boot_image_free(&images[i]);

@@ -1,6 +1,6 @@
 /*
- * The local APIC on one CPU: priorities, interrupt shadows, the timer in its three modes, NMI, x2APIC. Source: Intel
- * SDM volume 3, chapter 11, 6.7 (NMI), 6.8 (masking).
+ * The local APIC on one CPU: priorities, interrupt shadows, the timer in its three modes, NMI, x2APIC.
+ * Source: Intel SDM volume 3, chapter 11, 6.7 (NMI), 6.8 (masking).
  */
 #include "apic.h"
 
@@ -66,7 +66,8 @@ static void check_ipis(void) {
         interrupts_window();
         check(counts[VECTOR_A], 1, "%s: %s IPI", mode, ways[i].name);
         check(last_in_service, true, "%s: %s IPI is in service", mode, ways[i].name);
-        check(apic_bit(APIC_IRR, VECTOR_A) | apic_bit(APIC_ISR, VECTOR_A), false, "%s: %s IPI is done", mode, ways[i].name);
+        check(apic_bit(APIC_IRR, VECTOR_A) || apic_bit(APIC_ISR, VECTOR_A), false, "%s: %s IPI is done", mode,
+              ways[i].name);
     }
     counts_clear();
     apic_ipi(0, ICR_OTHERS | ICR_ASSERT | VECTOR_A);
@@ -134,8 +135,8 @@ static void check_priority(void) {
     orders = 0;
     apic_ipi(0, ICR_SELF | ICR_ASSERT | VECTOR_A);
     interrupts_window();
-    check(order[0] << 24 | order[1] << 16 | order[2] << 8 | order[3], VECTOR_A << 24 | VECTOR_B << 16 | (VECTOR_A + 1),
-          "a higher class nests, the same class waits");
+    check(order[0] << 24 | order[1] << 16 | order[2] << 8 | order[3],
+          VECTOR_A << 24 | VECTOR_B << 16 | (VECTOR_A + 1), "a higher class nests, the same class waits");
     trap_handle(VECTOR_A, handler_count);
     trap_handle(VECTOR_A + 1, handler_count);
     trap_handle(VECTOR_B, handler_count);
@@ -242,6 +243,102 @@ static void check_timer(void) {
     apic_write(APIC_LVT_TIMER, LVT_MASKED);
 }
 
+static volatile unsigned long rep_cx, rep_di;
+static volatile bool rep_hit, rep_resume;
+SNIPPET(rep_stos, "rep stosb");
+
+static void handler_rep(struct context *frame) {
+    if (frame->ip == (unsigned long)rep_stos) {
+        rep_hit = true;
+        rep_cx = frame->cx;
+        rep_di = frame->di;
+        rep_resume = frame->flags & FLAG_RF;
+    }
+    apic_eoi();
+}
+
+/* An interrupt inside a string instruction: its state is that of a whole number of iterations. */
+static void check_rep(void) {
+    const unsigned long bytes = 0x800000;
+    unsigned long start = 0x1000000;
+    trap_handle(VECTOR_TIMER, handler_rep);
+    apic_write(APIC_TIMER_DIVIDE, 0xb);
+    apic_write(APIC_LVT_TIMER, VECTOR_TIMER);
+    rep_hit = false;
+    uint32_t delay = 20000;
+    for (unsigned i = 0; i < 12 && !rep_hit; i++, delay *= 2) {
+        struct context c = context_kernel(rep_stos);
+        c.cx = bytes;
+        c.di = start;
+        c.ax = 0x5a;
+        c.flags |= FLAG_IF;
+        apic_write(APIC_TIMER_INITIAL, delay);
+        context_run(&c);
+        apic_write(APIC_TIMER_INITIAL, 0);
+        interrupts_window();
+        check(c.vector << 32 | c.cx, (uint64_t)VECTOR_DONE << 32, "rep stosb under a timer ends");
+        check(c.di, start + bytes, "rep stosb under a timer: rdi");
+    }
+    if (rep_hit) {
+        check(rep_cx + rep_di, start + bytes, "interrupt in rep stosb: rcx and rdi agree");
+        check(rep_cx != 0, true, "interrupt in rep stosb: iterations are left");
+        /* RF is set unless the interrupt came before the first iteration (SDM 3, 17.3.1.1). */
+        check(rep_resume, rep_cx != bytes, "interrupt in rep stosb: RF is pushed set");
+    } else {
+        check_skip("interrupt in rep stosb", "none came inside");
+    }
+    check(*(volatile uint8_t *)start == 0x5a && *(volatile uint8_t *)(start + bytes - 1) == 0x5a, true,
+          "rep stosb under a timer: memory");
+    trap_handle(VECTOR_TIMER, handler_count);
+    apic_write(APIC_LVT_TIMER, LVT_MASKED);
+}
+
+SNIPPET(spin_self, "sti\n1:\tjmp 1b");
+SNIPPET(spin_loop, "sti\n1:\tinc %eax\n\tjmp 1b");
+SNIPPET(spin_indirect, "sti\n\tlea 1f(%rip), %rax\n1:\tjmp *%rax");
+SNIPPET(spin_call, "sti\n1:\tcall 2f\n\tjmp 1b\n2:\tret");
+SNIPPET(spin_flags, "sti\n1:\tcmp %rax, %rax\n\tje 1b");
+SNIPPET(spin_halt, "sti\n1:\thlt\n\tjmp 1b");
+
+static void handler_leave(struct context *frame) {
+    frame->ip = (unsigned long)rep_stos + 2; /* where the snippet ends */
+    apic_eoi();
+}
+
+/* An interrupt reaches code that never leaves its loop. */
+static void check_loops(void) {
+    static const struct {
+        const char *name;
+        const char *code;
+    } loops[] = {{"jmp to itself", spin_self},
+                 {"loop of two instructions", spin_loop},
+                 {"indirect jmp to itself", spin_indirect},
+                 {"call and ret", spin_call},
+                 {"loop on flags", spin_flags},
+                 {"hlt", spin_halt}};
+    trap_handle(VECTOR_TIMER, handler_leave);
+    apic_write(APIC_LVT_TIMER, VECTOR_TIMER);
+    for (unsigned i = 0; i < ARRAY_SIZE(loops); i++)
+        for (unsigned user = 0; user < 2; user++) {
+            if (user && loops[i].code == spin_halt)
+                continue;
+            struct context c = user ? context_user(loops[i].code + 1) : context_kernel(loops[i].code);
+            c.flags |= user ? FLAG_IF : 0;
+            apic_write(APIC_TIMER_INITIAL, 1000000);
+            if (user)
+                trap_handle(VECTOR_TIMER, 0); /* ends the context */
+            context_run(&c);
+            check(c.vector, user ? VECTOR_TIMER : VECTOR_DONE, "a timer reaches: %s, CPL %u", loops[i].name,
+                  user ? 3 : 0);
+            if (user) {
+                apic_eoi();
+                trap_handle(VECTOR_TIMER, handler_leave);
+            }
+        }
+    trap_handle(VECTOR_TIMER, handler_count);
+    apic_write(APIC_LVT_TIMER, LVT_MASKED);
+}
+
 static volatile unsigned nmi_depth, nmi_deepest, nmi_total;
 
 static void handler_nmi(struct context *frame) {
@@ -274,8 +371,10 @@ static void check_x2(void) {
         return;
     }
     check(TRY("rdmsr", : : "c"(0x802) : "rax", "rdx"), VECTOR_GP, "x2APIC register in xAPIC mode");
-    check(TRY("wrmsr", : : "c"(MSR_APIC_BASE), "a"((uint32_t)((base & ~APIC_BASE_ENABLE) | APIC_BASE_X2)), "d"(0)), VECTOR_GP,
-          "APIC_BASE: EXTD without EN");
+    check(TRY("wrmsr",
+              :
+              : "c"(MSR_APIC_BASE), "a"((uint32_t)((base & ~APIC_BASE_ENABLE) | APIC_BASE_X2)), "d"(0)),
+          VECTOR_GP, "APIC_BASE: EXTD without EN");
     write_msr(MSR_APIC_BASE, base | APIC_BASE_X2);
     check(apic_is_x2(), true, "x2APIC mode");
     check(apic_id(), id, "x2APIC: ID");
@@ -285,12 +384,19 @@ static void check_x2(void) {
         const char *name;
         unsigned msr;
         bool write;
-    } faults[] = {{"read of DFR", 0x80e, false}, {"read of EOI", 0x80b, false},    {"write of ID", 0x802, true},
-                  {"write of LDR", 0x80d, true}, {"write of PPR", 0x80a, true},    {"write of ISR", 0x810, true},
-                  {"read of SELF_IPI", 0x83f, false}, {"read of 0x831", 0x831, false}, {"write of current count", 0x839, true}};
+    } faults[] = {{"read of DFR", 0x80e, false},          {"read of EOI", 0x80b, false},
+                  {"write of ID", 0x802, true},           {"write of LDR", 0x80d, true},
+                  {"write of PPR", 0x80a, true},          {"write of ISR", 0x810, true},
+                  {"read of SELF_IPI", 0x83f, false},     {"read of 0x831", 0x831, false},
+                  {"write of current count", 0x839, true}};
     for (unsigned i = 0; i < ARRAY_SIZE(faults); i++)
-        check(faults[i].write ? TRY("wrmsr", : : "c"(faults[i].msr), "a"(0), "d"(0))
-                              : TRY("rdmsr", : : "c"(faults[i].msr) : "rax", "rdx"),
+        check(faults[i].write ? TRY("wrmsr",
+                                    :
+                                    : "c"(faults[i].msr), "a"(0), "d"(0))
+                              : TRY("rdmsr",
+                                    :
+                                    : "c"(faults[i].msr)
+                                    : "rax", "rdx"),
               VECTOR_GP, "x2APIC: %s", faults[i].name);
     check(TRY("wrmsr", : : "c"(0x80b), "a"(1), "d"(0)), VECTOR_GP, "x2APIC: EOI with a value");
     check(TRY("wrmsr", : : "c"(0x808), "a"(0x100), "d"(0)), VECTOR_GP, "x2APIC: TPR with a reserved bit");
@@ -301,11 +407,16 @@ static void check_x2(void) {
     check_ipis();
     check_priority();
     check_timer();
-    check(TRY("wrmsr", : : "c"(MSR_APIC_BASE), "a"((uint32_t)base), "d"(0)), VECTOR_GP, "APIC_BASE: x2APIC to xAPIC");
+    check(TRY("wrmsr",
+              :
+              : "c"(MSR_APIC_BASE), "a"((uint32_t)base), "d"(0)),
+          VECTOR_GP, "APIC_BASE: x2APIC to xAPIC");
     write_msr(MSR_APIC_BASE, base & ~(uint64_t)APIC_BASE_ENABLE);
     check(cpuid(1, 0).d & BIT(9), 0, "cpuid: no APIC while it is off");
-    check(TRY("wrmsr", : : "c"(MSR_APIC_BASE), "a"((uint32_t)(base | APIC_BASE_X2)), "d"(0)), VECTOR_GP,
-          "APIC_BASE: off to x2APIC");
+    check(TRY("wrmsr",
+              :
+              : "c"(MSR_APIC_BASE), "a"((uint32_t)(base | APIC_BASE_X2)), "d"(0)),
+          VECTOR_GP, "APIC_BASE: off to x2APIC");
     write_msr(MSR_APIC_BASE, base);
     check(apic_is_x2(), false, "xAPIC mode again");
     check(apic_read(APIC_SVR) & 0x1ff, 0xff, "switching the APIC off resets it");
@@ -323,6 +434,8 @@ void kernel_main(void) {
     check_ipis();
     check_priority();
     check_timer();
+    check_rep();
+    check_loops();
     check_nmi();
     check_x2();
     checks_finish("apic64");

@@ -1,6 +1,6 @@
 /*
- * Control registers, EFER, XCR0 and MSRs: what may be written, what faults, and which instructions they switch on
- * and off at which privilege level. Source: Intel SDM volume 3, 2.5, 2.6, 13.5; volume 4; volume 2.
+ * Control registers, EFER, XCR0 and MSRs: what may be written, what faults, and which instructions they
+ * switch on and off at which privilege level. Source: Intel SDM volume 3, 2.5, 2.6, 13.5; volume 4; volume 2.
  */
 #include "control64.h"
 
@@ -48,11 +48,25 @@ static void check_privileged(void) {
         const char *name;
         const void *code;
     } privileged[] = {
-        {"hlt", user_hlt},           {"cli", user_cli},           {"sti", user_sti},         {"in", user_in},
-        {"out", user_out},           {"ins", user_ins},           {"lgdt", user_lgdt},       {"lidt", user_lidt},
-        {"lldt", user_lldt},         {"ltr", user_ltr},           {"lmsw", user_lmsw},       {"clts", user_clts},
-        {"mov from cr0", user_read_cr0}, {"mov to cr3", user_write_cr3}, {"mov from cr8", user_read_cr8},
-        {"invlpg", user_invlpg},     {"invd", user_invd},         {"wbinvd", user_wbinvd},   {"rdmsr", user_rdmsr},
+        {"hlt", user_hlt},
+        {"cli", user_cli},
+        {"sti", user_sti},
+        {"in", user_in},
+        {"out", user_out},
+        {"ins", user_ins},
+        {"lgdt", user_lgdt},
+        {"lidt", user_lidt},
+        {"lldt", user_lldt},
+        {"ltr", user_ltr},
+        {"lmsw", user_lmsw},
+        {"clts", user_clts},
+        {"mov from cr0", user_read_cr0},
+        {"mov to cr3", user_write_cr3},
+        {"mov from cr8", user_read_cr8},
+        {"invlpg", user_invlpg},
+        {"invd", user_invd},
+        {"wbinvd", user_wbinvd},
+        {"rdmsr", user_rdmsr},
         {"wrmsr", user_wrmsr},
     };
     struct tally tally;
@@ -65,13 +79,18 @@ static void check_privileged(void) {
     static const struct {
         const char *name;
         const void *code;
-    } stores[] = {{"sgdt", user_sgdt}, {"sidt", user_sidt}, {"sldt", user_sldt}, {"str", user_str}, {"smsw", user_smsw}};
+    } stores[] = {{"sgdt", user_sgdt},
+                  {"sidt", user_sidt},
+                  {"sldt", user_sldt},
+                  {"str", user_str},
+                  {"smsw", user_smsw}};
     bool has_umip = cpuid(7, 0).c & BIT(2);
     for (unsigned umip = 0; umip <= has_umip; umip++) {
         if (has_umip)
             write_cr4((read_cr4() & ~CR4_UMIP) | (umip ? CR4_UMIP : 0));
         for (unsigned i = 0; i < ARRAY_SIZE(stores); i++)
-            check(user_vector(stores[i].code), umip ? VECTOR_GP : VECTOR_DONE, "%s at CPL 3, UMIP %u", stores[i].name, umip);
+            check(user_vector(stores[i].code), umip ? VECTOR_GP : VECTOR_DONE, "%s at CPL 3, UMIP %u",
+                  stores[i].name, umip);
     }
     if (has_umip)
         write_cr4(read_cr4() & ~CR4_UMIP);
@@ -176,10 +195,14 @@ static void check_msrs(void) {
     check(cpuid(1, 0).a != 0, true, "cpuid leaf 1");
     struct cpuid top = cpuid(0, 0);
     check(top.a >= 0xd && top.a < 0x100, true, "cpuid: highest basic leaf");
-    check(cpuid(0x80000008, 0).a >> 8 & 0xff, cpuid(7, 0).c & BIT(16) ? 57 : 48, "cpuid: linear address bits");
+    check(cpuid(0x80000008, 0).a >> 8 & 0xff, cpuid(7, 0).c & BIT(16) ? 57 : 48,
+          "cpuid: linear address bits");
     check(cpuid(1, 0).c >> 27 & 1, read_cr4() & CR4_OSXSAVE ? 1 : 0, "cpuid: OSXSAVE follows cr4");
     /* The low and the high half come from eax and edx alone. */
-    asm volatile("wrmsr" : : "c"(0xffffffff00000000ul | MSR_KERNEL_GS_BASE), "a"(0x1111111111112222), "d"(0x3333333300007fff));
+    asm volatile("wrmsr"
+                 :
+                 : "c"(0xffffffff00000000ul | MSR_KERNEL_GS_BASE), "a"(0x1111111111112222),
+                   "d"(0x3333333300007fff));
     check(read_msr(MSR_KERNEL_GS_BASE), 0x7fff11112222, "wrmsr ignores the upper halves of its registers");
     unsigned long a = ~0ul, d = ~0ul;
     asm volatile("rdmsr" : "+a"(a), "+d"(d) : "c"(MSR_KERNEL_GS_BASE));

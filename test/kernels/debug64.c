@@ -1,6 +1,6 @@
 /*
- * Debug exceptions: single-step, breakpoints on execution, data and ports, RF, the shadow of MOV SS, general detect,
- * and access to the debug registers. Source: Intel SDM volume 3, chapter 17.
+ * Debug exceptions: single-step, breakpoints on execution, data and ports, RF, the shadow of MOV SS, general
+ * detect, and access to the debug registers. Source: Intel SDM volume 3, chapter 17.
  */
 #include "runtime.h"
 
@@ -13,6 +13,7 @@
 #define DR7_GLOBAL(n) BIT(2 * (n) + 1)
 #define DR7_GD BIT(13)
 #define DR7_KIND(n, rw, len) ((unsigned long)((rw) | (len) << 2) << (16 + 4 * (n)))
+#define ANY_RIP 0xff
 #define EXECUTE 0
 #define WRITE 1
 #define PORT 2
@@ -63,14 +64,14 @@ struct step_case {
 };
 
 SNIPPET(step_nops, "nop\n\tnop\n\tnop");
-SNIPPET(step_ss, "mov %ss, %eax\n\tmov %eax, %ss\n\tnop\n\tnop"); /* 2 2 1 1 */
-SNIPPET(step_jump, "jmp 1f\n\tud2\n1:\tnop");                     /* 2 2 1 */
-SNIPPET(step_call, "call 1f\n\tjmp 2f\n1:\tret\n2:");             /* 5 2 1 */
-SNIPPET(step_pushf, "pushf\n\tpop %rax");                         /* 1 1 */
+SNIPPET(step_ss, "mov %ss, %eax\n\tmov %eax, %ss\n\tnop\n\tnop");       /* 2 2 1 1 */
+SNIPPET(step_jump, "jmp 1f\n\tud2\n1:\tnop");                           /* 2 2 1 */
+SNIPPET(step_call, "call 1f\n\tjmp 2f\n1:\tret\n2:");                   /* 5 2 1 */
+SNIPPET(step_pushf, "pushf\n\tpop %rax");                               /* 1 1 */
 SNIPPET(step_popf_off, "pushf\n\tandl $~0x100, (%rsp)\n\tpopf\n\tnop"); /* 1 7 1 1 */
-SNIPPET(step_cpuid, "xor %eax, %eax\n\tcpuid\n\trdtsc\n\tnop");   /* 2 2 2 1 */
-SNIPPET(step_sti, "sti\n\tcli\n\tnop");                           /* 1 1 1 */
-SNIPPET(step_cr, "mov %cr0, %rax\n\tmov %rax, %cr0\n\tnop");      /* 3 3 1 */
+SNIPPET(step_cpuid, "xor %eax, %eax\n\tcpuid\n\trdtsc\n\tnop");         /* 2 2 2 1 */
+SNIPPET(step_sti, "sti\n\tcli\n\tnop");                                 /* 1 1 1 */
+SNIPPET(step_cr, "mov %cr0, %rax\n\tmov %rax, %cr0\n\tnop");            /* 3 3 1 */
 
 static void check_steps(void) {
     static const struct step_case cases[] = {
@@ -91,7 +92,8 @@ static void check_steps(void) {
         tally_case(&tally, c.vector, VECTOR_DONE, "end");
         tally_case(&tally, trace.count, cases[i].steps, "steps");
         for (unsigned j = 0; j < cases[i].steps && j < trace.count; j++) {
-            tally_case(&tally, trace.ip[j] - (unsigned long)cases[i].code, cases[i].offsets[j], "rip of step %u", j);
+            tally_case(&tally, trace.ip[j] - (unsigned long)cases[i].code, cases[i].offsets[j],
+                       "rip of step %u", j);
             tally_case(&tally, trace.dr6[j], DR6_CLEAR | DR6_BS, "dr6 of step %u", j);
             tally_case(&tally, trace.flags[j] & FLAG_RF, 0, "RF of step %u", j);
         }
@@ -103,7 +105,7 @@ static void check_steps(void) {
     check(trace.count, 2, "steps at CPL 3");
 }
 
-SNIPPET(step_rep, "mov $4, %ecx\n\tmov %rdi, %rsi\n\trep movsb\n\tnop"); /* 5 3 2 1 */
+SNIPPET(step_rep, "mov $4, %ecx\n\tmov %rdi, %rsi\n\trep movsb\n\tnop");    /* 5 3 2 1 */
 SNIPPET(step_popf_on, "pushf\n\torl $0x100, (%rsp)\n\tpopf\n\tnop\n\tnop"); /* 1 7 1 1 1 */
 SNIPPET(step_fault, "nop\n\tud2");
 SNIPPET(step_int, "int $0x50\n\tnop");
@@ -141,7 +143,8 @@ static void check_step_forms(void) {
     c = traced(step_int, FLAG_TF, false);
     check(handler_flags & FLAG_TF, 0, "int n clears TF");
     check(trace.count, 1, "int n itself is not trapped");
-    check(trace.ip[0] - (unsigned long)step_int, 3, "after the handler's iret the next instruction is trapped");
+    check(trace.ip[0] - (unsigned long)step_int, 3,
+          "after the handler's iret the next instruction is trapped");
     trap_handle(0x50, 0);
     write_dr6(DR6_CLEAR);
     c = context_kernel(step_nops);
@@ -151,11 +154,11 @@ static void check_step_forms(void) {
     check(read_flags() & FLAG_TF, 0, "the handler runs without TF");
 }
 
-SNIPPET(break_code, "nop\n\tnop\n\tmov $1, %eax\n\tnop");                                /* 1 1 5 1 */
-SNIPPET(break_rep, "mov $3, %ecx\n\tlea 8(%rdi), %rdi\n\trep stosb\n\tnop");               /* 5 4 2 1 */
-SNIPPET(break_ss, "mov %ss, (%rdi)\n\tmov (%rdi), %ss\n\tnop\n\tnop");                     /* 2 2 1 1 */
-SNIPPET(break_out, "mov $0, %al\n\tout %al, $0x80\n\tnop");                                /* 2 2 1 */
-SNIPPET(break_read, "mov (%rdi), %rax\n\tnop");                                            /* 3 1 */
+SNIPPET(break_code, "nop\n\tnop\n\tmov $1, %eax\n\tnop");                    /* 1 1 5 1 */
+SNIPPET(break_rep, "mov $3, %ecx\n\tlea 8(%rdi), %rdi\n\trep stosb\n\tnop"); /* 5 4 2 1 */
+SNIPPET(break_ss, "mov %ss, (%rdi)\n\tmov (%rdi), %ss\n\tnop\n\tnop");       /* 2 2 1 1 */
+SNIPPET(break_out, "mov $0, %al\n\tout %al, $0x80\n\tnop");                  /* 2 2 1 */
+SNIPPET(break_read, "mov (%rdi), %rax\n\tnop");                              /* 3 1 */
 SNIPPET(break_write, "mov %rax, (%rdi)\n\tnop");
 SNIPPET(break_add, "addb $1, (%rdi)\n\tnop");
 SNIPPET(break_push, "mov %rsp, %rbx\n\tlea 8(%rdi), %rsp\n\tpush %rax\n\tmov %rbx, %rsp"); /* 3 4 1 3 */
@@ -211,7 +214,8 @@ static void check_data(void) {
         {"access breakpoint, read and write", break_add, ACCESS, 0, 0, 1, 3},
         {"write breakpoint of a byte behind", break_add, WRITE, 0, 1, 0, 0},
         {"write breakpoint, push", break_push, WRITE, 2, 0, 1, 8},
-        {"write breakpoint, rep stosb", break_rep, WRITE, 0, 9, 1, 9},
+        /* A fast string operation may report it later than the iteration (SDM 1, 7.3.9.3). */
+        {"write breakpoint, rep stosb", break_rep, WRITE, 0, 9, 1, ANY_RIP},
         {"write breakpoint, last of rep stosb", break_rep, WRITE, 0, 10, 1, 11},
     };
     for (unsigned user = 0; user < 2; user++)
@@ -221,10 +225,11 @@ static void check_data(void) {
             write_dr1(base + cases[i].offset);
             write_dr7(DR7_FIXED | DR7_LOCAL(1) | DR7_KIND(1, cases[i].kind, cases[i].length));
             struct context c = traced(cases[i].code, 0, user);
-            check(c.vector << 32 | trace.count, (uint64_t)VECTOR_DONE << 32 | cases[i].count, "%s: end and traps",
-                  cases[i].name);
+            check(c.vector << 32 | trace.count, (uint64_t)VECTOR_DONE << 32 | cases[i].count,
+                  "%s: end and traps", cases[i].name);
             if (cases[i].count && trace.count) {
-                check(trace.ip[0] - start, cases[i].ip, "%s: rip", cases[i].name);
+                if (cases[i].ip != ANY_RIP)
+                    check(trace.ip[0] - start, cases[i].ip, "%s: rip", cases[i].name);
                 check(trace.dr6[0] & 0xf002, DR6_B(1), "%s: dr6", cases[i].name);
             }
         }

@@ -1,6 +1,6 @@
 /*
- * Exceptions in 64-bit mode: which vector, which error code, what the frame says, and in what state the machine
- * is left. Source: Intel SDM volume 3, chapter 6, and the instruction pages of volume 2.
+ * Exceptions in 64-bit mode: which vector, which error code, what the frame says, and in what state the
+ * machine is left. Source: Intel SDM volume 3, chapter 6, and the instruction pages of volume 2.
  */
 #include "runtime.h"
 
@@ -20,14 +20,18 @@ static void check_instructions(void) {
     check(TRY("ud2", :), VECTOR_UD, "ud2");
     check(TRY(".byte 0x0f, 0xff, 0xc0", :), VECTOR_UD, "ud0");
     check(TRY(".byte 0x0f, 0xb9, 0xc0", :), VECTOR_UD, "ud1");
-    check(TRY("xor %%edx, %%edx\n\tmov $1, %%eax\n\txor %%ecx, %%ecx\n\tdivl %%ecx", ::: "rax", "rcx", "rdx"),
+    check(TRY("xor %%edx, %%edx\n\tmov $1, %%eax\n\txor %%ecx, %%ecx\n\tdivl %%ecx", ::
+                  : "rax", "rcx", "rdx"),
           VECTOR_DE, "div by zero");
-    check(TRY("mov $1, %%edx\n\txor %%eax, %%eax\n\tmov $1, %%ecx\n\tdivl %%ecx", ::: "rax", "rcx", "rdx"),
+    check(TRY("mov $1, %%edx\n\txor %%eax, %%eax\n\tmov $1, %%ecx\n\tdivl %%ecx", ::
+                  : "rax", "rcx", "rdx"),
           VECTOR_DE, "div overflow");
-    check(TRY("mov $0x80000000, %%eax\n\tcltd\n\tmov $-1, %%ecx\n\tidivl %%ecx", ::: "rax", "rcx", "rdx"),
+    check(TRY("mov $0x80000000, %%eax\n\tcltd\n\tmov $-1, %%ecx\n\tidivl %%ecx", ::
+                  : "rax", "rcx", "rdx"),
           VECTOR_DE, "idiv minimum by -1");
-    check(TRY("mov $0x80, %%eax\n\tmovsbw %%al, %%ax\n\tmov $-1, %%ecx\n\tidivb %%cl", ::: "rax", "rcx"), VECTOR_DE,
-          "idiv byte minimum by -1");
+    check(TRY("mov $0x80, %%eax\n\tmovsbw %%al, %%ax\n\tmov $-1, %%ecx\n\tidivb %%cl", ::
+                  : "rax", "rcx"),
+          VECTOR_DE, "idiv byte minimum by -1");
     check(TRY("mov (%1), %0", : "=r"(x) : "r"(noncanonical)), VECTOR_GP, "non-canonical load");
     check(probe.error, 0, "non-canonical load: error code");
     check(TRY("mov %0, (%1)", ::"r"(x), "r"(noncanonical)), VECTOR_GP, "non-canonical store");
@@ -35,7 +39,10 @@ static void check_instructions(void) {
     at = 0x7ffffffffff8;
     check(TRY("mov (%1), %0", : "=r"(x) : "r"(at)), NO_TRAP, "load up to the canonical end");
     at++;
-    check(TRY("mov (%1), %0", : "=r"(x) : "r"(at)), VECTOR_GP, "load that crosses into the non-canonical hole");
+    check(TRY("mov (%1), %0",
+              : "=r"(x)
+              : "r"(at)),
+          VECTOR_GP, "load that crosses into the non-canonical hole");
     struct context c = context_kernel(load_by_rbp);
     c.bp = NON_CANONICAL;
     context_run(&c);
@@ -57,8 +64,10 @@ static void check_instructions(void) {
     context_run(&c);
     check_end(&c, VECTOR_SS, 0, "ret from a non-canonical stack");
     /* Near branches check their target before they load RIP (SDM 2, JMP): the frame shows the branch. */
-    check(TRY("lea 1f(%%rip), %0\n1:\tjmp *%1", : "=&r"(at) : "r"(noncanonical)), VECTOR_GP,
-          "jump to a non-canonical address");
+    check(TRY("lea 1f(%%rip), %0\n1:\tjmp *%1",
+              : "=&r"(at)
+              : "r"(noncanonical)),
+          VECTOR_GP, "jump to a non-canonical address");
     check(probe.ip, at, "jump to a non-canonical address: rip is the jump's");
     check(TRY("int3", :), VECTOR_BP, "int3");
     check(TRY(".byte 0xcd, 0x03", :), VECTOR_BP, "int 3");
@@ -70,10 +79,12 @@ static void check_instructions(void) {
     check(TRY(".byte 0xf0\n\tadd %%eax, %%ecx", ::: "rcx"), VECTOR_UD, "lock add to a register");
     check(TRY(".byte 0xf0\n\tmov %%eax, (%0)", ::"r"(&x)), VECTOR_UD, "lock mov");
     check(TRY(".byte 0xf0\n\tcmp %%eax, (%0)", ::"r"(&x)), VECTOR_UD, "lock cmp");
-    check(TRY("mov %0, %%rax\n\tmovaps (%%rax), %%xmm0", ::"r"((unsigned long)gdt + 8) : "rax"), VECTOR_GP,
-          "movaps unaligned");
-    check(TRY("mov %0, %%rax\n\tcmpxchg16b (%%rax)", ::"r"((unsigned long)gdt + 8) : "rax", "rdx"), VECTOR_GP,
-          "cmpxchg16b unaligned");
+    check(TRY("mov %0, %%rax\n\tmovaps (%%rax), %%xmm0", ::"r"((unsigned long)gdt + 8)
+              : "rax"),
+          VECTOR_GP, "movaps unaligned");
+    check(TRY("mov %0, %%rax\n\tcmpxchg16b (%%rax)", ::"r"((unsigned long)gdt + 8)
+              : "rax", "rdx"),
+          VECTOR_GP, "cmpxchg16b unaligned");
     static const uint8_t invalid[] = {0x06, 0x0e, 0x16, 0x1e, 0x27, 0x2f, 0x37, 0x3f,
                                       0x60, 0x61, 0x82, 0x9a, 0xce, 0xd4, 0xd6, 0xea};
     static uint8_t code[16];
@@ -97,7 +108,8 @@ SNIPPET(raise_icebp, ".byte 0xf1");
 SNIPPET(raise_int3, "int3");
 SNIPPET(raise_load, "mov (%rax), %rcx");
 
-static void check_gate(unsigned vector, const void *code, bool user, unsigned want, unsigned error, const char *name) {
+static void check_gate(unsigned vector, const void *code, bool user, unsigned want, unsigned error,
+                       const char *name) {
     struct context c = user ? context_user(code) : context_kernel(code);
     c.ax = NON_CANONICAL;
     unsigned long ip = c.ip;
@@ -136,7 +148,8 @@ static void check_gates(void) {
     check_gate(0x50, raise_int, false, VECTOR_GP, KERNEL_CS32, "gate to a 32-bit segment");
     gate_set(0x50, raise_ud, USER_CS, GATE_INTERRUPT | present, 0);
     check_gate(0x50, raise_int, false, VECTOR_GP, USER_CS & ~3, "gate to a DPL 3 segment");
-    unsigned selector = gdt_set(0, segment_descriptor(0, 0xfffff, SEGMENT_CODE, SEGMENT_LONG | SEGMENT_PAGES));
+    unsigned selector =
+        gdt_set(0, segment_descriptor(0, 0xfffff, SEGMENT_CODE, SEGMENT_LONG | SEGMENT_PAGES));
     gate_set(0x50, raise_ud, (uint16_t)selector, GATE_INTERRUPT | present, 0);
     check_gate(0x50, raise_int, false, VECTOR_NP, selector, "gate to a segment not present");
     gdt_set(0, segment_descriptor(0, 0xfffff, SEGMENT_CODE | present, SEGMENT_LONG | SEGMENT_BIG));
@@ -165,7 +178,8 @@ static void check_gates(void) {
     gate_retype(VECTOR_GP, GATE_CALL | present, 0);
     check_gate(VECTOR_GP, raise_load, true, VECTOR_DF, 0, "#GP at CPL 3, call gate");
 
-    struct table_register idtr = {0x4f * 16 + 15, (unsigned long)idt}, all = {256 * 16 - 1, (unsigned long)idt};
+    struct table_register idtr = {0x4f * 16 + 15, (unsigned long)idt},
+                          all = {256 * 16 - 1, (unsigned long)idt};
     asm volatile("lidt %0" : : "m"(idtr));
     check_gate(0x50, raise_int, false, VECTOR_GP, 0x50 * 8 + 2, "int n beyond the IDT's limit");
     idtr.limit = 0x50 * 16 + 14;
@@ -261,7 +275,8 @@ static void check_frame(void) {
             c.flags = set & ~FLAG_NT;
             context_run(&c);
             check(c.vector, VECTOR_DONE, "%s gate from %s returns", gate ? "trap" : "interrupt", cpl);
-            check(c.flags, set & ~FLAG_NT, "%s gate from %s: flags after return", gate ? "trap" : "interrupt", cpl);
+            check(c.flags, set & ~FLAG_NT, "%s gate from %s: flags after return", gate ? "trap" : "interrupt",
+                  cpl);
         }
         gate_retype(0x50, trap, 0);
         c = user ? context_user(raise_int) : context_kernel(raise_int);

@@ -1,6 +1,6 @@
 /*
- * What a faulting instruction leaves behind: registers, flags and memory as before it, except for the completed
- * iterations of a string instruction.
+ * What a faulting instruction leaves behind: registers, flags and memory as before it, except for the
+ * completed iterations of a string instruction.
  */
 #include "runtime.h"
 
@@ -61,7 +61,8 @@ static const struct state_case cases[] = {
      UNCHANGED(ANY, WINDOW + 0x1000, ANY)},
     {"pop from unmapped", state_pop_bad_stack, ANY, ANY, ANY, ANY, WINDOW + 0x1ff0, 0, WINDOW + 0x1ff0,
      UNCHANGED(ANY, ANY, ANY)},
-    {"add to read-only", state_add, ANY, ANY, READ_ONLY, ANY, 0, PF_P | PF_W, READ_ONLY, UNCHANGED(ANY, READ_ONLY, ANY)},
+    {"add to read-only", state_add, ANY, ANY, READ_ONLY, ANY, 0, PF_P | PF_W, READ_ONLY,
+     UNCHANGED(ANY, READ_ONLY, ANY)},
     {"add from unmapped", state_add_load, ANY, ANY, ANY, WINDOW + 0x1008, 0, 0, WINDOW + 0x1008,
      UNCHANGED(ANY, ANY, WINDOW + 0x1008)},
     {"xadd to read-only", state_xadd, ANY, ANY, READ_ONLY, ANY, 0, PF_P | PF_W, READ_ONLY,
@@ -76,15 +77,16 @@ static const struct state_case cases[] = {
      UNCHANGED(ANY, READ_ONLY, ANY)},
     {"bts in read-only", state_bts, ANY, 0x41, READ_ONLY, ANY, 0, PF_P | PF_W, READ_ONLY + 8,
      UNCHANGED(0x41, READ_ONLY, ANY)},
-    {"shl of read-only", state_shl, ANY, 3, READ_ONLY, ANY, 0, PF_P | PF_W, READ_ONLY, UNCHANGED(3, READ_ONLY, ANY)},
+    {"shl of read-only", state_shl, ANY, 3, READ_ONLY, ANY, 0, PF_P | PF_W, READ_ONLY,
+     UNCHANGED(3, READ_ONLY, ANY)},
     {"rep movsb into unmapped", state_rep_movs, ANY, 32, WINDOW + 0xff0, WINDOW, 0, PF_W, WINDOW + 0x1000,
      UNCHANGED(16, WINDOW + 0x1000, WINDOW + 16)},
     {"rep movsb from unmapped", state_rep_movs, ANY, 32, WINDOW, WINDOW + 0xffb, 0, 0, WINDOW + 0x1000,
      UNCHANGED(27, WINDOW + 5, WINDOW + 0x1000)},
     {"rep movsq over a page end", state_rep_movsq, ANY, 8, WINDOW + 0xfec, WINDOW, 0, PF_W, WINDOW + 0x1000,
      UNCHANGED(6, WINDOW + 0xffc, WINDOW + 16)},
-    {"rep movsb down from unmapped", state_rep_movs_down, ANY, 32, WINDOW + 0x80, READ_ONLY + 7, 0, 0, WINDOW + 0x1fff,
-     UNCHANGED(24, WINDOW + 0x78, WINDOW + 0x1fff)},
+    {"rep movsb down from unmapped", state_rep_movs_down, ANY, 32, WINDOW + 0x80, READ_ONLY + 7, 0, 0,
+     WINDOW + 0x1fff, UNCHANGED(24, WINDOW + 0x78, WINDOW + 0x1fff)},
     {"rep stosl into unmapped", state_rep_stos, ANY, 9, WINDOW + 0xff0, ANY, 0, PF_W, WINDOW + 0x1000,
      UNCHANGED(5, WINDOW + 0x1000, ANY)},
     {"rep stosl into read-only", state_rep_stos, ANY, 9, READ_ONLY, ANY, 0, PF_P | PF_W, READ_ONLY,
@@ -97,10 +99,10 @@ static const struct state_case cases[] = {
      UNCHANGED(7, WINDOW + 0x1000, ANY)},
     {"call through unmapped", state_call, ANY, ANY, WINDOW + 0x1000, ANY, 0, 0, WINDOW + 0x1000,
      UNCHANGED(ANY, WINDOW + 0x1000, ANY)},
-    {"call on an unmapped stack", state_call_bad_stack, ANY, 0x1000, ANY, ANY, WINDOW + 0x2000, PF_W, WINDOW + 0x1ff8,
-     UNCHANGED(0x1000, ANY, ANY)},
-    {"ret from an unmapped stack", state_ret_bad_stack, ANY, ANY, ANY, ANY, WINDOW + 0x1800, 0, WINDOW + 0x1800,
-     UNCHANGED(ANY, ANY, ANY)},
+    {"call on an unmapped stack", state_call_bad_stack, ANY, 0x1000, ANY, ANY, WINDOW + 0x2000, PF_W,
+     WINDOW + 0x1ff8, UNCHANGED(0x1000, ANY, ANY)},
+    {"ret from an unmapped stack", state_ret_bad_stack, ANY, ANY, ANY, ANY, WINDOW + 0x1800, 0,
+     WINDOW + 0x1800, UNCHANGED(ANY, ANY, ANY)},
     {"leave from unmapped", state_leave, ANY, ANY, WINDOW + 0x1100, ANY, 0, 0, WINDOW + 0x1100,
      UNCHANGED(ANY, WINDOW + 0x1100, ANY)},
     {"enter on an unmapped stack", state_enter, ANY, ANY, ANY, ANY, WINDOW + 0x2000, PF_W, WINDOW + 0x1ff8,
@@ -143,8 +145,8 @@ static void state_case_check(const struct state_case *want) {
     tally_case(&tally, c.di, want->want_di, "rdi");
     tally_case(&tally, c.si, want->want_si, "rsi");
     tally_case(&tally, c.sp, sp, "rsp");
-    bool string = want->code == state_rep_cmps || want->code == state_rep_scas || want->code == state_cmpxchg16b ||
-                  want->code == state_rep_movs_down;
+    bool string = want->code == state_rep_cmps || want->code == state_rep_scas ||
+                  want->code == state_cmpxchg16b || want->code == state_rep_movs_down;
     if (!string)
         tally_case(&tally, c.flags & 0xcd5, flags & 0xcd5, "flags");
     if (want->code == state_store || want->code == state_store16)

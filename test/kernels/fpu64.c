@@ -1,6 +1,6 @@
 /*
- * x87, SSE and XSAVE under CR0, CR4 and XCR0: #NM, #UD, #MF, #XM, #GP of bad images, and #AC. Source: Intel SDM
- * volume 1, chapters 8, 11 and 13; volume 3, 2.5 and 6.15.
+ * x87, SSE and XSAVE under CR0, CR4 and XCR0: #NM, #UD, #MF, #XM, #GP of bad images, and #AC. Source: Intel
+ * SDM volume 1, chapters 8, 11 and 13; volume 3, 2.5 and 6.15.
  */
 #include "control64.h"
 #include "runtime.h"
@@ -49,7 +49,8 @@ static unsigned under(unsigned long cr0, unsigned kind) {
 }
 
 static void check_switches(void) {
-    static const char *const names[] = {"x87", "fwait", "sse", "mmx", "fxsave", "ldmxcsr", "xsave", "no state", "avx"};
+    static const char *const names[] = {"x87",     "fwait", "sse",      "mmx", "fxsave",
+                                        "ldmxcsr", "xsave", "no state", "avx"};
     struct tally tally;
     bool avx = has_xsave && (cpuid(1, 0).c & BIT(28));
     tally_begin(&tally, "CR0.EM, MP and TS");
@@ -113,7 +114,10 @@ static void check_numeric(void) {
     asm volatile("fninit");
     uint32_t mxcsr = MXCSR_DEFAULT & ~BIT(9); /* zero-divide unmasked */
     asm volatile("ldmxcsr %0" : : "m"(mxcsr));
-    check(TRY("xorps %%xmm1, %%xmm1\n\tmov $0x3f800000, %%eax\n\tmovd %%eax, %%xmm0\n\tdivss %%xmm1, %%xmm0", : : : "rax"),
+    check(TRY("xorps %%xmm1, %%xmm1\n\tmov $0x3f800000, %%eax\n\tmovd %%eax, %%xmm0\n\tdivss %%xmm1, %%xmm0",
+              :
+              :
+              : "rax"),
           VECTOR_XM, "#XM of an unmasked zero-divide");
     write_cr4(read_cr4() & ~CR4_OSXMMEXCPT);
     check(TRY("divss %%xmm1, %%xmm0", :), VECTOR_UD, "#UD in place of #XM without OSXMMEXCPT");
@@ -141,7 +145,10 @@ static void check_numeric(void) {
         static const struct {
             const void *code;
             bool misaligned;
-        } cases[] = {{user_misaligned, true}, {user_misaligned_byte, false}, {user_misaligned_push, true}, {user_misaligned_lock, true}};
+        } cases[] = {{user_misaligned, true},
+                     {user_misaligned_byte, false},
+                     {user_misaligned_push, true},
+                     {user_misaligned_lock, true}};
         write_cr0(cr0_base | (am ? CR0_AM : 0));
         for (unsigned i = 0; i < ARRAY_SIZE(cases); i++) {
             struct context c = user ? context_user(cases[i].code) : context_kernel(cases[i].code);
@@ -182,7 +189,10 @@ static void check_xsave(void) {
     for (unsigned i = 0; i < sizeof(area); i++)
         ((volatile uint8_t *)area)[i] = 0;
     unsigned long value = 0x1122334455667788;
-    asm volatile("fninit\n\tmovq %0, %%xmm3\n\txsave %1" : : "r"(value), "m"(area), "a"(3), "d"(0) : "memory");
+    asm volatile("fninit\n\tmovq %0, %%xmm3\n\txsave %1"
+                 :
+                 : "r"(value), "m"(area), "a"(3), "d"(0)
+                 : "memory");
     check(*(volatile uint64_t *)(area + 512) & 2, 2, "xsave: XSTATE_BV");
     check(*(volatile uint64_t *)(area + 160 + 48), value, "xsave: xmm3");
     *(volatile uint64_t *)(area + 512) = 1; /* sse to its initial state */

@@ -1,6 +1,7 @@
 /*
- * The PC's interrupt controllers and the timers that feed them: the PICs through LINT0, the IOAPIC with edge and
- * level entries, the PIT, the RTC and the HPET. Sources: 8259A, 82093AA, 8254 and MC146818 data sheets, IA-PC HPET 1.0a.
+ * The PC's interrupt controllers and the timers that feed them: the PICs through LINT0, the IOAPIC with edge
+ * and level entries, the PIT, the RTC and the HPET. Sources: 8259A, 82093AA, 8254 and MC146818 data sheets,
+ * IA-PC HPET 1.0a.
  */
 #include "apic.h"
 #include "runtime.h"
@@ -182,9 +183,9 @@ static void check_ioapic(void) {
     ioapic_route(2, IOAPIC_MASKED, 0);
     interrupts_for(1000);
     counts[VECTOR_PIN] = 0;
-    cmos_read(0xc);
     cmos_write(0xb, cmos_read(0xb) | 0x40);
     ioapic_route(8, VECTOR_PIN, apic_id());
+    cmos_read(0xc); /* an edge that came while the pin was masked is lost: lower the line for the next */
     check(wait_count(VECTOR_PIN, 3), true, "IOAPIC: the RTC on pin 8");
     ioapic_route(8, IOAPIC_MASKED, 0);
     cmos_write(0xb, cmos_read(0xb) & ~0x40);
@@ -218,7 +219,7 @@ static void check_hpet(void) {
             level_pin = pin;
     if (!check(routes >> level_pin & 1, true, "HPET: timer 0 has a route to the IOAPIC"))
         return;
-    pit_once(1); /* quiet, should the pin be shared */
+    out8(0x43, 0x30); /* mode 0 without a count: the PIT's output stays low, should the pin be shared */
     trap_handle(VECTOR_PIN, handler_edge);
     counts[VECTOR_PIN] = 0;
     ioapic_route(level_pin, VECTOR_PIN, apic_id());
@@ -253,7 +254,8 @@ static void check_hpet(void) {
     for (unsigned i = 0; i < 100 && !(hpet_read(HPET_STATUS) & 1); i++)
         delay_us(1000);
     check(hpet_read(HPET_STATUS) & 1, 1, "HPET: a level timer sets its status");
-    check(ioapic_read(0x10 + 2 * level_pin) & IOAPIC_REMOTE_IRR, 0, "IOAPIC: a masked level entry has no remote IRR");
+    check(ioapic_read(0x10 + 2 * level_pin) & IOAPIC_REMOTE_IRR, 0,
+          "IOAPIC: a masked level entry has no remote IRR");
     ioapic_route(level_pin, IOAPIC_LEVEL | VECTOR_PIN, apic_id());
     check(ioapic_read(0x10 + 2 * level_pin) & IOAPIC_REMOTE_IRR, IOAPIC_REMOTE_IRR,
           "IOAPIC: unmasking a level entry with its line up sends it");

@@ -1,7 +1,7 @@
 /*
  * 4-level paging: every permission combination against a model of SDM volume 3, 4.5 to 4.8. One window of
- * linear addresses has its own tables at every level; a case writes the entries, makes one access and compares
- * vector, error code, CR2 and the accessed and dirty bits with what the model says.
+ * linear addresses has its own tables at every level; a case writes the entries, makes one access and
+ * compares vector, error code, CR2 and the accessed and dirty bits with what the model says.
  */
 #include "runtime.h"
 
@@ -54,7 +54,8 @@ static struct walk_result walk_model(const struct walk_case *c) {
     if (user)
         bad |= !all_u || (write && !all_w);
     else
-        bad |= (write && !all_w && c->wp) || (fetch && all_u && c->smep) || (!fetch && all_u && c->smap && !c->ac);
+        bad |= (write && !all_w && c->wp) || (fetch && all_u && c->smep) ||
+               (!fetch && all_u && c->smap && !c->ac);
     return bad ? (struct walk_result){VECTOR_PF, error | PF_P} : (struct walk_result){NO_TRAP, 0};
 }
 
@@ -73,7 +74,9 @@ static unsigned access_make(enum access access, unsigned long address) {
         /* The fault comes at the target, with the return address pushed: put the stack right afterwards. */
         return TRY("mov %%rsp, %%rbx\n\tlea 771f(%%rip), %%rax\n\tpush %%rax\n\tjmp *%0\n"
                    "771:\tmov %%rbx, %%rsp",
-                   : : "r"(address) : "rax", "rbx", "memory");
+                   :
+                   : "r"(address)
+                   : "rax", "rbx", "memory");
     default:
         c = context_user(access == USER_READ ? user_read : access == USER_WRITE ? user_write : user_fetch);
         c.di = address;
@@ -91,7 +94,8 @@ static void walk_mode(const struct walk_case *c) {
     static unsigned long cr0, cr4;
     static uint64_t efer;
     unsigned long new_cr0 = (read_cr0() & ~CR0_WP) | (c->wp ? CR0_WP : 0);
-    unsigned long new_cr4 = (read_cr4() & ~(CR4_SMEP | CR4_SMAP)) | (c->smep ? CR4_SMEP : 0) | (c->smap ? CR4_SMAP : 0);
+    unsigned long new_cr4 =
+        (read_cr4() & ~(CR4_SMEP | CR4_SMAP)) | (c->smep ? CR4_SMEP : 0) | (c->smap ? CR4_SMAP : 0);
     uint64_t new_efer = EFER_SCE | EFER_LME | EFER_LMA | (c->nxe ? EFER_NXE : 0);
     if (new_cr0 != cr0)
         write_cr0(cr0 = new_cr0);
@@ -127,15 +131,17 @@ static void walk_run(struct tally *tally, const struct walk_case *c) {
             got = after;
             wanted = before | set;
         } else {
-            /* A may be set above the entry that faults; nothing else may change, nor an entry that is not present. */
+            /* A may be set above the entry that faults; nothing else may change, nor an entry that is not
+             * present. */
             got = after & ~(before & PTE_P ? PTE_A : 0);
             wanted = before & ~(before & PTE_P ? PTE_A : 0);
         }
     }
-    tally_case(tally, got, wanted, "%s pml4e %llx pdpte %llx pde %llx pte %llx wp %d smep %d smap %d ac %d nxe %d",
+    tally_case(tally, got, wanted,
+               "%s pml4e %llx pdpte %llx pde %llx pte %llx wp %d smep %d smap %d ac %d nxe %d",
                access_names[c->access], (unsigned long long)c->entries[4], (unsigned long long)c->entries[3],
-               (unsigned long long)c->entries[2], (unsigned long long)c->entries[1], c->wp, c->smep, c->smap, c->ac,
-               c->nxe);
+               (unsigned long long)c->entries[2], (unsigned long long)c->entries[1], c->wp, c->smep, c->smap,
+               c->ac, c->nxe);
 }
 
 static uint64_t spread(unsigned bits) {
@@ -247,7 +253,8 @@ void kernel_main(void) {
     check_level(base, "2 MiB pages");
 
     if (has_gigabyte) {
-        /* The window's place in its gigabyte is beyond the RAM of a small machine, so put RET where it lies. */
+        /* The window's place in its gigabyte is beyond the RAM of a small machine, so put RET where it lies.
+         */
         base = restored;
         base.leaf = 3;
         base.entries[3] = open | PTE_PS;

@@ -1,6 +1,7 @@
 /*
- * Paging beyond the plain walk: accesses over a page end, implicit supervisor accesses, STAC and CLAC, accessed
- * and dirty bits of both pages, and instructions that must not fault. Source: Intel SDM volume 3, 4.6 to 4.8.
+ * Paging beyond the plain walk: accesses over a page end, implicit supervisor accesses, STAC and CLAC,
+ * accessed and dirty bits of both pages, and instructions that must not fault. Source: Intel SDM volume
+ * 3, 4.6 to 4.8.
  */
 #include "paging.h"
 
@@ -48,8 +49,10 @@ static void check_crossing(void) {
         {"16-byte write into a read-only page", special_write16, OPEN, PTE_P, 9, false, PF_P | PF_W, 1},
         {"locked add into a read-only page", special_rmw4, OPEN, PTE_P, 2, false, PF_P | PF_W, 1},
         {"user read into a supervisor page", special_read8, OPEN, PTE_P | PTE_W, 4, true, PF_P | PF_U, 1},
-        {"user write into a supervisor page", special_write8, OPEN, PTE_P | PTE_W, 4, true, PF_P | PF_U | PF_W, 1},
-        {"user fetch into a supervisor page", special_jump, OPEN, PTE_P | PTE_W, 2, true, PF_P | PF_U | PF_I, 1},
+        {"user write into a supervisor page", special_write8, OPEN, PTE_P | PTE_W, 4, true,
+         PF_P | PF_U | PF_W, 1},
+        {"user fetch into a supervisor page", special_jump, OPEN, PTE_P | PTE_W, 2, true, PF_P | PF_U | PF_I,
+         1},
         {"fetch into a missing page", special_jump, OPEN, 0, 1, false, PF_I, 1},
         {"fetch into a no-execute page", special_jump, OPEN, OPEN | PTE_NX, 4, false, PF_P | PF_I, 1},
         {"fetch at the end of a page", special_jump, OPEN, 0, 0, false, PF_I, 1},
@@ -80,8 +83,10 @@ static void check_crossing(void) {
     window_map(0, OPEN);
     window_map(1, OPEN);
     *(volatile uint64_t *)(PAGE(1) - 4) = 1;
-    check(page_entry_read(space, PAGE(0), 1) & (PTE_A | PTE_D), PTE_A | PTE_D, "crossing write: first page dirty");
-    check(page_entry_read(space, PAGE(1), 1) & (PTE_A | PTE_D), PTE_A | PTE_D, "crossing write: second page dirty");
+    check(page_entry_read(space, PAGE(0), 1) & (PTE_A | PTE_D), PTE_A | PTE_D,
+          "crossing write: first page dirty");
+    check(page_entry_read(space, PAGE(1), 1) & (PTE_A | PTE_D), PTE_A | PTE_D,
+          "crossing write: second page dirty");
     window_map(0, OPEN);
     window_map(1, OPEN);
     (void)*(volatile uint64_t *)(PAGE(1) - 4);
@@ -97,10 +102,12 @@ SNIPPET(special_clac, "clac");
 
 static void check_implicit(void) {
     bool has_smap = cpuid(7, 0).b & BIT(20);
-    uint64_t data = segment_descriptor(0, 0xfffff, SEGMENT_DATA | SEGMENT_ACCESSED | DESCRIPTOR_PRESENT | DESCRIPTOR_DPL(3),
-                                       SEGMENT_BIG | SEGMENT_PAGES);
+    uint64_t data = segment_descriptor(
+        0, 0xfffff, SEGMENT_DATA | SEGMENT_ACCESSED | DESCRIPTOR_PRESENT | DESCRIPTOR_DPL(3),
+        SEGMENT_BIG | SEGMENT_PAGES);
     struct context c;
-    /* The LDT on page 2 of the window: descriptor loads are supervisor accesses whatever the CPL (SDM 3, 4.6.1). */
+    /* The LDT on page 2 of the window: descriptor loads are supervisor accesses whatever the CPL (SDM
+     * 3, 4.6.1). */
     window_map(2, PTE_P | PTE_W);
     *(volatile uint64_t *)(PAGE(2) + 8) = data;
     *(volatile uint64_t *)(PAGE(2) + 16) = data & ~BIT(40);
@@ -168,9 +175,16 @@ static void check_no_fault(void) {
     check(TRY("invlpg (%0)", : : "r"(bad)), NO_TRAP, "invlpg of a non-canonical address");
     check(TRY("clflush (%0)", : : "r"(hole)), VECTOR_PF, "clflush of a missing page");
     unsigned long count = 0, source = hole, target = hole;
-    check(TRY("rep movsb", : "+c"(count), "+S"(source), "+D"(target) : : "memory"), NO_TRAP, "rep movsb of no bytes");
-    check(TRY("mov $0, %%eax\n\ttest %%eax, %%eax\n\tcmovnz (%0), %%eax", : : "r"(hole) : "rax"), VECTOR_PF,
-          "cmov reads although its condition is false");
+    check(TRY("rep movsb",
+              : "+c"(count), "+S"(source), "+D"(target)
+              :
+              : "memory"),
+          NO_TRAP, "rep movsb of no bytes");
+    check(TRY("mov $0, %%eax\n\ttest %%eax, %%eax\n\tcmovnz (%0), %%eax",
+              :
+              : "r"(hole)
+              : "rax"),
+          VECTOR_PF, "cmov reads although its condition is false");
     write_cr2(0x1234);
     check(TRY("ud2", :), VECTOR_UD, "ud2");
     check(read_cr2(), 0x1234, "cr2 is left by other exceptions");

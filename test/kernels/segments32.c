@@ -1,7 +1,7 @@
 /*
- * Segmentation in 32-bit protected mode, paging off: loads of every segment register from every descriptor type
- * against a model, far transfers, limits and types on use. Source: Intel SDM volume 3, chapter 5, and the
- * pseudo-code of MOV, JMP, LAR, LSL, VERR, VERW in volume 2.
+ * Segmentation in 32-bit protected mode, paging off: loads of every segment register from every descriptor
+ * type against a model, far transfers, limits and types on use. Source: Intel SDM volume 3, chapter 5, and
+ * the pseudo-code of MOV, JMP, LAR, LSL, VERR, VERW in volume 2.
  */
 #include "segments32.h"
 
@@ -16,7 +16,8 @@ struct outcome {
 };
 
 static struct outcome data_load_model(unsigned type, unsigned dpl, unsigned rpl, bool present, unsigned cpl) {
-    bool segment = type & 0x10, code = type & 8, conforming = code && (type & 4), readable = !code || (type & 2);
+    bool segment = type & 0x10, code = type & 8, conforming = code && (type & 4),
+         readable = !code || (type & 2);
     if (!segment || !readable)
         return (struct outcome){VECTOR_GP, SELECTOR};
     if (!conforming && (rpl > dpl || cpl > dpl))
@@ -24,7 +25,8 @@ static struct outcome data_load_model(unsigned type, unsigned dpl, unsigned rpl,
     return present ? (struct outcome){NO_TRAP, 0} : (struct outcome){VECTOR_NP, SELECTOR};
 }
 
-static struct outcome stack_load_model(unsigned type, unsigned dpl, unsigned rpl, bool present, unsigned cpl) {
+static struct outcome stack_load_model(unsigned type, unsigned dpl, unsigned rpl, bool present,
+                                       unsigned cpl) {
     bool writable = (type & 0x1a) == 0x12;
     if (rpl != cpl || !writable || dpl != cpl)
         return (struct outcome){VECTOR_GP, SELECTOR};
@@ -70,7 +72,8 @@ static void check_loads(const struct load_kind *kind) {
     struct tally tally;
     tally_begin(&tally, kind->name);
     for (unsigned n = 0; n < 32 * 4 * 4 * 2 * 2; n++) {
-        unsigned type = n & 31, dpl = n >> 5 & 3, rpl = n >> 7 & 3, present = n >> 9 & 1, cpl = n >> 10 ? 3 : 0;
+        unsigned type = n & 31, dpl = n >> 5 & 3, rpl = n >> 7 & 3, present = n >> 9 & 1,
+                 cpl = n >> 10 ? 3 : 0;
         if (kind->code_wanted && type < 0x10 && is_gate(type))
             continue;
         uint64_t descriptor =
@@ -138,7 +141,7 @@ static const struct {
     const void *code;
     unsigned size;
     bool write;
-} accesses[] = {{use_read1, 1, false}, {use_read2, 2, false},  {use_read4, 4, false}, {use_read8, 8, false},
+} accesses[] = {{use_read1, 1, false},   {use_read2, 2, false}, {use_read4, 4, false}, {use_read8, 8, false},
                 {use_read16, 16, false}, {use_write1, 1, true}, {use_write4, 4, true}, {use_rmw4, 4, true}};
 
 static const struct use uses[] = {
@@ -175,20 +178,23 @@ static void check_uses(void) {
                 if (step < -4 && step > -15)
                     continue;
                 uint32_t offset = centres[j] + (uint32_t)step;
-                gdt_set(SLOT, segment_descriptor((uint32_t)(unsigned long)buffer - offset, use->limit,
-                                                 use->type | DESCRIPTOR_PRESENT | DESCRIPTOR_DPL(3), use->flags));
+                gdt_set(SLOT,
+                        segment_descriptor((uint32_t)(unsigned long)buffer - offset, use->limit,
+                                           use->type | DESCRIPTOR_PRESENT | DESCRIPTOR_DPL(3), use->flags));
                 for (unsigned k = 0; k < ARRAY_SIZE(accesses); k++) {
                     uint32_t last = offset + accesses[k].size - 1;
                     bool inside = !empty && last >= offset && offset >= bottom && last <= top;
                     bool right = !accesses[k].write || (!code && (use->type & 2));
-                    /* What an access that wraps at the end of the largest segment does is not defined (SDM 3, 5.3). */
+                    /* What an access that wraps at the end of the largest segment does is not defined (SDM
+                     * 3, 5.3). */
                     if (last < offset && top == 0xffffffff)
                         continue;
                     struct context c = context_kernel(accesses[k].code);
                     c.fs = SELECTOR;
                     c.ax = offset;
                     context_run(&c);
-                    tally_case(&tally, c.vector << 16 | c.error, inside && right ? VECTOR_DONE << 16 : VECTOR_GP << 16,
+                    tally_case(&tally, c.vector << 16 | c.error,
+                               inside && right ? VECTOR_DONE << 16 : VECTOR_GP << 16,
                                "offset %x size %u write %u", offset, accesses[k].size, accesses[k].write);
                 }
             }
@@ -197,8 +203,9 @@ static void check_uses(void) {
 }
 
 /* LAR, LSL, VERR, VERW over every type and level: ZF and value. */
-SNIPPET(query, "mov $0x55555555, %ebx\n\tmov %ebx, %ecx\n\tlar %eax, %ebx\n\tpushf\n\tlsl %eax, %ecx\n\tpushf\n\t"
-               "verr %ax\n\tpushf\n\tverw %ax\n\tpushf\n\tpop %edi\n\tpop %esi\n\tpop %edx\n\tpop %ebp");
+SNIPPET(query,
+        "mov $0x55555555, %ebx\n\tmov %ebx, %ecx\n\tlar %eax, %ebx\n\tpushf\n\tlsl %eax, %ecx\n\tpushf\n\t"
+        "verr %ax\n\tpushf\n\tverw %ax\n\tpushf\n\tpop %edi\n\tpop %esi\n\tpop %edx\n\tpop %ebp");
 
 static void check_queries(void) {
     struct tally lar, lsl, verr, verw;
@@ -207,12 +214,13 @@ static void check_queries(void) {
     tally_begin(&verr, "verr");
     tally_begin(&verw, "verw");
     for (unsigned n = 0; n < 32 * 4 * 4 * 2 * 2; n++) {
-        unsigned type = n & 31, dpl = n >> 5 & 3, rpl = n >> 7 & 3, present = n >> 9 & 1, cpl = n >> 10 ? 3 : 0;
+        unsigned type = n & 31, dpl = n >> 5 & 3, rpl = n >> 7 & 3, present = n >> 9 & 1,
+                 cpl = n >> 10 ? 3 : 0;
         bool segment = type & 0x10, code = segment && (type & 8), conforming = code && (type & 4);
         bool visible = conforming || (rpl <= dpl && cpl <= dpl);
-        uint64_t descriptor =
-            segment_descriptor(0x12345678, 0xabcde, type | DESCRIPTOR_DPL(dpl) | (present ? DESCRIPTOR_PRESENT : 0),
-                               SEGMENT_BIG | SEGMENT_AVL | (n & 1 ? SEGMENT_PAGES : 0));
+        uint64_t descriptor = segment_descriptor(
+            0x12345678, 0xabcde, type | DESCRIPTOR_DPL(dpl) | (present ? DESCRIPTOR_PRESENT : 0),
+            SEGMENT_BIG | SEGMENT_AVL | (n & 1 ? SEGMENT_PAGES : 0));
         gdt_set(SLOT, descriptor);
         struct context c = cpl ? context_user(query) : context_kernel(query);
         c.ax = SELECTOR | rpl;
@@ -228,10 +236,11 @@ static void check_queries(void) {
         uint32_t limit = n & 1 ? 0xabcdefff : 0xabcde;
         /* Bits 19:16 of what LAR gives are not defined. */
         tally_case(&lar, (c.bx & 0xfff0ffff) << 1 | (c.bp >> 6 & 1),
-                   (lar_ok ? rights & 0xfff0ffff : 0x55505555) << 1 | lar_ok, "type %x dpl %u rpl %u cpl %u", type, dpl,
-                   rpl, cpl);
-        tally_case(&lsl, (uint64_t)(c.cx) << 1 | (c.dx >> 6 & 1), (uint64_t)(lsl_ok ? limit : 0x55555555) << 1 | lsl_ok,
-                   "type %x dpl %u rpl %u cpl %u", type, dpl, rpl, cpl);
+                   (lar_ok ? rights & 0xfff0ffff : 0x55505555) << 1 | lar_ok, "type %x dpl %u rpl %u cpl %u",
+                   type, dpl, rpl, cpl);
+        tally_case(&lsl, (uint64_t)(c.cx) << 1 | (c.dx >> 6 & 1),
+                   (uint64_t)(lsl_ok ? limit : 0x55555555) << 1 | lsl_ok, "type %x dpl %u rpl %u cpl %u",
+                   type, dpl, rpl, cpl);
         tally_case(&verr, c.si >> 6 & 1, verr_ok, "type %x dpl %u rpl %u cpl %u", type, dpl, rpl, cpl);
         tally_case(&verw, c.di >> 6 & 1, verw_ok, "type %x dpl %u rpl %u cpl %u", type, dpl, rpl, cpl);
     }

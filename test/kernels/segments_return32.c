@@ -1,6 +1,6 @@
 /*
- * IRET and far RET: every CS and SS descriptor on a return to an outer level, data segments that are cleared on
- * the way, and the flags that a return may change.
+ * IRET and far RET: every CS and SS descriptor on a return to an outer level, data segments that are cleared
+ * on the way, and the flags that a return may change.
  */
 #include "runtime.h"
 #include "segments32.h"
@@ -30,7 +30,8 @@ static void check_cs(const void *code, const char *name) {
     for (unsigned n = 0; n < 32 * 4 * 4 * 2; n++) {
         unsigned type = n & 31, dpl = n >> 5 & 3, rpl = n >> 7 & 3, present = n >> 9 & 1;
         bool is_code = (type & 0x18) == 0x18, conforming = type & 4;
-        gdt_set(0, segment_descriptor(0, 0xfffff, type | DESCRIPTOR_DPL(dpl) | (present ? DESCRIPTOR_PRESENT : 0),
+        gdt_set(0, segment_descriptor(0, 0xfffff,
+                                      type | DESCRIPTOR_DPL(dpl) | (present ? DESCRIPTOR_PRESENT : 0),
                                       SEGMENT_BIG | SEGMENT_PAGES));
         gdt_set(1, segment_descriptor(0, 0xfffff, SEGMENT_DATA | DESCRIPTOR_PRESENT | DESCRIPTOR_DPL(rpl),
                                       SEGMENT_BIG | SEGMENT_PAGES));
@@ -44,8 +45,8 @@ static void check_cs(const void *code, const char *name) {
             want = VECTOR_NP;
             error = SELECTOR;
         }
-        tally_case(&tally, c.vector << 16 | c.error, want << 16 | error, "type %x dpl %u rpl %u present %u", type, dpl,
-                   rpl, present);
+        tally_case(&tally, c.vector << 16 | c.error, want << 16 | error, "type %x dpl %u rpl %u present %u",
+                   type, dpl, rpl, present);
         if (want == VECTOR_DONE && c.vector == VECTOR_DONE)
             tally_case(&tally, c.cs, SELECTOR | rpl, "cs of type %x rpl %u", type, rpl);
     }
@@ -57,7 +58,8 @@ static void check_ss(const void *code, const char *name) {
     tally_begin(&tally, name);
     for (unsigned n = 0; n < 32 * 4 * 4 * 2; n++) {
         unsigned type = n & 31, dpl = n >> 5 & 3, rpl = n >> 7 & 3, present = n >> 9 & 1;
-        gdt_set(1, segment_descriptor(0, 0xfffff, type | DESCRIPTOR_DPL(dpl) | (present ? DESCRIPTOR_PRESENT : 0),
+        gdt_set(1, segment_descriptor(0, 0xfffff,
+                                      type | DESCRIPTOR_DPL(dpl) | (present ? DESCRIPTOR_PRESENT : 0),
                                       SEGMENT_BIG | SEGMENT_PAGES));
         struct context c = return_context(code, USER32_CS, SELECTOR_SS | rpl);
         context_run(&c);
@@ -69,8 +71,8 @@ static void check_ss(const void *code, const char *name) {
             want = VECTOR_SS;
             error = SELECTOR_SS;
         }
-        tally_case(&tally, c.vector << 16 | c.error, want << 16 | error, "type %x dpl %u rpl %u present %u", type, dpl,
-                   rpl, present);
+        tally_case(&tally, c.vector << 16 | c.error, want << 16 | error, "type %x dpl %u rpl %u present %u",
+                   type, dpl, rpl, present);
     }
     tally_end(&tally);
     struct context c = return_context(code, USER32_CS, 3);
@@ -84,7 +86,8 @@ static void check_ss(const void *code, const char *name) {
     c.ds = KERNEL_DS;
     c.es = USER32_DS;
     c.fs = KERNEL_CS;
-    c.gs = gdt_set(2, segment_descriptor(0, 0xfffff, SEGMENT_CONFORMING | DESCRIPTOR_PRESENT, SEGMENT_BIG | SEGMENT_PAGES));
+    c.gs = gdt_set(2, segment_descriptor(0, 0xfffff, SEGMENT_CONFORMING | DESCRIPTOR_PRESENT,
+                                         SEGMENT_BIG | SEGMENT_PAGES));
     context_run(&c);
     check_end(&c, VECTOR_DONE, 0, "return to CPL 3");
     check(c.ds << 16 | c.fs, 0, "return to CPL 3 clears ds and fs of DPL 0");
@@ -100,8 +103,8 @@ SNIPPET(return_cli, "cli");
 SNIPPET(return_sti, "sti\n\tcli");
 
 static void check_flags(void) {
-    const unsigned long every = FLAG_CF | FLAG_PF | FLAG_AF | FLAG_ZF | FLAG_SF | FLAG_OF | FLAG_DF | FLAG_AC | FLAG_ID |
-                                FLAG_IF | FLAG_IOPL(3) | FLAG_NT;
+    const unsigned long every = FLAG_CF | FLAG_PF | FLAG_AF | FLAG_ZF | FLAG_SF | FLAG_OF | FLAG_DF |
+                                FLAG_AC | FLAG_ID | FLAG_IF | FLAG_IOPL(3) | FLAG_NT;
     const unsigned long mask = every;
     struct context c;
     for (unsigned iopl = 0; iopl < 4; iopl += 3)

@@ -1,6 +1,6 @@
 /*
- * Segments in use, and the registers of the tables: stack limits, code limits, null segments, LLDT, LTR, and the
- * instructions that store table registers, with UMIP.
+ * Segments in use, and the registers of the tables: stack limits, code limits, null segments, LLDT, LTR, and
+ * the instructions that store table registers, with UMIP.
  */
 #include "runtime.h"
 #include "segments32.h"
@@ -22,13 +22,16 @@ SNIPPET(seg_string, "movsl");
 static void check_stack(void) {
     static uint8_t area[512] __attribute__((aligned(16)));
     unsigned long base = (unsigned long)area;
-    /* An expand-up stack of 256 bytes at `area`; the handlers run on it too, so its faults go to tasks or end as
-     * they should from CPL 3, where the handler's stack is the TSS's. */
-    uint16_t up = gdt_set(0, segment_descriptor((uint32_t)base, 0xff, SEGMENT_DATA | DESCRIPTOR_PRESENT | DESCRIPTOR_DPL(3),
-                                                SEGMENT_BIG)) | 3;
-    uint16_t down =
-        gdt_set(1, segment_descriptor((uint32_t)base, 0x7f, SEGMENT_DATA_DOWN | DESCRIPTOR_PRESENT | DESCRIPTOR_DPL(3),
-                                      SEGMENT_BIG)) | 3;
+    /* An expand-up stack of 256 bytes at `area`; the handlers run on it too, so its faults go to tasks or end
+     * as they should from CPL 3, where the handler's stack is the TSS's. */
+    uint16_t up =
+        gdt_set(0, segment_descriptor((uint32_t)base, 0xff,
+                                      SEGMENT_DATA | DESCRIPTOR_PRESENT | DESCRIPTOR_DPL(3), SEGMENT_BIG)) |
+        3;
+    uint16_t down = gdt_set(1, segment_descriptor((uint32_t)base, 0x7f,
+                                                  SEGMENT_DATA_DOWN | DESCRIPTOR_PRESENT | DESCRIPTOR_DPL(3),
+                                                  SEGMENT_BIG)) |
+                    3;
     static const struct {
         const char *name;
         const void *code;
@@ -65,8 +68,10 @@ static void check_stack(void) {
     context_run(&c);
     check_end(&c, VECTOR_GP, 0, "load by ebp with a ds prefix over the limit");
     /* B clear: pushes use SP and wrap at 64 KiB. */
-    uint16_t small = gdt_set(2, segment_descriptor((uint32_t)base + 256 - 0x10000, 0xffff,
-                                                   SEGMENT_DATA | DESCRIPTOR_PRESENT | DESCRIPTOR_DPL(3), 0)) | 3;
+    uint16_t small =
+        gdt_set(2, segment_descriptor((uint32_t)base + 256 - 0x10000, 0xffff,
+                                      SEGMENT_DATA | DESCRIPTOR_PRESENT | DESCRIPTOR_DPL(3), 0)) |
+        3;
     c = context_user(seg_push_high);
     c.ss = small;
     c.ax = 0xcafe;
@@ -96,7 +101,8 @@ static void check_code(void) {
         {"near jmp far beyond the limit", 3, 0xffffffff, VECTOR_GP, 0},
     };
     for (unsigned i = 0; i < ARRAY_SIZE(cases); i++) {
-        uint16_t code = gdt_set(0, segment_descriptor(base, cases[i].limit, SEGMENT_CODE | DESCRIPTOR_PRESENT, SEGMENT_BIG));
+        uint16_t code = gdt_set(
+            0, segment_descriptor(base, cases[i].limit, SEGMENT_CODE | DESCRIPTOR_PRESENT, SEGMENT_BIG));
         c = context_kernel(0);
         c.cs = code;
         c.ax = cases[i].target;
@@ -119,7 +125,8 @@ static void check_code(void) {
     context_run(&c);
     check_end(&c, VECTOR_GP, 0, "movsl into a null es");
     check(c.si, base, "movsl into a null es: esi");
-    gdt_set(0, segment_descriptor(0, 0xfffff, SEGMENT_CODE_XO | DESCRIPTOR_PRESENT, SEGMENT_BIG | SEGMENT_PAGES));
+    gdt_set(
+        0, segment_descriptor(0, 0xfffff, SEGMENT_CODE_XO | DESCRIPTOR_PRESENT, SEGMENT_BIG | SEGMENT_PAGES));
     c = context_kernel(seg_nop);
     c.cs = SELECTOR;
     context_run(&c);
@@ -139,7 +146,8 @@ static void check_ldt(void) {
     tally_begin(&tally, "lldt types");
     for (unsigned type = 0; type < 32; type++)
         for (unsigned p = 0; p < 2; p++) {
-            gdt_set(0, segment_descriptor((uint32_t)(unsigned long)ldt, sizeof(ldt) - 1, type | (p ? present : 0), 0));
+            gdt_set(0, segment_descriptor((uint32_t)(unsigned long)ldt, sizeof(ldt) - 1,
+                                          type | (p ? present : 0), 0));
             unsigned vector = TRY("lldt %w0", : : "r"(SELECTOR));
             unsigned want = type != SYSTEM_LDT ? VECTOR_GP : p ? NO_TRAP : VECTOR_NP;
             tally_case(&tally, vector, want, "type %x present %u", type, p);
@@ -154,31 +162,67 @@ static void check_ldt(void) {
     check(TRY("mov %w0, %%fs", : : "r"(0x0c) : "memory"), NO_TRAP, "load from the LDT");
     asm volatile("mov %w0, %%fs" : : "r"(0)); /* the handlers reload what they find */
     check(((volatile uint64_t *)ldt)[1] >> 40 & 1, 1, "load from the LDT sets accessed");
-    check(TRY("mov %w0, %%fs", : : "r"(0x14)) << 16 | probe.error, VECTOR_NP << 16 | 0x14, "LDT segment not present");
+    check(TRY("mov %w0, %%fs",
+              :
+              : "r"(0x14))
+                  << 16 |
+              probe.error,
+          VECTOR_NP << 16 | 0x14, "LDT segment not present");
     check(TRY("mov %w0, %%fs", : : "r"(0x24)) << 16 | probe.error, VECTOR_GP << 16 | 0x24, "beyond the LDT");
-    check(TRY("mov %w0, %%fs", : : "r"(0x04)) << 16 | probe.error, VECTOR_GP << 16 | 0x04,
-          "LDT entry 0 is not null but empty");
-    check(TRY("lldt %w0", : : "r"(0x0c)) << 16 | probe.error, VECTOR_GP << 16 | 0x0c, "lldt with a selector of the LDT");
-    check(TRY("lldt %w0", : : "r"(GDT_BYTES)) << 16 | probe.error, VECTOR_GP << 16 | GDT_BYTES, "lldt beyond the GDT");
+    check(TRY("mov %w0, %%fs",
+              :
+              : "r"(0x04))
+                  << 16 |
+              probe.error,
+          VECTOR_GP << 16 | 0x04, "LDT entry 0 is not null but empty");
+    check(TRY("lldt %w0",
+              :
+              : "r"(0x0c))
+                  << 16 |
+              probe.error,
+          VECTOR_GP << 16 | 0x0c, "lldt with a selector of the LDT");
+    check(TRY("lldt %w0",
+              :
+              : "r"(GDT_BYTES))
+                  << 16 |
+              probe.error,
+          VECTOR_GP << 16 | GDT_BYTES, "lldt beyond the GDT");
     check(TRY("lldt %w0", : : "r"(0)), NO_TRAP, "lldt null");
-    check(TRY("mov %w0, %%fs", : : "r"(0x0c)) << 16 | probe.error, VECTOR_GP << 16 | 0x0c, "LDT selector after lldt null");
+    check(TRY("mov %w0, %%fs",
+              :
+              : "r"(0x0c))
+                  << 16 |
+              probe.error,
+          VECTOR_GP << 16 | 0x0c, "LDT selector after lldt null");
 
     tally_begin(&tally, "ltr types");
     for (unsigned type = 0; type < 32; type++)
         for (unsigned p = 0; p < 2; p++) {
             if (type == SYSTEM_TSS16 && p)
                 continue;
-            gdt_set(0, segment_descriptor((uint32_t)(unsigned long)&tss_other, 103, type | (p ? present : 0), 0));
+            gdt_set(
+                0, segment_descriptor((uint32_t)(unsigned long)&tss_other, 103, type | (p ? present : 0), 0));
             unsigned vector = TRY("ltr %w0", : : "r"(SELECTOR));
             unsigned want = type != SYSTEM_TSS && type != SYSTEM_TSS16 ? VECTOR_GP : p ? NO_TRAP : VECTOR_NP;
             tally_case(&tally, vector, want, "type %x present %u", type, p);
             if (vector == NO_TRAP)
-                tally_case(&tally, *(volatile uint64_t *)&gdt[SELECTOR / 8] >> 40 & 0x1f, SYSTEM_TSS_BUSY, "busy");
+                tally_case(&tally, *(volatile uint64_t *)&gdt[SELECTOR / 8] >> 40 & 0x1f, SYSTEM_TSS_BUSY,
+                           "busy");
         }
     tally_end(&tally);
     check(TRY("ltr %w0", : : "r"(0)) << 16 | probe.error, VECTOR_GP << 16, "ltr null");
-    check(TRY("ltr %w0", : : "r"(0x0c)) << 16 | probe.error, VECTOR_GP << 16 | 0x0c, "ltr with a selector of the LDT");
-    check(TRY("ltr %w0", : : "r"(TSS32_SELECTOR)) << 16 | probe.error, VECTOR_GP << 16 | TSS32_SELECTOR, "ltr busy");
+    check(TRY("ltr %w0",
+              :
+              : "r"(0x0c))
+                  << 16 |
+              probe.error,
+          VECTOR_GP << 16 | 0x0c, "ltr with a selector of the LDT");
+    check(TRY("ltr %w0",
+              :
+              : "r"(TSS32_SELECTOR))
+                  << 16 |
+              probe.error,
+          VECTOR_GP << 16 | TSS32_SELECTOR, "ltr busy");
     *(volatile uint64_t *)&gdt[TSS32_SELECTOR / 8] &= ~BIT(41);
     check(TRY("ltr %w0", : : "r"(TSS32_SELECTOR)), NO_TRAP, "ltr of the runtime's TSS");
     check(read_tr(), TSS32_SELECTOR, "str");

@@ -1,7 +1,7 @@
 /*
- * Self-modifying code on one CPU: a store that reaches code must be seen by the very next instruction when code and
- * store use one linear address, and after a serialising instruction otherwise. Source: Intel SDM volume 3, 8.1.3 and
- * 11.6.
+ * Self-modifying code on one CPU: a store that reaches code must be seen by the very next instruction when
+ * code and store use one linear address, and after a serialising instruction otherwise. Source: Intel SDM
+ * volume 3, 8.1.3 and 11.6.
  */
 #include "paging.h"
 #include "runtime.h"
@@ -9,7 +9,8 @@
 #define WINDOW 0x0000423440200000ull
 #define OPEN (PTE_P | PTE_W | PTE_U)
 
-/* Each routine gives 2 in eax when the store was seen; it is copied to a fresh page, and run again and again. */
+/* Each routine gives 2 in eax when the store was seen; it is copied to a fresh page, and run again and again.
+ */
 #define ROUTINE(name, code)                                                                                  \
     extern const uint8_t name[], name##_end[];                                                               \
     asm(".pushsection .text\n" #name ":\n\t" code "\n\tret\n" #name "_end:\n\t.popsection")
@@ -18,22 +19,36 @@ ROUTINE(smc_next, "movb $1, 1f+1(%rip)\n\tmovb $2, 1f+1(%rip)\n1:\tmov $1, %eax"
 ROUTINE(smc_next_long, "movl $2, 1f+1(%rip)\n1:\tmov $1, %eax\n\tmovl $1, 1b+1(%rip)");
 ROUTINE(smc_after_jump, "movb $2, 1f+1(%rip)\n\tjmp 1f\n\tud2\n1:\tmov $1, %eax\n\tmovb $1, 1b+1(%rip)");
 ROUTINE(smc_far_ahead, "movb $2, 1f+1(%rip)\n\t.fill 100, 1, 0x90\n1:\tmov $1, %eax\n\tmovb $1, 1b+1(%rip)");
-ROUTINE(smc_loop, "mov $2, %ecx\n1:\tmov $1, %eax\n\tmovb $2, 1b+1(%rip)\n\tdec %ecx\n\tjnz 1b\n\tmovb $1, 1b+1(%rip)");
+ROUTINE(smc_loop,
+        "mov $2, %ecx\n1:\tmov $1, %eax\n\tmovb $2, 1b+1(%rip)\n\tdec %ecx\n\tjnz 1b\n\tmovb $1, 1b+1(%rip)");
 ROUTINE(smc_itself, "mov $1, %eax\n\tmovb $0xc3, 1f(%rip)\n1:\tnop\n\tud2");
-ROUTINE(smc_stos, "mov $2, %eax\n\tmov $1, %ecx\n\tlea 1f+1(%rip), %rdi\n\trep stosb\n1:\tmov $1, %eax\n\tmovb $1, 1b+1(%rip)");
-ROUTINE(smc_movs, "mov $6, %ecx\n\tlea 2f(%rip), %rsi\n\tlea 1f(%rip), %rdi\n\trep movsb\n1:\tmov $1, %eax\n\tret\n2:\tmov $2, %eax\n\tret");
-ROUTINE(smc_push, "mov %rsp, %rdx\n\tlea 1f+8(%rip), %rsp\n\tmovabs $0x90909000000002b8, %rax\n\tpush %rax\n1:\tmov $1, %eax\n\t.fill 3, 1, 0x90\n\tmov %rdx, %rsp\n\tmovb $1, 1b+1(%rip)");
+ROUTINE(smc_stos, "mov $2, %eax\n\tmov $1, %ecx\n\tlea 1f+1(%rip), %rdi\n\trep stosb\n1:\tmov $1, "
+                  "%eax\n\tmovb $1, 1b+1(%rip)");
+ROUTINE(smc_movs, "mov $6, %ecx\n\tlea 2f(%rip), %rsi\n\tlea 1f(%rip), %rdi\n\trep movsb\n1:\tmov $1, "
+                  "%eax\n\tret\n2:\tmov $2, %eax\n\tret");
+ROUTINE(smc_push, "mov %rsp, %rdx\n\tlea 1f+8(%rip), %rsp\n\tmovabs $0x90909000000002b8, %rax\n\tpush "
+                  "%rax\n1:\tmov $1, %eax\n\t.fill 3, 1, 0x90\n\tmov %rdx, %rsp\n\tmovb $1, 1b+1(%rip)");
 ROUTINE(smc_xchg, "mov $2, %cl\n\txchg %cl, 1f+1(%rip)\n1:\tmov $1, %eax\n\tmovb $1, 1b+1(%rip)");
 ROUTINE(smc_xadd, "mov $1, %ecx\n\tlock xadd %ecx, 1f+1(%rip)\n1:\tmov $1, %eax\n\tmovl $1, 1b+1(%rip)");
-ROUTINE(smc_cmpxchg, "mov $1, %eax\n\tmov $2, %ecx\n\tlock cmpxchg %ecx, 1f+1(%rip)\n1:\tmov $1, %eax\n\tmovl $1, 1b+1(%rip)");
+ROUTINE(
+    smc_cmpxchg,
+    "mov $1, %eax\n\tmov $2, %ecx\n\tlock cmpxchg %ecx, 1f+1(%rip)\n1:\tmov $1, %eax\n\tmovl $1, 1b+1(%rip)");
 ROUTINE(smc_inc, "incb 1f+1(%rip)\n1:\tmov $1, %eax\n\tdecb 1b+1(%rip)");
-ROUTINE(smc_sse, "movabs $0x90909000000002b8, %rax\n\tmovq %rax, %xmm0\n\tmovq %xmm0, 1f(%rip)\n1:\tmov $1, %eax\n\t.fill 3, 1, 0x90\n\tmovb $1, 1b+1(%rip)");
-ROUTINE(smc_x87, "fld1\n\tfistpl 1f+1(%rip)\n1:\tmov $2, %eax\n\tdec %eax\n\tinc %eax\n\tinc %eax\n\tmovb $2, 1b+1(%rip)");
+ROUTINE(smc_sse, "movabs $0x90909000000002b8, %rax\n\tmovq %rax, %xmm0\n\tmovq %xmm0, 1f(%rip)\n1:\tmov $1, "
+                 "%eax\n\t.fill 3, 1, 0x90\n\tmovb $1, 1b+1(%rip)");
+ROUTINE(
+    smc_x87,
+    "fld1\n\tfistpl 1f+1(%rip)\n1:\tmov $2, %eax\n\tdec %eax\n\tinc %eax\n\tinc %eax\n\tmovb $2, 1b+1(%rip)");
 ROUTINE(smc_bts, "btsl $1, 1f+1(%rip)\n1:\tmov $0, %eax\n\tmovb $0, 1b+1(%rip)");
-ROUTINE(smc_setcc, "mov $2, %ecx\n\tcmp %ecx, %ecx\n\tsete 1f+1(%rip)\n1:\tmov $0, %eax\n\tinc %eax\n\tmovb $0, 1b+1(%rip)");
-ROUTINE(smc_behind, "jmp 2f\n1:\tmov $1, %eax\n\tjmp 3f\n2:\tmovb $2, 1b+1(%rip)\n\tjmp 1b\n3:\tmovb $1, 1b+1(%rip)");
+ROUTINE(
+    smc_setcc,
+    "mov $2, %ecx\n\tcmp %ecx, %ecx\n\tsete 1f+1(%rip)\n1:\tmov $0, %eax\n\tinc %eax\n\tmovb $0, 1b+1(%rip)");
+ROUTINE(smc_behind,
+        "jmp 2f\n1:\tmov $1, %eax\n\tjmp 3f\n2:\tmovb $2, 1b+1(%rip)\n\tjmp 1b\n3:\tmovb $1, 1b+1(%rip)");
 ROUTINE(smc_call_target, "movb $2, 1f+1(%rip)\n\tcall 1f\n\tmovb $1, 1f+1(%rip)\n\tret\n1:\tmov $1, %eax");
-ROUTINE(smc_branch, "movb $(2f-1f-2), 1f+1(%rip)\n\tmov $1, %eax\n1:\tjmp 3f\n2:\tinc %eax\n3:\tmovb $(3b-1b-2), 1b+1(%rip)");
+ROUTINE(
+    smc_branch,
+    "movb $(2f-1f-2), 1f+1(%rip)\n\tmov $1, %eax\n1:\tjmp 3f\n2:\tinc %eax\n3:\tmovb $(3b-1b-2), 1b+1(%rip)");
 
 static uint8_t *page_a, *page_b;
 
@@ -47,15 +62,17 @@ static void routine_copy(uint8_t *to, const uint8_t *from, const uint8_t *end) {
 }
 
 static void check_routines(void) {
-#define ENTRY(name) {#name, name, name##_end}
+#define ENTRY(name)                                                                                          \
+    { #name, name, name##_end }
     static const struct {
         const char *name;
         const uint8_t *start, *end;
     } routines[] = {
-        ENTRY(smc_next),    ENTRY(smc_next_long), ENTRY(smc_after_jump), ENTRY(smc_far_ahead),   ENTRY(smc_loop),
-        ENTRY(smc_stos),    ENTRY(smc_movs),      ENTRY(smc_push),       ENTRY(smc_xchg),        ENTRY(smc_xadd),
-        ENTRY(smc_cmpxchg), ENTRY(smc_inc),       ENTRY(smc_sse),        ENTRY(smc_x87),         ENTRY(smc_bts),
-        ENTRY(smc_setcc),   ENTRY(smc_behind),    ENTRY(smc_call_target), ENTRY(smc_branch),
+        ENTRY(smc_next),   ENTRY(smc_next_long),   ENTRY(smc_after_jump), ENTRY(smc_far_ahead),
+        ENTRY(smc_loop),   ENTRY(smc_stos),        ENTRY(smc_movs),       ENTRY(smc_push),
+        ENTRY(smc_xchg),   ENTRY(smc_xadd),        ENTRY(smc_cmpxchg),    ENTRY(smc_inc),
+        ENTRY(smc_sse),    ENTRY(smc_x87),         ENTRY(smc_bts),        ENTRY(smc_setcc),
+        ENTRY(smc_behind), ENTRY(smc_call_target), ENTRY(smc_branch),
     };
     for (unsigned i = 0; i < ARRAY_SIZE(routines); i++) {
         struct tally tally;
@@ -159,7 +176,8 @@ static void check_page_ends(void) {
         if (back < 4) {
             *(volatile uint8_t *)(third + 3 - back + 1) = 2; /* by the identity mapping */
             cpuid(0, 0);
-            tally_case(&tally, routine_call((void *)at), 0x2000001, "second page written by alias, %u bytes", back);
+            tally_case(&tally, routine_call((void *)at), 0x2000001, "second page written by alias, %u bytes",
+                       back);
         }
         page_entry_write(space, WINDOW + 0x1000, 1, 0);
         invlpg((void *)(WINDOW + 0x1000));

@@ -1,6 +1,6 @@
 /*
- * Two CPUs: start-up, locked operations, memory order, TLB shootdown, cross-modifying code, IPIs. The second CPU
- * runs what the first puts in its mailbox. Source: Intel SDM volume 3, chapters 8 and 9, 4.10.5, 11.6.
+ * Two CPUs: start-up, locked operations, memory order, TLB shootdown, cross-modifying code, IPIs. The second
+ * CPU runs what the first puts in its mailbox. Source: Intel SDM volume 3, chapters 8 and 9, 4.10.5, 11.6.
  */
 #include "apic.h"
 #include "paging.h"
@@ -82,7 +82,9 @@ static void locked_work(void) {
         old = locked_counters[2];
         bool done;
         do
-            asm volatile("lock cmpxchgq %3, %0" : "+m"(locked_counters[2]), "+a"(old), "=@ccz"(done) : "r"(old + 1));
+            asm volatile("lock cmpxchgq %3, %0"
+                         : "+m"(locked_counters[2]), "+a"(old), "=@ccz"(done)
+                         : "r"(old + 1));
         while (!done);
         asm volatile("lock subl $1, %0" : "+m"(locked_counters[3]));
         asm volatile("lock addl $1, %0" : "+m"(*split));
@@ -305,8 +307,11 @@ static void check_ipis(void) {
         uint32_t destination, low;
         unsigned other, self;
     } ways[] = {
-        {"physical", 1, 0, 1, 0},          {"others", 0, ICR_OTHERS, 1, 0}, {"all", 0, ICR_ALL, 1, 1},
-        {"broadcast", 0xff, 0, 1, 1},      {"logical, both", 3, ICR_LOGICAL, 1, 1},
+        {"physical", 1, 0, 1, 0},
+        {"others", 0, ICR_OTHERS, 1, 0},
+        {"all", 0, ICR_ALL, 1, 1},
+        {"broadcast", 0xff, 0, 1, 1},
+        {"logical, both", 3, ICR_LOGICAL, 1, 1},
         {"logical, the other", 2, ICR_LOGICAL, 1, 0},
     };
     for (unsigned i = 0; i < ARRAY_SIZE(ways); i++) {
@@ -334,6 +339,26 @@ static void check_ipis(void) {
     check(wait_value(&halted, 4), true, "an NMI wakes a CPU halted with interrupts off");
     check(work_end(), true, "the CPU goes on after the NMI");
     check(wait_value(&other_count[VECTOR_CALL], 2), true, "the IPI that waited is delivered then");
+}
+
+/* Interrupts off, in a loop of one instruction: an NMI gets through. */
+extern const char spin_closed[], spin_closed_end[];
+extern volatile unsigned spinning;
+volatile unsigned spinning;
+asm(".pushsection .text\nspin_closed:\n\tcli\n\tmovl $1, spinning(%rip)\n1:\tjmp "
+    "1b\nspin_closed_end:\n\tsti\n\tret\n\t.popsection");
+
+static void handler_leave(struct context *frame) {
+    if (frame->ip >= (unsigned long)spin_closed && frame->ip < (unsigned long)spin_closed_end)
+        frame->ip = (unsigned long)spin_closed_end;
+}
+
+static void check_nmi(void) {
+    trap_handle(VECTOR_NMI, handler_leave);
+    work_begin((void (*)(void))(unsigned long)spin_closed);
+    check(wait_value(&spinning, 1), true, "a CPU spins with interrupts off");
+    apic_ipi(1, ICR_NMI | ICR_ASSERT);
+    check(work_end(), true, "an NMI reaches it");
 }
 
 static void logical_setup(void) {
@@ -379,6 +404,7 @@ void kernel_main(void) {
     work_begin(logical_setup);
     wait_until_zero(&mailbox, 8);
     check_ipis();
+    check_nmi();
     check_restart();
     checks_finish("smp64");
 }

@@ -1,6 +1,6 @@
 /*
- * TLB semantics: after an invalidation no stale translation may be used, for data or for code. Whether a stale
- * one is used before is the machine's affair and is not judged. Source: Intel SDM volume 3, 4.10.
+ * TLB semantics: after an invalidation no stale translation may be used, for data or for code. Whether a
+ * stale one is used before is the machine's affair and is not judged. Source: Intel SDM volume 3, 4.10.
  */
 #include "paging.h"
 #include "runtime.h"
@@ -110,7 +110,12 @@ static void check_switch(const struct flush *flush, uint64_t flags) {
         tally_case(&tally, window_user(), 0x202, "user access to the second %s", kind);
         page_entry_write(space, WINDOW, 1, 0);
         flush->flush();
-        tally_case(&tally, TRY("mov 0x100(%0), %%eax", : : "r"(WINDOW) : "rax"), VECTOR_PF, "read of no %s", kind);
+        tally_case(&tally,
+                   TRY("mov 0x100(%0), %%eax",
+                       :
+                       : "r"(WINDOW)
+                       : "rax"),
+                   VECTOR_PF, "read of no %s", kind);
         tally_case(&tally, window_user(), 0xdead000e, "user access to no %s", kind);
     }
     tally_end(&tally);
@@ -130,7 +135,12 @@ static void check_permissions(void) {
         (void)window_call();
         page_map(space, WINDOW, (unsigned long)frame_a, PTE_P | PTE_U | PTE_A | PTE_D, 1);
         flushes[i].flush();
-        tally_case(&down, TRY("movl $1, (%0)", : : "r"(WINDOW) : "memory"), VECTOR_PF, "write, %s", flushes[i].name);
+        tally_case(&down,
+                   TRY("movl $1, (%0)",
+                       :
+                       : "r"(WINDOW)
+                       : "memory"),
+                   VECTOR_PF, "write, %s", flushes[i].name);
         page_map(space, WINDOW, (unsigned long)frame_a, OPEN | PTE_NX | PTE_A | PTE_D, 1);
         flushes[i].flush();
         struct context c = context_kernel((void *)(WINDOW + 0x200));
@@ -161,7 +171,12 @@ static void check_permissions(void) {
     flush_invlpg();
     (void)TRY("mov (%0), %%eax", : : "r"(WINDOW) : "rax");
     page_map(space, WINDOW, (unsigned long)frame_b, OPEN, 1);
-    tally_case(&up, TRY("mov (%0), %%eax", : : "r"(WINDOW) : "rax"), NO_TRAP, "a missing page is never cached");
+    tally_case(&up,
+               TRY("mov (%0), %%eax",
+                   :
+                   : "r"(WINDOW)
+                   : "rax"),
+               NO_TRAP, "a missing page is never cached");
     tally_case(&up, window_read(), 2, "a page made present");
     tally_end(&up);
 }
@@ -172,11 +187,13 @@ static void check_accessed_dirty(void) {
     (void)window_read();
     check(page_entry_read(space, WINDOW, 1) & (PTE_A | PTE_D), PTE_A, "a read sets accessed");
     *(volatile uint32_t *)WINDOW = 1;
-    check(page_entry_read(space, WINDOW, 1) & (PTE_A | PTE_D), PTE_A | PTE_D, "a write through a clean translation sets dirty");
+    check(page_entry_read(space, WINDOW, 1) & (PTE_A | PTE_D), PTE_A | PTE_D,
+          "a write through a clean translation sets dirty");
     page_map(space, WINDOW, (unsigned long)frame_a, OPEN, 1);
     flush_invlpg();
     *(volatile uint32_t *)WINDOW = 1;
-    check(page_entry_read(space, WINDOW, 1) & (PTE_A | PTE_D), PTE_A | PTE_D, "bits cleared and flushed are set again");
+    check(page_entry_read(space, WINDOW, 1) & (PTE_A | PTE_D), PTE_A | PTE_D,
+          "bits cleared and flushed are set again");
     page_map(space, WINDOW, (unsigned long)frame_a, OPEN, 1);
     flush_cr3();
     (void)window_call();
@@ -206,8 +223,8 @@ static void check_large(void) {
         /* One INVLPG anywhere in a large page drops all of it (SDM 3, 4.10.4.2). */
         invlpg((void *)(WINDOW + pages[round] * 4096));
         for (unsigned i = 0; i < ARRAY_SIZE(pages); i++)
-            tally_case(&tally, *(volatile uint32_t *)(WINDOW + pages[i] * 4096 + 8), i & 1 ? 11 : 12, "split, page %u",
-                       pages[i]);
+            tally_case(&tally, *(volatile uint32_t *)(WINDOW + pages[i] * 4096 + 8), i & 1 ? 11 : 12,
+                       "split, page %u", pages[i]);
     }
     tally_end(&tally);
 
@@ -239,8 +256,11 @@ static void check_large(void) {
 static void check_pcid(void) {
     uint64_t *other = page_alloc();
     unsigned long root = read_cr3();
-    check(TRY("mov %0, %%cr3\n\tmov %1, %%cr4", : : "r"(root | 8), "r"(read_cr4() | CR4_PCIDE) : "memory"), VECTOR_GP,
-          "CR4.PCIDE with cr3[11:0] set");
+    check(TRY("mov %0, %%cr3\n\tmov %1, %%cr4",
+              :
+              : "r"(root | 8), "r"(read_cr4() | CR4_PCIDE)
+              : "memory"),
+          VECTOR_GP, "CR4.PCIDE with cr3[11:0] set");
     write_cr3(root);
     write_cr4(read_cr4() | CR4_PCIDE);
     for (unsigned i = 0; i < 512; i++)
@@ -307,8 +327,11 @@ static void check_invpcid_faults(void) {
         {"invpcid of a context ignores the address", 1, {0, BIT(63)}, NO_TRAP},
     };
     for (unsigned i = 0; i < ARRAY_SIZE(cases); i++)
-        check(TRY("invpcid %0, %1", : : "m"(cases[i].descriptor), "r"(cases[i].type) : "memory"), cases[i].vector, "%s",
-              cases[i].name);
+        check(TRY("invpcid %0, %1",
+                  :
+                  : "m"(cases[i].descriptor), "r"(cases[i].type)
+                  : "memory"),
+              cases[i].vector, "%s", cases[i].name);
     struct context c = context_user(tlb_invpcid);
     c.di = (unsigned long)user_pointer(gdt);
     context_run(&c);

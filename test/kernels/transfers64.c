@@ -1,6 +1,7 @@
 /*
  * Control transfers of 64-bit mode: SYSCALL, SYSRET, SYSENTER, SYSEXIT, IRET and far RET between 64-bit and
- * compatibility mode, far JMP and CALL, 64-bit call gates, and SWAPGS. Source: Intel SDM volume 2, and volume 3, 5.8.
+ * compatibility mode, far JMP and CALL, 64-bit call gates, and SWAPGS. Source: Intel SDM volume 2, and volume
+ * 3, 5.8.
  */
 #include "runtime.h"
 
@@ -14,15 +15,19 @@ SNIPPET(sys_exit, "sysexitq");
 SNIPPET(sys_exit32, "sysexitl");
 SNIPPET(landing, "nop");
 
-static const unsigned long user_flags = FLAG_CF | FLAG_PF | FLAG_AF | FLAG_ZF | FLAG_SF | FLAG_OF | FLAG_DF | FLAG_AC |
-                                        FLAG_ID | FLAG_IF | FLAG_FIXED;
+static const unsigned long user_flags = FLAG_CF | FLAG_PF | FLAG_AF | FLAG_ZF | FLAG_SF | FLAG_OF | FLAG_DF |
+                                        FLAG_AC | FLAG_ID | FLAG_IF | FLAG_FIXED;
 
 static void check_syscall(void) {
     struct context c;
     write_msr(MSR_STAR, (uint64_t)KERNEL_CS << 32 | (uint64_t)USER_CS32 << 48);
     write_msr(MSR_LSTAR, (unsigned long)landing);
-    static const unsigned long masks[] = {0,       FLAG_IF, FLAG_DF | FLAG_CF, FLAG_AC | FLAG_ID | FLAG_ZF,
-                                          ~0u,     FLAG_PF | FLAG_AF | FLAG_SF | FLAG_OF};
+    static const unsigned long masks[] = {0,
+                                          FLAG_IF,
+                                          FLAG_DF | FLAG_CF,
+                                          FLAG_AC | FLAG_ID | FLAG_ZF,
+                                          ~0u,
+                                          FLAG_PF | FLAG_AF | FLAG_SF | FLAG_OF};
     for (unsigned i = 0; i < ARRAY_SIZE(masks); i++) {
         write_msr(MSR_SFMASK, masks[i]);
         c = context_user(sys_call);
@@ -116,7 +121,8 @@ static void check_sysenter(void) {
         unsigned long sp = c.cx;
         context_run(&c);
         check_end(&c, VECTOR_DONE, 0, narrow ? "sysexit to 32-bit" : "sysexit");
-        check(c.cs << 16 | c.ss, (KERNEL_CS + (narrow ? 16 : 32) + 3) << 16 | (KERNEL_CS + (narrow ? 24 : 40) + 3),
+        check(c.cs << 16 | c.ss,
+              (KERNEL_CS + (narrow ? 16 : 32) + 3) << 16 | (KERNEL_CS + (narrow ? 24 : 40) + 3),
               "sysexit: cs and ss");
         check(c.sp, sp, "sysexit: rsp");
         check(c.ip, (unsigned long)user_pointer(landing) + 3, "sysexit: rip");
@@ -137,13 +143,16 @@ static void check_sysenter(void) {
 
 /* rax = cs, rbx = rip, rcx = ss, rdx = rsp, rsi = flags */
 SNIPPET(go_iret, "push %rcx\n\tpush %rdx\n\tpush %rsi\n\tpush %rax\n\tpush %rbx\n\tiretq");
-SNIPPET(go_iret32, "sub $20, %rsp\n\tmov %ecx, 16(%rsp)\n\tmov %edx, 12(%rsp)\n\tmov %esi, 8(%rsp)\n\tmov %eax, 4(%rsp)\n\t"
-                   "mov %ebx, (%rsp)\n\tiretl");
+SNIPPET(
+    go_iret32,
+    "sub $20, %rsp\n\tmov %ecx, 16(%rsp)\n\tmov %edx, 12(%rsp)\n\tmov %esi, 8(%rsp)\n\tmov %eax, 4(%rsp)\n\t"
+    "mov %ebx, (%rsp)\n\tiretl");
 SNIPPET(go_lret, "push %rcx\n\tpush %rdx\n\tpush %rax\n\tpush %rbx\n\tlretq");
-SNIPPET(go_jump, "push %rax\n\tpush %rbx\n\trex.w ljmp *(%rsp)");
+/* LJMP and LCALL *(%rsp) with REX.W, which not every assembler writes. */
+SNIPPET(go_jump, "push %rax\n\tpush %rbx\n\t.byte 0x48, 0xff, 0x2c, 0x24");
 SNIPPET(go_jump32, "sub $8, %rsp\n\tmov %ebx, (%rsp)\n\tmov %eax, 4(%rsp)\n\tljmp *(%rsp)");
-SNIPPET(go_call, "push %rax\n\tpush %rbx\n\trex.w lcall *(%rsp)");
-SNIPPET(go_call_back, "push %rax\n\tpush %rbx\n\trex.w lcall *(%rsp)\n\tmov $7, %r8d");
+SNIPPET(go_call, "push %rax\n\tpush %rbx\n\t.byte 0x48, 0xff, 0x1c, 0x24");
+SNIPPET(go_call_back, "push %rax\n\tpush %rbx\n\t.byte 0x48, 0xff, 0x1c, 0x24\n\tmov $7, %r8d");
 SNIPPET(compat_code, ".code32\n\tinc %eax\n\t.code64"); /* one byte: a REX prefix in 64-bit mode */
 SNIPPET(far_return, "lretq");
 
@@ -164,9 +173,12 @@ static void check_far(void) {
         unsigned cs;
         bool user;
     } returns[] = {
-        {"iretq to CPL 3", go_iret, USER_CS, true},     {"iretq to compatibility mode", go_iret, USER_CS32, true},
-        {"iretq to CPL 0", go_iret, KERNEL_CS, false},  {"iretl to CPL 3", go_iret32, USER_CS, true},
-        {"iretl to CPL 0", go_iret32, KERNEL_CS, false}, {"lretq to CPL 3", go_lret, USER_CS, true},
+        {"iretq to CPL 3", go_iret, USER_CS, true},
+        {"iretq to compatibility mode", go_iret, USER_CS32, true},
+        {"iretq to CPL 0", go_iret, KERNEL_CS, false},
+        {"iretl to CPL 3", go_iret32, USER_CS, true},
+        {"iretl to CPL 0", go_iret32, KERNEL_CS, false},
+        {"lretq to CPL 3", go_lret, USER_CS, true},
         {"lretq to compatibility mode", go_lret, USER_CS32, true},
     };
     struct context c;
@@ -215,7 +227,8 @@ static void check_far(void) {
     c = go(go_iret, 0, landing, false);
     context_run(&c);
     check_end(&c, VECTOR_GP, 0, "iretq to a null cs");
-    uint16_t both = gdt_set(0, segment_descriptor(0, 0xfffff, SEGMENT_CODE | DESCRIPTOR_PRESENT, SEGMENT_LONG | SEGMENT_BIG));
+    uint16_t both = gdt_set(
+        0, segment_descriptor(0, 0xfffff, SEGMENT_CODE | DESCRIPTOR_PRESENT, SEGMENT_LONG | SEGMENT_BIG));
     c = go(go_iret, both, landing, false);
     context_run(&c);
     check_end(&c, VECTOR_GP, both, "iretq to a segment with L and D");
@@ -235,7 +248,8 @@ static void check_far(void) {
         c = go(jumps[i].code, KERNEL_CS32, compat_code, false);
         context_run(&c);
         check_end(&c, VECTOR_DONE, 0, "to compatibility mode");
-        check(c.cs << 32 | c.ax, (uint64_t)KERNEL_CS32 << 32 | (KERNEL_CS32 + 1), "%s to compatibility mode", jumps[i].name);
+        check(c.cs << 32 | c.ax, (uint64_t)KERNEL_CS32 << 32 | (KERNEL_CS32 + 1), "%s to compatibility mode",
+              jumps[i].name);
         c = go(jumps[i].code, USER_CS, landing, false);
         context_run(&c);
         check_end(&c, VECTOR_GP, USER_CS & ~3, "far transfer to DPL 3");
@@ -257,7 +271,8 @@ static void gate_write(unsigned slot, const void *target, unsigned selector, uns
     gdt_set(slot + 1, address >> 32);
 }
 
-SNIPPET(gate_target, "mov (%rsp), %r8\n\tmov 8(%rsp), %r9\n\tmov 16(%rsp), %r10\n\tmov 24(%rsp), %r11\n\tmov %rsp, %r12");
+SNIPPET(gate_target,
+        "mov (%rsp), %r8\n\tmov 8(%rsp), %r9\n\tmov 16(%rsp), %r10\n\tmov 24(%rsp), %r11\n\tmov %rsp, %r12");
 
 static void check_call_gates(void) {
     const unsigned present = DESCRIPTOR_PRESENT, open = present | DESCRIPTOR_DPL(3) | GATE_CALL;
@@ -272,7 +287,8 @@ static void check_call_gates(void) {
     check(c.ss, 0, "call gate from CPL 3: ss is null");
     check(c.r12, cpu_stack_top(0, 0) - 32, "call gate from CPL 3: rsp");
     check(c.r8 - ip, 6, "call gate from CPL 3: return rip");
-    check(c.r9 << 16 | c.r11, (unsigned long)USER_CS << 16 | USER_DS, "call gate from CPL 3: return cs and ss");
+    check(c.r9 << 16 | c.r11, (unsigned long)USER_CS << 16 | USER_DS,
+          "call gate from CPL 3: return cs and ss");
     check(c.r10, sp - 16, "call gate from CPL 3: return rsp");
     gate_write(0, far_return, KERNEL_CS, open, 0);
     c = context_user(go_call_back);
@@ -290,7 +306,8 @@ static void check_call_gates(void) {
         {"call gate to data", KERNEL_DS, open, 0, VECTOR_GP, KERNEL_DS},
         {"call gate to a 32-bit segment", KERNEL_CS32, open, 0, VECTOR_GP, KERNEL_CS32},
         {"call gate with a type in its upper half", KERNEL_CS, open, 0x1f00, VECTOR_GP, SCRATCH_SELECTOR},
-        {"16-bit call gate", KERNEL_CS, present | DESCRIPTOR_DPL(3) | GATE_CALL16, 0, VECTOR_GP, SCRATCH_SELECTOR},
+        {"16-bit call gate", KERNEL_CS, present | DESCRIPTOR_DPL(3) | GATE_CALL16, 0, VECTOR_GP,
+         SCRATCH_SELECTOR},
         {"task gate", KERNEL_CS, present | DESCRIPTOR_DPL(3) | GATE_TASK, 0, VECTOR_GP, SCRATCH_SELECTOR},
     };
     for (unsigned i = 0; i < ARRAY_SIZE(cases); i++) {

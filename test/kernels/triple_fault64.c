@@ -1,6 +1,6 @@
 /*
- * A triple fault: no IDT, so that #UD, then #GP, then #DF cannot be delivered. The machine resets; the test passes
- * when the launcher says so.
+ * A triple fault: no IDT, so that #UD, then #GP, then #DF cannot be delivered. The machine resets; the test
+ * passes when the launcher says so.
  */
 #include "runtime.h"
 

@@ -1,4 +1,4 @@
-# Loaders and launcher: unit tests, and the loaders' fuzzer, which uses the same images as seeds.
+# Loaders and launcher. The kernel images made here are the loaders' fuzzer's seeds too.
 set(boot_dir ${CMAKE_CURRENT_LIST_DIR})
 pkg_check_modules(BOOT_CODECS REQUIRED IMPORTED_TARGET zlib liblzma libzstd liblz4)
 
@@ -13,7 +13,3 @@ add_executable(boot_launcher_test ${boot_dir}/boot_launcher.c)
 target_link_libraries(boot_launcher_test PRIVATE nestor-launcher)
 set_target_properties(boot_loaders_test boot_launcher_test PROPERTIES RUNTIME_OUTPUT_DIRECTORY
                       ${CMAKE_BINARY_DIR}/bin/tests)
-
-add_executable(fuzz_loaders ${boot_dir}/../fuzz/fuzz_loaders.c)
-target_link_libraries(fuzz_loaders PRIVATE boot-images nestor-boot)
-set_target_properties(fuzz_loaders PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin/fuzz)

@@ -296,6 +296,9 @@ static void test_terminal(int death) {
             !tcgetattr(slave, &after) && after.c_lflag == before.c_lflag && after.c_iflag == before.c_iflag;
         usleep(10000);
     }
+    if (!restored)
+        fprintf(stderr, "death %d: lflag 0x%x, was 0x%x; iflag 0x%x, was 0x%x\n", death, after.c_lflag,
+                before.c_lflag, after.c_iflag, before.c_iflag);
     EXPECT(restored);
     close(slave);
     close(master);

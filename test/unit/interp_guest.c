@@ -34,8 +34,36 @@ static void no_pio_write(void *context, uint16_t port, unsigned size, uint32_t v
     (void)context, (void)port, (void)size, (void)value;
 }
 
-static const struct vcpu_env env = {
-    .mmio_read = no_mmio_read, .mmio_write = no_mmio_write, .pio_read = no_pio_read, .pio_write = no_pio_write};
+static int no_irq(void *context) {
+    (void)context;
+    return -1;
+}
+static uint64_t no_tpr_read(void *context) {
+    (void)context;
+    return 0;
+}
+static void no_tpr_write(void *context, uint64_t tpr) {
+    (void)context, (void)tpr;
+}
+static bool no_msr_read(void *context, uint32_t msr, uint64_t *value) {
+    (void)context, (void)msr, (void)value;
+    return false;
+}
+static bool no_msr_write(void *context, uint32_t msr, uint64_t value) {
+    (void)context, (void)msr, (void)value;
+    return false;
+}
+
+static const struct vcpu_env env = {.mmio_read = no_mmio_read,
+                                    .mmio_write = no_mmio_write,
+                                    .pio_read = no_pio_read,
+                                    .pio_write = no_pio_write,
+                                    .irq_pending = no_irq,
+                                    .irq_ack = no_irq,
+                                    .tpr_read = no_tpr_read,
+                                    .tpr_write = no_tpr_write,
+                                    .apic_msr_read = no_msr_read,
+                                    .apic_msr_write = no_msr_write};
 
 static struct segment flat(uint16_t selector, uint32_t attributes) {
     return (struct segment){.selector = selector, .attributes = attributes, .limit = 0xffffffff};
@@ -50,6 +78,11 @@ static void enter_long_mode(struct test_guest *guest) {
     pdpt[0] = (PAGE_TABLES + 8192) | PTE_P | PTE_W | PTE_U;
     for (unsigned i = 0; i < TEST_RAM_SIZE >> 21; i++)
         pd[i] = (uint64_t)i << 21 | PTE_P | PTE_W | PTE_U | PTE_PS;
+    /* The data region stands alone: what lies around it is not mapped. */
+    uint64_t *pt = guest_mem_ptr(&guest->mem, PAGE_TABLES + 12288, 4096);
+    pd[TEST_DATA >> 21] = (PAGE_TABLES + 12288) | PTE_P | PTE_W | PTE_U;
+    for (unsigned i = 0; i < TEST_MAPPED_SIZE >> PAGE_SHIFT; i++)
+        pt[i] = (TEST_DATA + i * PAGE_SIZE) | PTE_P | PTE_W | PTE_U;
     vcpu->cr0 = CR0_PE | CR0_MP | CR0_ET | CR0_NE | CR0_WP | CR0_PG;
     vcpu->cr3 = PAGE_TABLES;
     vcpu->cr4 = CR4_PAE | CR4_OSFXSR | CR4_OSXMMEXCPT | CR4_OSXSAVE | CR4_FSGSBASE;
@@ -84,7 +117,13 @@ void test_guest_create(struct test_guest *guest, enum test_mode mode) {
         perror("interp test: no memory");
         exit(1);
     }
+    char error[256];
+    if (cpu_model_create(&guest->model, "host", 1, error, sizeof error)) {
+        fprintf(stderr, "interp test: %s\n", error);
+        exit(1);
+    }
     vcpu->self = vcpu;
+    vcpu->model = &guest->model;
     vcpu->mem = &guest->mem;
     vcpu->env = &env;
     vcpu->rflags = FLAG_FIXED;
@@ -134,8 +173,8 @@ static void handle_signal(int sig, siginfo_t *info, void *context) {
 
 void test_install_signals(void (*other)(int, siginfo_t *, void *)) {
     static const int signals[] = {SIGFPE, SIGSEGV, SIGBUS, SIGILL, SIGTRAP};
-    size_t size = 256 * KIB;
-    stack_t stack = {.ss_sp = malloc(size), .ss_size = size};
+    static uint8_t alternate[256 * KIB];
+    stack_t stack = {.ss_sp = alternate, .ss_size = sizeof alternate};
     struct sigaction action = {.sa_sigaction = handle_signal, .sa_flags = SA_SIGINFO | SA_ONSTACK};
     other_handler = other;
     sigaltstack(&stack, NULL);

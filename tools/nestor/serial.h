@@ -41,7 +41,8 @@ void serial_port_send(struct serial_port *port, const uint8_t *bytes, size_t cou
 void serial_port_abandon(struct serial_port *port);
 /* The client takes input again; from any thread. */
 void serial_port_resume(struct serial_port *port);
-/* Write out what is queued (all of it, unless abandoned and nobody takes it), stop the thread, close, and restore the terminal. */
+/* Write out what is queued (all of it, unless abandoned and nobody takes it), stop the thread, close, and
+ * restore the terminal. */
 void serial_port_destroy(struct serial_port *port);
 
 #endif

@@ -60,12 +60,13 @@ int serial_open_pty(struct serial_port *port) {
     return write(STDERR_FILENO, line, (size_t)length) < 0 ? -errno : 0;
 }
 
-/* A socket file that nobody listens on is left over from a killed process and may go. */
+/* A socket file that nobody listens on is left over from a killed process and may go. The probe is of another
+ * type than the listener, so that a living one refuses it (EPROTOTYPE) without ever seeing it. */
 static bool is_stale_socket(const struct sockaddr_un *address) {
     struct stat status;
     if (lstat(address->sun_path, &status) || !S_ISSOCK(status.st_mode))
         return false;
-    int probe = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    int probe = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
     bool refused = probe >= 0 && connect(probe, (const struct sockaddr *)address, sizeof *address) &&
                    errno == ECONNREFUSED;
     if (probe >= 0)

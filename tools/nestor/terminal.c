@@ -21,14 +21,12 @@ static struct {
 
 #define KEEPER_DISMISSED 'd'
 
-/* The keeper: nothing but the terminal and the pipe, deaf to the signals that end its parent. */
+/* The keeper: nothing but the terminal and the pipe, deaf to the signals that end its parent. All are
+ * blocked, SIGTTOU too: a background process may then set the terminal. */
 static void keep_terminal(int pipe_end) {
     char message;
     ssize_t count;
-    sigset_t all;
-    sigfillset(&all);
-    sigprocmask(SIG_SETMASK, &all, NULL); /* SIGTTOU too: a background process may then set the terminal */
-    setsid();                             /* the shell's job control does not wait for it */
+    setsid(); /* the shell's job control does not wait for it */
     prctl(PR_SET_NAME, "nestor-tty");
     int pipe_fd = dup3(pipe_end, 3, O_CLOEXEC) == 3 ? 3 : pipe_end;
     close_range(STDOUT_FILENO, STDERR_FILENO, 0);
@@ -46,15 +44,20 @@ static int start_keeper(void) {
     int ends[2];
     if (pipe2(ends, O_CLOEXEC))
         return -errno;
+    /* Blocked from its first moment: its parent may be gone, and its group hung up, before it runs at all. */
+    sigset_t all, old;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &old);
     pid_t child = fork();
+    int error = errno;
+    if (!child)
+        keep_terminal(ends[0]);
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
     if (child < 0) {
-        int error = errno;
         close(ends[0]);
         close(ends[1]);
         return -error;
     }
-    if (!child)
-        keep_terminal(ends[0]);
     close(ends[0]);
     terminal.keeper_pipe = ends[1];
     terminal.keeper = child;

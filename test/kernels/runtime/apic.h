@@ -1,8 +1,8 @@
 #ifndef KERNELS_APIC_H
 #define KERNELS_APIC_H
 /*
- * The local APIC in either mode, the IOAPIC, the PICs and a delay. Source: Intel SDM volume 3, chapter 11; 82093AA
- * and 8259A data sheets.
+ * The local APIC in either mode, the IOAPIC, the PICs and a delay. Source: Intel SDM volume 3, chapter 11;
+ * 82093AA and 8259A data sheets.
  */
 #include <stdbool.h>
 #include <stdint.h>

@@ -35,6 +35,7 @@ _start:
     mov %eax, %cr4
     mov $0x33, %eax                     /* NE ET MP PE */
     mov %eax, %cr0
+    fninit
     mov $stack_top, %esp
     xor %ebp, %ebp
     push $0                             /* the CPU's number */

@@ -79,6 +79,7 @@ enter_long_mode:
     lea 1(%rdi), %eax
     imul $STACK_BYTES, %eax, %eax
     lea cpu_stacks(%rax), %rsp
+    fninit
     xor %ebp, %ebp
     push %rbp
     jmp runtime_start

@@ -8,12 +8,12 @@
 #include "x86.h"
 
 /* Bits 40..47 of a descriptor. */
-#define SEGMENT_DATA 0x12        /* S, writable */
-#define SEGMENT_DATA_RO 0x10     /* S, read-only */
-#define SEGMENT_DATA_DOWN 0x16   /* S, writable, expand-down */
-#define SEGMENT_CODE 0x1a        /* S, code, readable */
-#define SEGMENT_CODE_XO 0x18     /* S, code, execute-only */
-#define SEGMENT_CONFORMING 0x1e  /* S, code, readable, conforming */
+#define SEGMENT_DATA 0x12       /* S, writable */
+#define SEGMENT_DATA_RO 0x10    /* S, read-only */
+#define SEGMENT_DATA_DOWN 0x16  /* S, writable, expand-down */
+#define SEGMENT_CODE 0x1a       /* S, code, readable */
+#define SEGMENT_CODE_XO 0x18    /* S, code, execute-only */
+#define SEGMENT_CONFORMING 0x1e /* S, code, readable, conforming */
 #define SEGMENT_ACCESSED 0x01
 #define SYSTEM_LDT 0x02
 #define SYSTEM_TSS16 0x01

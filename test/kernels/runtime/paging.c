@@ -1,5 +1,6 @@
 /*
- * The page-table builder. Tables lie in identity-mapped memory, so physical and kernel addresses are the same.
+ * The page-table builder. Tables lie in identity-mapped memory, so physical and kernel addresses are the
+ * same.
  */
 #include "paging.h"
 

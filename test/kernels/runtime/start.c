@@ -13,9 +13,9 @@ void *pages_alloc(unsigned count, unsigned long align) {
     next_page = (next_page + align - 1) & ~(align - 1);
     unsigned long *page = (unsigned long *)next_page;
     next_page += count * 4096ul;
-    unsigned long words = count * 4096ul / sizeof(*page);
+    unsigned long words = count * 1024ul;
     unsigned long *target = page;
-    asm volatile("cld\n\trep stos%z2" : "+c"(words), "+D"(target) : "a"(0ul) : "memory");
+    asm volatile("cld\n\trep stosl" : "+c"(words), "+D"(target) : "a"(0) : "memory");
     return page;
 }
 

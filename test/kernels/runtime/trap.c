@@ -1,7 +1,7 @@
 /*
  * Where every vector ends up. In order: a TRY() in flight takes the exception; a claimed vector goes to its
- * handler and returns to the interrupted code; a running context ends. Anything else is a failure of the kernel
- * under test or of the machine, and says so.
+ * handler and returns to the interrupted code; a running context ends. Anything else is a failure of the
+ * kernel under test or of the machine, and says so.
  */
 #include "trap.h"
 
@@ -51,8 +51,9 @@ static void frame_copy(struct context *to, const struct context *from) {
 }
 
 static __attribute__((noreturn)) void trap_unexpected(const struct context *frame, unsigned long cr2) {
-    console_print("FAIL unexpected trap: vector %lu error 0x%lx ip 0x%lx cs 0x%lx flags 0x%lx sp 0x%lx cr2 0x%lx\n",
-                  frame->vector, frame->error, frame->ip, frame->cs, frame->flags, frame->sp, cr2);
+    console_print(
+        "FAIL unexpected trap: vector %lu error 0x%lx ip 0x%lx cs 0x%lx flags 0x%lx sp 0x%lx cr2 0x%lx\n",
+        frame->vector, frame->error, frame->ip, frame->cs, frame->flags, frame->sp, cr2);
     machine_exit(2);
 }
 
@@ -128,6 +129,6 @@ struct context context_user(const void *code) {
 }
 
 bool check_end(const struct context *context, unsigned vector, unsigned long error, const char *name) {
-    return check((uint64_t)context->vector << 32 | (uint32_t)context->error, (uint64_t)vector << 32 | (uint32_t)error,
-                 "%s (vector:error)", name);
+    return check((uint64_t)context->vector << 32 | (uint32_t)context->error,
+                 (uint64_t)vector << 32 | (uint32_t)error, "%s (vector:error)", name);
 }

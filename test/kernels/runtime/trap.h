@@ -8,7 +8,8 @@
  * interrupted, with vector, error code and CR2. Code ends a context by `int $VECTOR_DONE`.
  *
  * TRY() runs a short piece of assembly at CPL 0 in place and gives the vector of its exception, or NO_TRAP;
- * `probe` holds the rest; operands and clobbers follow the code from their first colon on. The assembly must leave the stack pointer as it was.
+ * `probe` holds the rest; operands and clobbers follow the code from their first colon on. The assembly must
+ * leave the stack pointer as it was.
  */
 #include "layout.h"
 #include "x86.h"
@@ -29,7 +30,7 @@ struct context {
     unsigned long di, si, bp, kernel_sp, bx, dx, cx, ax;
     unsigned long vector, error;
     unsigned long ip, cs, flags;
-    unsigned long sp, ss;                     /* on the stack only from another level */
+    unsigned long sp, ss;                                 /* on the stack only from another level */
     unsigned long v8086_es, v8086_ds, v8086_fs, v8086_gs; /* and these only from virtual-8086 mode */
     unsigned long cr2;
 };

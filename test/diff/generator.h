@@ -1,6 +1,6 @@
 /* The generator's inside: the stream under construction, and the little instructions it sets scenes with. */
-#ifndef NESTOR_TEST_DIFF_EMIT_H
-#define NESTOR_TEST_DIFF_EMIT_H
+#ifndef NESTOR_TEST_DIFF_GENERATOR_H
+#define NESTOR_TEST_DIFF_GENERATOR_H
 
 #include "generate.h"
 #include "layout.h"
@@ -50,22 +50,22 @@ struct generator {
 };
 
 /* Append an instruction of the generator's own. */
-void emit(struct generator *g, const uint8_t *bytes, unsigned length, struct form *form, bool is_glued);
-bool emit_has_room(const struct generator *g, unsigned bytes);
-void emit_mov(struct generator *g, unsigned reg, uint64_t value);
-void emit_push(struct generator *g, uint32_t value);
+void gen_emit(struct generator *g, const uint8_t *bytes, unsigned length, struct form *form, bool is_glued);
+bool gen_has_room(const struct generator *g, unsigned bytes);
+void gen_mov(struct generator *g, unsigned reg, uint64_t value);
+void gen_push(struct generator *g, uint32_t value);
 /* Store an immediate of 1, 2 or 4 bytes at an absolute address below 2 GiB. */
-void emit_store(struct generator *g, uint64_t address, unsigned size, uint32_t value, bool is_glued);
-void emit_zero(struct generator *g, uint64_t address, uint32_t size);
+void gen_store(struct generator *g, uint64_t address, unsigned size, uint32_t value, bool is_glued);
+void gen_zero(struct generator *g, uint64_t address, uint32_t size);
 /* Give all arithmetic flags a defined value. */
-void emit_define_flags(struct generator *g);
+void gen_define_flags(struct generator *g);
 /* Load an index vector (register number 0-31) with small values from the table in the read-only page. */
-void emit_load_indices(struct generator *g, unsigned vector, unsigned bits, bool is_qword);
+void gen_load_indices(struct generator *g, unsigned vector, unsigned bits, bool is_qword);
 /* Remember that the field at the given offset is to be filled in later. False: no room for a label. */
-bool label_add(struct generator *g, enum label_kind kind, unsigned at, unsigned countdown);
-void label_place(struct generator *g, unsigned index);
+bool gen_label_add(struct generator *g, enum label_kind kind, unsigned at, unsigned countdown);
+void gen_label_place(struct generator *g, unsigned index);
 /* A unit is done: place the labels that are due. */
-void label_tick(struct generator *g);
+void gen_label_tick(struct generator *g);
 
 /* -- operands.c -- */
 

@@ -1,16 +1,16 @@
-/* The instructions that the generator sets scenes with, and labels. See emit.h. None but
- * emit_define_flags() and emit_zero() touches flags. */
-#include "emit.h"
+/* The instructions that the generator sets scenes with, and labels. See generator.h. None but
+ * gen_define_flags() and gen_zero() touches flags. */
+#include "generator.h"
 
 #include "cpu/x86.h"
 
 #include <string.h>
 
-bool emit_has_room(const struct generator *g, unsigned bytes) {
+bool gen_has_room(const struct generator *g, unsigned bytes) {
     return g->at + bytes <= g->limit && g->stream->count + 8 < STREAM_MAX;
 }
 
-void emit(struct generator *g, const uint8_t *bytes, unsigned length, struct form *form, bool is_glued) {
+void gen_emit(struct generator *g, const uint8_t *bytes, unsigned length, struct form *form, bool is_glued) {
     if (g->at + length > DIFF_CODE_SIZE - g->test->entry - 16 || g->stream->count == STREAM_MAX)
         return;
     memcpy(g->code + g->at, bytes, length);
@@ -24,7 +24,7 @@ void emit(struct generator *g, const uint8_t *bytes, unsigned length, struct for
 }
 
 /* A reserved register is left alone; the caller's caller looks at refused and gives up. */
-void emit_mov(struct generator *g, unsigned reg, uint64_t value) {
+void gen_mov(struct generator *g, unsigned reg, uint64_t value) {
     uint8_t bytes[16];
     unsigned n = 0;
     bool is_wide = g->mode == 64 && value >> 32;
@@ -44,13 +44,13 @@ void emit_mov(struct generator *g, unsigned reg, uint64_t value) {
     }
     unsigned size = is_wide && !is_sign_extended ? 8 : 4;
     memcpy(bytes + n, &value, size);
-    emit(g, bytes, n + size, NULL, false);
+    gen_emit(g, bytes, n + size, NULL, false);
 }
 
-void emit_push(struct generator *g, uint32_t value) {
+void gen_push(struct generator *g, uint32_t value) {
     uint8_t bytes[5] = {0x68};
     memcpy(bytes + 1, &value, 4);
-    emit(g, bytes, 5, NULL, false);
+    gen_emit(g, bytes, 5, NULL, false);
 }
 
 /* [disp32] without base or index. */
@@ -66,7 +66,7 @@ static unsigned put_absolute(const struct generator *g, uint8_t *at, unsigned re
     return n + 4;
 }
 
-void emit_store(struct generator *g, uint64_t address, unsigned size, uint32_t value, bool is_glued) {
+void gen_store(struct generator *g, uint64_t address, unsigned size, uint32_t value, bool is_glued) {
     uint8_t bytes[16];
     unsigned n = 0;
     if (size == 2)
@@ -74,31 +74,31 @@ void emit_store(struct generator *g, uint64_t address, unsigned size, uint32_t v
     bytes[n++] = size == 1 ? 0xc6 : 0xc7;
     n += put_absolute(g, bytes + n, 0, address);
     memcpy(bytes + n, &value, size);
-    emit(g, bytes, n + size, NULL, is_glued);
+    gen_emit(g, bytes, n + size, NULL, is_glued);
 }
 
-void emit_zero(struct generator *g, uint64_t address, uint32_t size) {
+void gen_zero(struct generator *g, uint64_t address, uint32_t size) {
     static const uint8_t cld[] = {0xfc}, rep_stosb[] = {0xf3, 0xaa};
-    emit(g, cld, sizeof cld, NULL, true);
+    gen_emit(g, cld, sizeof cld, NULL, true);
     unsigned first = g->stream->count;
-    emit_mov(g, GPR_RDI, address);
-    emit_mov(g, GPR_RCX, size);
-    emit_mov(g, GPR_RAX, 0);
+    gen_mov(g, GPR_RDI, address);
+    gen_mov(g, GPR_RCX, size);
+    gen_mov(g, GPR_RAX, 0);
     for (unsigned i = first; i < g->stream->count; i++)
         g->stream->insn[i].is_glued = true;
-    emit(g, rep_stosb, sizeof rep_stosb, NULL, true);
+    gen_emit(g, rep_stosb, sizeof rep_stosb, NULL, true);
 }
 
-void emit_define_flags(struct generator *g) {
+void gen_define_flags(struct generator *g) {
     /* CMP r32, imm32 */
     uint8_t bytes[6] = {0x81, (uint8_t)(0xf8 | rng_below(&g->rng, 8))};
     uint32_t value = (uint32_t)value_u64(&g->rng);
     memcpy(bytes + 2, &value, 4);
-    emit(g, bytes, 6, NULL, false);
+    gen_emit(g, bytes, 6, NULL, false);
     g->undefined = 0;
 }
 
-void emit_load_indices(struct generator *g, unsigned vector, unsigned bits, bool is_qword) {
+void gen_load_indices(struct generator *g, unsigned vector, unsigned bits, bool is_qword) {
     uint8_t bytes[16];
     unsigned n = 0;
     if (bits == 512 || vector >= 16) {
@@ -113,10 +113,10 @@ void emit_load_indices(struct generator *g, unsigned vector, unsigned bits, bool
     }
     bytes[n++] = 0x6f;
     n += put_absolute(g, bytes + n, vector & 7, LAYOUT_INDEX_TABLE + (is_qword ? 64 : 0));
-    emit(g, bytes, n, NULL, false);
+    gen_emit(g, bytes, n, NULL, false);
 }
 
-bool label_add(struct generator *g, enum label_kind kind, unsigned at, unsigned countdown) {
+bool gen_label_add(struct generator *g, enum label_kind kind, unsigned at, unsigned countdown) {
     if (g->labels == LABELS_MAX)
         return false;
     g->label[g->labels++] = (struct label){
@@ -124,7 +124,7 @@ bool label_add(struct generator *g, enum label_kind kind, unsigned at, unsigned 
     return true;
 }
 
-void label_place(struct generator *g, unsigned index) {
+void gen_label_place(struct generator *g, unsigned index) {
     struct label label = g->label[index];
     g->label[index] = g->label[--g->labels];
     uint8_t *field = g->code + label.at;
@@ -134,7 +134,7 @@ void label_place(struct generator *g, unsigned index) {
             reg = rng_below(&g->rng, 8);
         while ((g->pinned | g->reserved) >> reg & 1);
         g->conditional++;
-        emit_mov(g, reg, (uint32_t)rng_u64(&g->rng));
+        gen_mov(g, reg, (uint32_t)rng_u64(&g->rng));
         g->conditional--;
         uint32_t target = (uint32_t)(g->pc + g->at - 4);
         memcpy(field, &target, 4);
@@ -161,13 +161,13 @@ void label_place(struct generator *g, unsigned index) {
     }
 }
 
-void label_tick(struct generator *g) {
+void gen_label_tick(struct generator *g) {
     for (unsigned i = 0; i < g->labels;) {
         struct label *label = &g->label[i];
         if (label->countdown)
             label->countdown--;
         if (!label->countdown || (label->kind == LABEL_REL8 && g->at - label->at > 60))
-            label_place(g, i);
+            gen_label_place(g, i);
         else
             i++;
     }

@@ -1,0 +1,10 @@
+# The loaders' fuzzer. Random bytes are no kernel, so its own driver mutates images of every kind instead.
+if(NESTOR_FUZZ)
+  nestor_add_fuzzer(fuzz_loaders nestor-boot ${CMAKE_CURRENT_LIST_DIR}/fuzz_loaders.c)
+  target_compile_definitions(fuzz_loaders PRIVATE NESTOR_LIBFUZZER)
+else()
+  add_executable(fuzz_loaders ${CMAKE_CURRENT_LIST_DIR}/fuzz_loaders.c)
+  target_link_libraries(fuzz_loaders PRIVATE nestor-boot)
+  set_target_properties(fuzz_loaders PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin/fuzz)
+endif()
+target_link_libraries(fuzz_loaders PRIVATE boot-images)
