@@ -203,6 +203,7 @@ int paging_walk(struct vcpu *vcpu, uint64_t linear, enum vmem_access access, boo
             .writable = path.value[leaf] & PTE_D && permitted(vcpu, &path, VMEM_WRITE, user, ac),
             .executable = permitted(vcpu, &path, VMEM_FETCH, user, ac),
             .global = vcpu->cr4 & CR4_PGE && path.value[leaf] & PTE_G,
+            .user = path.user,
         };
         return CPU_OK;
     }

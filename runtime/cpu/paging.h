@@ -10,6 +10,7 @@ struct translation {
     bool writable; /* a store by this accessor is permitted and D is set: no further walk is needed for one */
     bool executable; /* a fetch by this accessor is permitted */
     bool global;
+    bool user; /* open to CPL 3 */
 };
 
 /* Walk for one access; user: CPL 3 rules, ac: supervisor accesses may touch user pages though SMAP is on.

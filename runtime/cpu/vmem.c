@@ -86,9 +86,8 @@ static int resolve(struct vcpu *vcpu, uint64_t linear, enum vmem_access access, 
         *piece = (struct piece){.host = NO_HOST, .gpa = translation.gpa};
         return CPU_OK;
     }
-    /* A fetch fills the read tag, too: where code may be fetched the same accessor may read, but under SMAP.
-     */
-    if (access != VMEM_FETCH || user || !(vcpu->cr4 & CR4_SMAP))
+    /* A fetch fills the read tag, too: where code may be fetched the same accessor may read, but for SMAP. */
+    if (access != VMEM_FETCH || user || ac || !translation.user || !(vcpu->cr4 & CR4_SMAP))
         fill(vcpu, view, linear, offset, &translation);
     *piece = (struct piece){.host = vcpu->mem->base + offset, .gpa = translation.gpa};
     return CPU_OK;

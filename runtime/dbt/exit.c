@@ -152,7 +152,7 @@ static void connect(struct vcpu *vcpu, const struct origin *origin, uint32_t ind
 /* Go on at vcpu->rip. */
 static uint64_t go(struct vcpu *vcpu, struct origin origin) {
     struct dbt_vcpu *dbt = vcpu->dbt;
-    for (;; origin = no_origin) { /* a second look is a new start */
+    for (;; origin.site = NO_INDEX) { /* a second look links nothing */
         if (UNLIKELY(vcpu->irq_shadow && dbt_can_run(vcpu) && vcpu->run_state == RUN_ACTIVE)) {
             interpret(vcpu);
             continue;
@@ -163,7 +163,10 @@ static uint64_t go(struct vcpu *vcpu, struct origin origin) {
                 dbt->exit = DBT_EXIT_REQUEST;
                 return RESUME_LEAVE;
             }
+            uint64_t target = vcpu->rip;
             vcpu_deliver_pending(vcpu);
+            if (vcpu->rip != target)
+                origin = no_origin; /* the exit's target is not where this leads */
         }
         if (UNLIKELY(vcpu->run_state != RUN_ACTIVE)) {
             dbt->exit = DBT_EXIT_STATE;

@@ -64,9 +64,10 @@ int io_string_execute(struct vcpu *vcpu, struct decoded *d) {
     uint16_t port = (uint16_t)vcpu->gpr[GPR_RDX];
     bool repeat = string_repeat_prefix(d);
     uint64_t budget = vcpu->interp->repeat_limit;
-    if (repeat && !(vcpu->gpr[GPR_RCX] & d->address_mask))
-        return CPU_OK;
+    /* The right to the port is looked at even when there is nothing to do. */
     int result = check_port(vcpu, port, size);
+    if (!result && repeat && !(vcpu->gpr[GPR_RCX] & d->address_mask))
+        return CPU_OK;
     if (result || !repeat)
         return result ? result
                       : (input ? ins_iteration(vcpu, d, port, size) : outs_iteration(vcpu, d, port, size));

@@ -140,6 +140,45 @@ static int execute_locked(struct vcpu *vcpu, struct decoded *d, uint64_t offset,
     return result;
 }
 
+/* Does the instruction take a pending x87 exception (#MF) before it looks at its memory operand? All but the
+ * no-wait control instructions do (SDM vol. 1, 8.7). */
+static bool waits_for_x87(const struct decoded *d) {
+    if (d->guard == GUARD_MMX)
+        return true;
+    if (d->guard != GUARD_X87)
+        return false;
+    switch (d->insn.z.mnemonic) {
+    case ZYDIS_MNEMONIC_FNSAVE:
+    case ZYDIS_MNEMONIC_FNSTENV:
+    case ZYDIS_MNEMONIC_FNSTCW:
+    case ZYDIS_MNEMONIC_FNSTSW:
+    case ZYDIS_MNEMONIC_FXSAVE:
+    case ZYDIS_MNEMONIC_FXSAVE64:
+    case ZYDIS_MNEMONIC_FXRSTOR:
+    case ZYDIS_MNEMONIC_FXRSTOR64:
+        return false;
+    default:
+        return true;
+    }
+}
+
+static bool is_x87_image(const struct decoded *d) {
+    switch (d->insn.z.mnemonic) {
+    case ZYDIS_MNEMONIC_FNSAVE:
+    case ZYDIS_MNEMONIC_FNSTENV:
+    case ZYDIS_MNEMONIC_FRSTOR:
+    case ZYDIS_MNEMONIC_FLDENV:
+        return true;
+    default:
+        return false;
+    }
+}
+
+/* FSW.ES of the parked state; x87 in its initial configuration has none. */
+static bool x87_exception_pending(const struct vcpu *vcpu) {
+    return vcpu->xsave[512] & 1 && vcpu->xsave[2] & 0x80;
+}
+
 int native_execute(struct vcpu *vcpu, struct decoded *d) {
     int result = native_check_guard(vcpu, d);
     if (result)
@@ -147,12 +186,20 @@ int native_execute(struct vcpu *vcpu, struct decoded *d) {
     if (d->insn.memory < 0)
         return native_run(vcpu, d, NULL, 0);
 
+    if (waits_for_x87(d) && x87_exception_pending(vcpu))
+        return cpu_fault_plain(vcpu, VECTOR_MF);
+
     unsigned size = d->memory_size;
     bool writes = d->memory_access & 2;
     uint64_t offset = address_compute(vcpu, d), linear;
     if (UNLIKELY(!size || size > THUNK_BOUNCE_SIZE - 64))
         return fault_ud(vcpu);
-    result = memory_linear(vcpu, d->segment, offset, size, writes ? VMEM_WRITE : VMEM_READ, &linear);
+    enum vmem_access access = writes ? VMEM_WRITE : VMEM_READ;
+    if (is_x87_image(d)) /* #AC by its fields */
+        result = memory_linear_aligned(vcpu, d->segment, offset, size, d->operand_size == 2 ? 2 : 4, access,
+                                       &linear);
+    else
+        result = memory_linear(vcpu, d->segment, offset, size, access, &linear);
     if (result)
         return result;
     unsigned alignment = required_alignment(d);
@@ -170,8 +217,9 @@ int native_execute(struct vcpu *vcpu, struct decoded *d) {
         if (result)
             return native_memory_fault(vcpu, d, linear);
     }
-    /* A narrow store may leave part of the bounce buffer alone (FXSAVE's reserved bytes, failed CMPXCHG). */
-    if (d->memory_access != 2 || size > 64) {
+    /* A narrow store may leave part of the bounce buffer alone (FXSAVE's reserved bytes, failed CMPXCHG), an
+     * x87 one all of it (an unmasked stack fault or invalid operation stores nothing). */
+    if (d->memory_access != 2 || size > 64 || d->guard == GUARD_X87) {
         result = vmem_read(vcpu, linear, bounce, size, AS_CURRENT);
         if (result)
             return native_memory_fault(vcpu, d, linear);

@@ -148,9 +148,10 @@ static int one_iteration(struct vcpu *vcpu, struct decoded *d, enum string_opera
             gpr_put(vcpu, GPR_RAX, size, a);
         break;
     case STRING_CMPS:
-        result = memory_read(vcpu, source, from, size, &a);
+        /* In the order of the processor: it shows when both fault. */
+        result = memory_read(vcpu, SEG_ES, to, size, &b);
         if (!result)
-            result = memory_read(vcpu, SEG_ES, to, size, &b);
+            result = memory_read(vcpu, source, from, size, &a);
         if (!result)
             flags_sub(vcpu, a, b, 0, size);
         break;

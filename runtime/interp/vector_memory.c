@@ -154,20 +154,32 @@ static void plan_avx512(const struct vcpu *vcpu, const struct decoded *d, struct
         plan->mask |= (relevant >> i & 1) << i % plan->count;
 }
 
+/* Linear address of one element. Only a lone one is checked for #AC: what is accessed is the vector. */
+static int element_linear(struct vcpu *vcpu, struct decoded *d, const struct element_plan *plan,
+                          unsigned index, uint64_t offset, enum vmem_access access, uint64_t *linear) {
+    uint64_t address = (offset + index * plan->size) & d->address_mask;
+    if (plan->count == 1)
+        return memory_linear(vcpu, d->segment, address, plan->size, access, linear);
+    return memory_linear_aligned(vcpu, d->segment, address, plan->size, 1, access, linear);
+}
+
+/* All of the segmentation before any of the paging: a non-canonical part is #GP though an earlier one is not
+ * present. */
 static int check_elements(struct vcpu *vcpu, struct decoded *d, const struct element_plan *plan,
                           uint64_t offset, enum vmem_access access) {
-    for (unsigned i = 0; i < plan->count; i++) {
-        uint64_t linear;
+    uint64_t linear;
+    int result = CPU_OK;
+    for (unsigned i = 0; i < plan->count && !result; i++)
+        if (plan->mask >> i & 1)
+            result = element_linear(vcpu, d, plan, i, offset, access, &linear);
+    for (unsigned i = 0; i < plan->count && !result; i++) {
         if (!(plan->mask >> i & 1))
             continue;
-        int result = memory_linear(vcpu, d->segment, (offset + i * plan->size) & d->address_mask, plan->size,
-                                   access, &linear);
+        result = element_linear(vcpu, d, plan, i, offset, access, &linear);
         if (!result)
             result = vmem_probe(vcpu, linear, plan->size, access, AS_CURRENT);
-        if (result)
-            return result;
     }
-    return CPU_OK;
+    return result;
 }
 
 static int copy_elements(struct vcpu *vcpu, struct decoded *d, const struct element_plan *plan,
@@ -177,8 +189,7 @@ static int copy_elements(struct vcpu *vcpu, struct decoded *d, const struct elem
         uint8_t *element = bytes + i * plan->size;
         if (!(plan->mask >> i & 1))
             continue;
-        int result = memory_linear(vcpu, d->segment, (offset + i * plan->size) & d->address_mask, plan->size,
-                                   store ? VMEM_WRITE : VMEM_READ, &linear);
+        int result = element_linear(vcpu, d, plan, i, offset, store ? VMEM_WRITE : VMEM_READ, &linear);
         if (!result)
             result = store ? vmem_write(vcpu, linear, element, plan->size, AS_CURRENT)
                            : vmem_read(vcpu, linear, element, plan->size, AS_CURRENT);
@@ -210,6 +221,9 @@ int masked_execute(struct vcpu *vcpu, struct decoded *d) {
         linear += vcpu->segment[d->segment].base;
     if (aligned_move && plan.mask && linear & (d->memory_size - 1))
         return fault_gp(vcpu);
+    /* What is checked for #AC is the operand, not its elements: those of 4 and 8 bytes are like scalars. */
+    if (vcpu->mode & MODE_AC && plan.mask && d->memory_size <= 8 && linear & (d->memory_size - 1))
+        return cpu_fault(vcpu, VECTOR_AC, 0);
     uint8_t *bounce = vcpu->interp->frame->bounce;
     memset(bounce, 0, VECTOR_BYTES);
     if (!suppresses) {

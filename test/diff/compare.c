@@ -44,8 +44,8 @@ static bool undefined_flow(const struct diff_case *test, uint32_t *before) {
             before[at] = undefined | (old == UINT32_MAX ? 0 : old);
             changed |= before[at] != old;
             undefined = before[at];
-            if (!ZYAN_SUCCESS(ZydisDecoderDecodeFull(&decoder, test->code + test->entry + at, test->length - at,
-                                                     &instruction, operand)))
+            if (!ZYAN_SUCCESS(ZydisDecoderDecodeFull(&decoder, test->code + test->entry + at,
+                                                     test->length - at, &instruction, operand)))
                 break;
             struct rule_flags flags = rule_flags(&instruction, operand);
             reads |= flags.read & undefined;
@@ -90,16 +90,18 @@ static bool instruction_at(const struct diff_case *test, uint64_t rip, ZydisDeco
     ZydisDecoder decoder;
     uint64_t at = rip - layout_code_base(test);
     decoder_for(&decoder, test);
-    return at < DIFF_CODE_SIZE && ZYAN_SUCCESS(ZydisDecoderDecodeFull(&decoder, test->code + at, DIFF_CODE_SIZE - at,
-                                                                      instruction, operand));
+    return at < DIFF_CODE_SIZE && ZYAN_SUCCESS(ZydisDecoderDecodeFull(
+                                      &decoder, test->code + at, DIFF_CODE_SIZE - at, instruction, operand));
 }
 
-static bool same_cr2(const struct diff_case *test, const struct diff_state *expected, const struct diff_state *actual) {
+static bool same_cr2(const struct diff_case *test, const struct diff_state *expected,
+                     const struct diff_state *actual) {
     ZydisDecodedInstruction instruction;
     ZydisDecodedOperand operand[ZYDIS_MAX_OPERAND_COUNT];
     if (expected->cr2 == actual->cr2)
         return true;
-    return (expected->cr2 ^ actual->cr2) < PAGE_SIZE && instruction_at(test, expected->regs.rip, &instruction, operand) &&
+    return (expected->cr2 ^ actual->cr2) < PAGE_SIZE &&
+           instruction_at(test, expected->regs.rip, &instruction, operand) &&
            rule_is_state_image(instruction.mnemonic);
 }
 
@@ -167,10 +169,12 @@ static bool ends_in_mmx(const struct diff_case *test, const struct diff_state *e
     ZydisDecodedInstruction instruction;
     ZydisDecodedOperand operand[ZYDIS_MAX_OPERAND_COUNT];
     return expected->end == DIFF_END_EXCEPTION && expected->vector >= VECTOR_SS &&
-           instruction_at(test, expected->regs.rip, &instruction, operand) && rule_enters_mmx(&instruction, operand);
+           instruction_at(test, expected->regs.rip, &instruction, operand) &&
+           rule_enters_mmx(&instruction, operand);
 }
 
-static bool same_fpu(const struct diff_case *test, const struct diff_state *expected, const struct diff_state *actual) {
+static bool same_fpu(const struct diff_case *test, const struct diff_state *expected,
+                     const struct diff_state *actual) {
     uint8_t left[DIFF_XSAVE_SIZE], right[DIFF_XSAVE_SIZE];
     unsigned size = layout_xstate()->size;
     memcpy(left, expected->xsave, size);
@@ -196,7 +200,8 @@ bool compare_states(const struct diff_case *test, const struct diff_state *expec
            comparable_error(expected) == comparable_error(actual) &&
            !memcmp(left->gpr, right->gpr, sizeof left->gpr) && left->rip == right->rip &&
            !comparable_rflags(test, expected, actual, &undefined) && left->fs_base == right->fs_base &&
-           left->gs_base == right->gs_base && !memcmp(left->selector, right->selector, sizeof left->selector) &&
+           left->gs_base == right->gs_base &&
+           !memcmp(left->selector, right->selector, sizeof left->selector) &&
            !memcmp(expected->data, actual->data, DIFF_DATA_SIZE) &&
            !memcmp(expected->code, actual->code, DIFF_CODE_SIZE) && same_fpu(test, expected, actual);
 }
@@ -255,7 +260,8 @@ static void report_fpu(FILE *out, const struct diff_state *expected, const struc
     report_bytes(out, "xmm", 0, left + 160, right + 160, 256);
     for (unsigned i = 2; i < 8; i++)
         if (xstate->mask >> i & 1)
-            report_bytes(out, names[i], 0, left + xstate->offset[i], right + xstate->offset[i], xstate->length[i]);
+            report_bytes(out, names[i], 0, left + xstate->offset[i], right + xstate->offset[i],
+                         xstate->length[i]);
 }
 
 void compare_report(FILE *out, const struct diff_case *test, const struct diff_state *expected,
@@ -306,8 +312,9 @@ void compare_disassemble(FILE *out, const struct diff_case *test, uint64_t rip) 
         const uint8_t *bytes = test->code + test->entry + at;
         char text[160] = "(bad)";
         if (ZYAN_SUCCESS(ZydisDecoderDecodeFull(&decoder, bytes, test->length - at, &instruction, operand)))
-            ZydisFormatterFormatInstruction(&formatter, &instruction, operand, instruction.operand_count_visible, text,
-                                            sizeof text, base + at, NULL);
+            ZydisFormatterFormatInstruction(&formatter, &instruction, operand,
+                                            instruction.operand_count_visible, text, sizeof text, base + at,
+                                            NULL);
         else
             instruction.length = 1;
         if (*bytes == 0x90 && base + at != rip) {

@@ -1,5 +1,6 @@
 /* Control flow in streams: forward branches, bounded loops, calls and returns, far transfers, stores into the
- * stream's own code. Every transfer goes to a place in the stream, so that it runs on and ends. See generator.h.
+ * stream's own code. Every transfer goes to a place in the stream, so that it runs on and ends. See
+ * generator.h.
  */
 #include "generator.h"
 
@@ -143,7 +144,8 @@ static void store_stack(struct generator *g, int8_t disp, uint32_t value) {
 /* RET, RETF, IRET: with a frame that leads to a label. */
 static bool return_to(struct generator *g, struct draft *draft) {
     const ZydisDecodedInstruction *instruction = &draft->instruction;
-    bool is_iret = instruction->mnemonic == ZYDIS_MNEMONIC_IRET || instruction->mnemonic == ZYDIS_MNEMONIC_IRETD ||
+    bool is_iret = instruction->mnemonic == ZYDIS_MNEMONIC_IRET ||
+                   instruction->mnemonic == ZYDIS_MNEMONIC_IRETD ||
                    instruction->mnemonic == ZYDIS_MNEMONIC_IRETQ;
     bool is_far = is_iret || instruction->meta.branch_type == ZYDIS_BRANCH_TYPE_FAR;
     unsigned width = instruction->operand_width;
@@ -206,7 +208,8 @@ bool control_emit(struct generator *g, struct form *form) {
     case ZYDIS_CATEGORY_CALL:
     case ZYDIS_CATEGORY_UNCOND_BR:
         if (is_relative)
-            return form->category == ZYDIS_CATEGORY_CALL ? call_function(g, &draft) : forward_branch(g, &draft);
+            return form->category == ZYDIS_CATEGORY_CALL ? call_function(g, &draft)
+                                                         : forward_branch(g, &draft);
         if (draft.operand[0].type == ZYDIS_OPERAND_TYPE_POINTER)
             return far_pointer(g, &draft);
         return indirect_branch(g, &draft);
@@ -238,7 +241,7 @@ void control_loop(struct generator *g, unsigned depth) {
         gen_label_place(g, g->labels - 1);
     g->keeps_stack = keeps_stack;
     g->loops--;
-    g->reserved &= (uint16_t)~(1u << reg);
+    g->reserved &= (uint16_t) ~(1u << reg);
     int32_t back;
     if (uses_loop) {
         gen_define_flags(g);

@@ -11,7 +11,8 @@
 struct oracle;
 MUST_CHECK int coverage_probe(struct form_table *forms, struct oracle *oracle);
 /* Count what a stream did, from its native end state. Returns the number of its instructions that ran. */
-uint64_t coverage_count(const struct diff_case *test, const struct stream *stream, const struct diff_state *state);
+uint64_t coverage_count(const struct diff_case *test, const struct stream *stream,
+                        const struct diff_state *state);
 /* Totals by class, then every form that never completed, with the reason. */
 void coverage_report(FILE *out, const struct form_table *forms);
 

@@ -28,7 +28,8 @@ static void on_alarm(struct vcpu *vcpu) {
     dbt_kick_from_handler(vcpu);
 }
 
-/* guest_mem.on_code_written: the tester's own refill of the pages between two cases, and stores of streams. */
+/* guest_mem.on_code_written: the tester's own refill of the pages between two cases, and stores of streams.
+ */
 static void on_code_written(void *context, uint64_t ram_offset, uint64_t length) {
     struct dbt_engine *engine = context;
     struct guest_mem *mem = &engine->guest.mem;

@@ -28,7 +28,8 @@ static const uint8_t legacy_prefixes[] = {
     FORM_PREFIX_67,
 };
 
-static uint8_t *put_modrm(const struct form_encoding *encoding, const struct form_fields *fields, uint8_t *at) {
+static uint8_t *put_modrm(const struct form_encoding *encoding, const struct form_fields *fields,
+                          uint8_t *at) {
     if (!encoding->has_modrm)
         return at;
     *at++ = (uint8_t)(fields->mod << 6 | (fields->reg & 7) << 3 | (fields->rm & 7));
@@ -38,8 +39,8 @@ static uint8_t *put_modrm(const struct form_encoding *encoding, const struct for
     return at + fields->disp_size;
 }
 
-static uint8_t *put_legacy(unsigned mode, const struct form_encoding *encoding, const struct form_fields *fields,
-                           uint8_t *at) {
+static uint8_t *put_legacy(unsigned mode, const struct form_encoding *encoding,
+                           const struct form_fields *fields, uint8_t *at) {
     if (encoding->prefixes & FORM_PREFIX_LOCK)
         *at++ = 0xf0;
     if (encoding->prefixes & FORM_PREFIX_66)
@@ -83,7 +84,8 @@ static uint8_t *put_vex(const struct form_encoding *encoding, const struct form_
     return put_modrm(encoding, fields, at);
 }
 
-static uint8_t *put_evex(const struct form_encoding *encoding, const struct form_fields *fields, uint8_t *at) {
+static uint8_t *put_evex(const struct form_encoding *encoding, const struct form_fields *fields,
+                         uint8_t *at) {
     *at++ = 0x62;
     *at++ = (uint8_t)((~fields->rex & 7) << 5 | (~fields->r2 & 1) << 4 | encoding->map);
     *at++ = (uint8_t)(encoding->w << 7 | (~fields->vvvv & 15) << 3 | 4 | encoding->pp);
@@ -195,8 +197,8 @@ static enum form_class form_classify(const struct form *form) {
 }
 
 static void form_add(struct form_table *table, const ZydisDecoderContext *context,
-                     const ZydisDecodedInstruction *instruction, const struct form_encoding *encoding, unsigned reg,
-                     unsigned rm) {
+                     const ZydisDecodedInstruction *instruction, const struct form_encoding *encoding,
+                     unsigned reg, unsigned rm) {
     struct form *form = table_find(table, form_key(context, instruction), true);
     if (!form)
         return;
@@ -231,14 +233,17 @@ static void enumerate_modrm(struct form_table *table, struct form_encoding encod
                 uint8_t bytes[64] = {0};
                 ZydisDecoderContext context;
                 ZydisDecodedInstruction instruction;
-                struct form_fields fields = {.reg = (uint8_t)reg, .rm = is_register ? (uint8_t)rm : 4,
-                                             .mod = is_register ? 3 : 0, .has_sib = !is_register, .sib = 0x08};
+                struct form_fields fields = {.reg = (uint8_t)reg,
+                                             .rm = is_register ? (uint8_t)rm : 4,
+                                             .mod = is_register ? 3 : 0,
+                                             .has_sib = !is_register,
+                                             .sib = 0x08};
                 encoding.has_modrm = true;
                 encoding.is_register = is_register;
                 encoding.needs_mask = false;
                 unsigned length = form_assemble(table->mode, &encoding, &fields, bytes);
-                ZyanStatus status =
-                    ZydisDecoderDecodeInstruction(&table->decoder, &context, bytes, sizeof bytes, &instruction);
+                ZyanStatus status = ZydisDecoderDecodeInstruction(&table->decoder, &context, bytes,
+                                                                  sizeof bytes, &instruction);
                 if (!ZYAN_SUCCESS(status) && encoding.encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX) {
                     fields.aaa = 1;
                     encoding.needs_mask = true;
@@ -262,7 +267,8 @@ static void enumerate_modrm(struct form_table *table, struct form_encoding encod
 }
 
 static bool is_prefix_byte(unsigned mode, unsigned opcode) {
-    static const uint8_t prefixes[] = {0x0f, 0x26, 0x2e, 0x36, 0x3e, 0x64, 0x65, 0x66, 0x67, 0xf0, 0xf2, 0xf3};
+    static const uint8_t prefixes[] = {0x0f, 0x26, 0x2e, 0x36, 0x3e, 0x64,
+                                       0x65, 0x66, 0x67, 0xf0, 0xf2, 0xf3};
     if (mode == 64 && (opcode & 0xf0) == 0x40)
         return true;
     return memchr(prefixes, (int)opcode, sizeof prefixes) != NULL;
@@ -277,8 +283,8 @@ static void enumerate_legacy(struct form_table *table) {
                 for (unsigned w = 0; w < (table->mode == 64 ? 2 : 1); w++) {
                     for (unsigned lock = 0; lock < (map < 2 ? 2 : 1); lock++) {
                         struct form_encoding encoding = {
-                            .encoding =
-                                map == 4 ? ZYDIS_INSTRUCTION_ENCODING_3DNOW : ZYDIS_INSTRUCTION_ENCODING_LEGACY,
+                            .encoding = map == 4 ? ZYDIS_INSTRUCTION_ENCODING_3DNOW
+                                                 : ZYDIS_INSTRUCTION_ENCODING_LEGACY,
                             .map = (uint8_t)map,
                             .opcode = (uint8_t)opcode,
                             .prefixes = legacy_prefixes[i] | (lock ? FORM_PREFIX_LOCK : 0),
@@ -314,11 +320,14 @@ static const char *operand_text(const ZydisDecodedOperand *operand, char *text, 
     switch (operand->type) {
     case ZYDIS_OPERAND_TYPE_REGISTER: {
         static const char *const classes[] = {
-            [ZYDIS_REGCLASS_GPR8] = "r8",   [ZYDIS_REGCLASS_GPR16] = "r16", [ZYDIS_REGCLASS_GPR32] = "r32",
-            [ZYDIS_REGCLASS_GPR64] = "r64", [ZYDIS_REGCLASS_X87] = "st",    [ZYDIS_REGCLASS_MMX] = "mm",
-            [ZYDIS_REGCLASS_XMM] = "xmm",   [ZYDIS_REGCLASS_YMM] = "ymm",   [ZYDIS_REGCLASS_ZMM] = "zmm",
-            [ZYDIS_REGCLASS_TMM] = "tmm",   [ZYDIS_REGCLASS_SEGMENT] = "sreg", [ZYDIS_REGCLASS_MASK] = "k",
-            [ZYDIS_REGCLASS_CONTROL] = "cr", [ZYDIS_REGCLASS_DEBUG] = "dr", [ZYDIS_REGCLASS_BOUND] = "bnd",
+            [ZYDIS_REGCLASS_GPR8] = "r8",      [ZYDIS_REGCLASS_GPR16] = "r16",
+            [ZYDIS_REGCLASS_GPR32] = "r32",    [ZYDIS_REGCLASS_GPR64] = "r64",
+            [ZYDIS_REGCLASS_X87] = "st",       [ZYDIS_REGCLASS_MMX] = "mm",
+            [ZYDIS_REGCLASS_XMM] = "xmm",      [ZYDIS_REGCLASS_YMM] = "ymm",
+            [ZYDIS_REGCLASS_ZMM] = "zmm",      [ZYDIS_REGCLASS_TMM] = "tmm",
+            [ZYDIS_REGCLASS_SEGMENT] = "sreg", [ZYDIS_REGCLASS_MASK] = "k",
+            [ZYDIS_REGCLASS_CONTROL] = "cr",   [ZYDIS_REGCLASS_DEBUG] = "dr",
+            [ZYDIS_REGCLASS_BOUND] = "bnd",
         };
         ZydisRegisterClass class = ZydisRegisterGetClass(operand->reg.value);
         bool fixed = operand->encoding == ZYDIS_OPERAND_ENCODING_NONE;
@@ -328,7 +337,8 @@ static const char *operand_text(const ZydisDecodedOperand *operand, char *text, 
         return name ? name : "reg";
     }
     case ZYDIS_OPERAND_TYPE_MEMORY:
-        snprintf(text, size, "%s%u", operand->mem.type == ZYDIS_MEMOP_TYPE_VSIB ? "vsib" : "m", operand->size);
+        snprintf(text, size, "%s%u", operand->mem.type == ZYDIS_MEMOP_TYPE_VSIB ? "vsib" : "m",
+                 operand->size);
         return text;
     case ZYDIS_OPERAND_TYPE_POINTER:
         return "ptr";
@@ -352,7 +362,8 @@ void form_name(const struct form_table *table, const struct form *form, char *na
                                  .aaa = encoding->needs_mask};
     form_assemble(table->mode, encoding, &fields, bytes);
     const char *mnemonic = ZydisMnemonicGetString(form->mnemonic);
-    size_t at = (size_t)snprintf(name, size, "%s%s", mnemonic ? mnemonic : "?", encodings[encoding->encoding]);
+    size_t at =
+        (size_t)snprintf(name, size, "%s%s", mnemonic ? mnemonic : "?", encodings[encoding->encoding]);
     for (char *c = name; *c; c++)
         *c = (char)toupper((unsigned char)*c);
     if (!ZYAN_SUCCESS(ZydisDecoderDecodeFull(&table->decoder, bytes, sizeof bytes, &instruction, operand)))
@@ -371,8 +382,7 @@ void form_name(const struct form_table *table, const struct form *form, char *na
     if (at < size && instruction.attributes & ZYDIS_ATTRIB_HAS_LOCK)
         at += (size_t)snprintf(name + at, size - at, " lock");
     if (at < size && instruction.attributes & (KEY_ATTRIBUTES & ~ZYDIS_ATTRIB_HAS_LOCK))
-        snprintf(name + at, size - at,
-                 instruction.attributes & ZYDIS_ATTRIB_HAS_REPNE ? " repne" : " rep");
+        snprintf(name + at, size - at, instruction.attributes & ZYDIS_ATTRIB_HAS_REPNE ? " repne" : " rep");
 }
 
 static int table_finish(struct form_table *table, const char *filter) {
@@ -395,7 +405,7 @@ static int table_finish(struct form_table *table, const char *filter) {
         form->class = form_classify(form);
         table->class_count[form->class]++;
     }
-    for (unsigned class = 0; class < FORM_CLASSES; class++) {
+    for (unsigned class = 0; class < FORM_CLASSES; class ++) {
         unsigned n = 0;
         table->by_class[class] = calloc(table->class_count[class] + 1, sizeof(unsigned));
         if (!table->by_class[class])
@@ -431,7 +441,7 @@ int form_table_create(struct form_table *table, unsigned mode, const char *filte
 }
 
 void form_table_destroy(struct form_table *table) {
-    for (unsigned class = 0; class < FORM_CLASSES; class++)
+    for (unsigned class = 0; class < FORM_CLASSES; class ++)
         free(table->by_class[class]);
     free(table->form);
     free(table->hash);

@@ -11,8 +11,8 @@
 
 /* Parts per thousand of each class in a mix. */
 static const unsigned class_weight[FORM_CLASSES] = {
-    [FORM_INTEGER] = 390, [FORM_CONTROL] = 60, [FORM_STRING] = 40, [FORM_X87] = 90, [FORM_SSE] = 140,
-    [FORM_VEX] = 130,     [FORM_EVEX] = 145,   [FORM_SYSTEM] = 5,
+    [FORM_INTEGER] = 390, [FORM_CONTROL] = 60, [FORM_STRING] = 40, [FORM_X87] = 90,
+    [FORM_SSE] = 140,     [FORM_VEX] = 130,    [FORM_EVEX] = 145,  [FORM_SYSTEM] = 5,
 };
 
 struct form *generate_choose(struct generator *g) {
@@ -20,10 +20,11 @@ struct form *generate_choose(struct generator *g) {
     for (unsigned i = 0; i < 400; i++) {
         unsigned pick = rng_below(&g->rng, 1000), class = 0;
         while (class < FORM_SYSTEM && pick >= class_weight[class])
-            pick -= class_weight[class++];
+            pick -= class_weight[class ++];
         if (!forms->class_count[class])
             continue;
-        struct form *form = &forms->form[forms->by_class[class][rng_below(&g->rng, forms->class_count[class])]];
+        struct form *form =
+            &forms->form[forms->by_class[class][rng_below(&g->rng, forms->class_count[class])]];
         if (form->unsupported && !rng_permille(&g->rng, 15))
             continue;
         return form;
@@ -52,8 +53,9 @@ static void choose_fields(struct generator *g, struct draft *draft, unsigned att
     fields->reg = choose_bit(rng, encoding->reg_mask);
     fields->mod = encoding->is_register ? 3 : 0;
     if (encoding->is_register)
-        fields->rm = encoding->encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY ? choose_bit(rng, encoding->rm_mask)
-                                                                             : (uint8_t)rng_below(rng, 8);
+        fields->rm = encoding->encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY
+                         ? choose_bit(rng, encoding->rm_mask)
+                         : (uint8_t)rng_below(rng, 8);
     else
         fields->rm = 4;
     fields->has_sib = !encoding->is_register;
@@ -82,8 +84,8 @@ static bool draft_decode(struct generator *g, struct draft *draft) {
                                                     sizeof draft->bytes, &draft->instruction)) ||
         form_lookup(g->forms, &context, &draft->instruction) != draft->form)
         return false;
-    return ZYAN_SUCCESS(ZydisDecoderDecodeOperands(&g->forms->decoder, &context, &draft->instruction, draft->operand,
-                                                   draft->instruction.operand_count));
+    return ZYAN_SUCCESS(ZydisDecoderDecodeOperands(&g->forms->decoder, &context, &draft->instruction,
+                                                   draft->operand, draft->instruction.operand_count));
 }
 
 /* Bytes for immediates, behind the addressing bytes. */
@@ -149,7 +151,8 @@ static uint16_t registers_written(const struct draft *draft) {
     uint16_t mask = 0;
     for (unsigned i = 0; i < draft->instruction.operand_count; i++) {
         const ZydisDecodedOperand *operand = &draft->operand[i];
-        if (operand->type != ZYDIS_OPERAND_TYPE_REGISTER || !(operand->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE))
+        if (operand->type != ZYDIS_OPERAND_TYPE_REGISTER ||
+            !(operand->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE))
             continue;
         int reg = register_number(operand->reg.value);
         if (reg >= 0)
@@ -196,10 +199,12 @@ static bool moves_stack(const struct draft *draft) {
 
 /* Is this draft one that we want here? */
 static bool draft_fits(struct generator *g, const struct draft *draft, uint16_t written) {
-    uint16_t special = 1 << GPR_RAX | 1 << GPR_RCX | 1 << GPR_RDX | 1 << GPR_RBX | 1 << GPR_RSI | 1 << GPR_RDI;
+    uint16_t special =
+        1 << GPR_RAX | 1 << GPR_RCX | 1 << GPR_RDX | 1 << GPR_RBX | 1 << GPR_RSI | 1 << GPR_RDI;
     if (written & g->reserved)
         return false;
-    if (g->reserved & special && (draft->form->class == FORM_STRING || rule_is_volatile(draft->instruction.mnemonic)))
+    if (g->reserved & special &&
+        (draft->form->class == FORM_STRING || rule_is_volatile(draft->instruction.mnemonic)))
         return false;
     if (g->keeps_stack && moves_stack(draft))
         return false;
@@ -307,7 +312,7 @@ bool generate_form(struct generator *g, struct form *form) {
     gen_emit(g, draft.bytes, draft.instruction.length, form, false);
     g->undefined = (g->undefined & ~flags.defined) | flags.undefined;
     special_after(g, &draft);
-    uint16_t restore = written & g->pinned & (uint16_t)~(1u << GPR_RSP);
+    uint16_t restore = written & g->pinned & (uint16_t) ~(1u << GPR_RSP);
     if (written >> GPR_RSP & 1 && (form->category != ZYDIS_CATEGORY_PUSH || rng_permille(&g->rng, 50)) &&
         (form->category != ZYDIS_CATEGORY_POP || rng_permille(&g->rng, 50)) && rng_permille(&g->rng, 950))
         restore |= 1 << GPR_RSP;
@@ -334,15 +339,15 @@ static void choose_registers(struct generator *g) {
     unsigned pointers = g->mode == 64 ? 4 : 2;
     for (unsigned i = 0; i < pointers; i++) {
         struct memory_wish wish = {.size = 64, .is_write = true};
-        uint64_t value = i == 3 ? LAYOUT_ABOVE_4G + rng_below(rng, 0x1f00)
+        uint64_t value = i == 3   ? LAYOUT_ABOVE_4G + rng_below(rng, 0x1f00)
                          : i == 2 ? LAYOUT_ABOVE_2G + rng_below(rng, 0x1f00)
                                   : choose_target(g, &wish);
         pin(g, choose_register(g, 1 << GPR_RSP), value);
     }
     pin(g, choose_register(g, 1 << GPR_RSP), (uint64_t)(int64_t)((int)rng_below(rng, 512) - 256));
     regs->fs_base = LAYOUT_DATA + 16 * rng_below(rng, 256) - (rng_permille(rng, 300) ? 0x8000 : 0);
-    regs->gs_base = (g->mode == 64 && rng_permille(rng, 300) ? LAYOUT_ABOVE_4G : LAYOUT_DATA) +
-                    16 * rng_below(rng, 256);
+    regs->gs_base =
+        (g->mode == 64 && rng_permille(rng, 300) ? LAYOUT_ABOVE_4G : LAYOUT_DATA) + 16 * rng_below(rng, 256);
     g->fs_known = g->gs_known = true;
     regs->rflags = FLAG_FIXED | FLAG_IF | (rng_u64(rng) & FLAGS_ARITHMETIC);
     if (rng_permille(rng, 50))

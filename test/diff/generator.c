@@ -104,7 +104,8 @@ void gen_load_indices(struct generator *g, unsigned vector, unsigned bits, bool 
     if (bits == 512 || vector >= 16) {
         /* VMOVDQU32 */
         bytes[n++] = 0x62;
-        bytes[n++] = (uint8_t)((vector & 8 ? 0x61 : 0xe1) & (vector & 16 ? 0xef : 0xff)) | (vector & 16 ? 0 : 0x10);
+        bytes[n++] =
+            (uint8_t)((vector & 8 ? 0x61 : 0xe1) & (vector & 16 ? 0xef : 0xff)) | (vector & 16 ? 0 : 0x10);
         bytes[n++] = 0x7e;
         bytes[n++] = 0x08 | (bits == 512 ? 0x40 : bits == 256 ? 0x20 : 0);
     } else {

@@ -39,7 +39,7 @@ struct generator {
     uint16_t pinned;    /* registers with a known value: pinned_value[] */
     uint16_t reserved;  /* registers that nothing may write (loop counters) */
     uint64_t pinned_value[16];
-    bool refused;        /* a reserved register was to be written: the instruction is dropped */
+    bool refused;     /* a reserved register was to be written: the instruction is dropped */
     bool keeps_stack; /* nothing may move RSP here (inside a called function) */
     bool fs_known, gs_known;
     unsigned unit;

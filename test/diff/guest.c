@@ -98,7 +98,8 @@ static int build_kernel(struct guest *guest) {
         uint64_t handler = GUEST_KERNEL_BASE + KERNEL_HANDLERS + 16 * vector;
         /* Linux opens INT3, INTO and INT 0x80 to user code. */
         uint64_t dpl = vector == VECTOR_BP || vector == VECTOR_OF || vector == 0x80 ? 3 : 0;
-        uint64_t gate[2] = {(handler & 0xffff) | 0x10ull << 16 | (0x8eull | dpl << 5) << 40 | (handler >> 16 & 0xffff) << 48,
+        uint64_t gate[2] = {(handler & 0xffff) | 0x10ull << 16 | (0x8eull | dpl << 5) << 40 |
+                                (handler >> 16 & 0xffff) << 48,
                             handler >> 32};
         memcpy(kernel + KERNEL_IDT + 16 * vector, gate, sizeof gate);
     }
@@ -300,7 +301,8 @@ bool guest_is_over(const struct vcpu *vcpu) {
 }
 
 static bool pushes_error(uint32_t vector) {
-    return vector == VECTOR_DF || (vector >= VECTOR_TS && vector <= VECTOR_PF) || vector == VECTOR_AC || vector == 21;
+    return vector == VECTOR_DF || (vector >= VECTOR_TS && vector <= VECTOR_PF) || vector == VECTOR_AC ||
+           vector == 21;
 }
 
 /* Undo the delivery: the frame on the kernel's stack holds the interrupted context. */

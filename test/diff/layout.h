@@ -45,9 +45,9 @@ uint64_t layout_code_base(const struct diff_case *test);
 #define LAYOUT_XFEATURES 0xe7ull
 
 struct layout_xstate {
-    uint64_t mask;                  /* components in use, as in XCR0 */
-    uint32_t size;                  /* of the standard-format image */
-    uint32_t offset[8], length[8];  /* per component */
+    uint64_t mask;                 /* components in use, as in XCR0 */
+    uint32_t size;                 /* of the standard-format image */
+    uint32_t offset[8], length[8]; /* per component */
 };
 
 /* From XCR0 and CPUID leaf 0xD. */

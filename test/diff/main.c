@@ -19,7 +19,7 @@
 #include <unistd.h>
 
 #define ENGINES_MAX 4
-#define DEFAULT_SECONDS 5
+#define DEFAULT_COUNT 4000
 
 struct options {
     uint64_t seed, first, count, seconds, max_mismatches;
@@ -27,7 +27,7 @@ struct options {
     const char *forms;
     const char *regression_directory;
     const char *coverage_file;
-    bool minimises, replays, lists_engines, verbose;
+    bool minimises, replays, prints, verbose;
     struct generate_options generate;
 };
 
@@ -46,13 +46,14 @@ struct tester {
 static const char help[] =
     "usage: nestor-diff [options]\n"
     "       nestor-diff [--engine LIST] --replay FILE...\n"
-    "Runs generated streams of user-mode instructions natively and on Nestor's engines, and compares everything.\n\n"
+    "Runs generated streams of user-mode instructions natively and on Nestor's engines, and compares "
+    "everything.\n\n"
     "  --engine LIST           engines to test, by commas (default: all that were built; --engine help)\n"
     "  --mode LIST             64, 32 or 64,32 (default)\n"
     "  --seed N                seed of the streams (default 1)\n"
     "  --first N               number of the first stream (default 0)\n"
-    "  --count N               streams per mode\n"
-    "  --seconds N             run time over all modes, if no count is given (default 5)\n"
+    "  --count N               streams per mode (default 4000)\n"
+    "  --seconds N             run for so long over all modes, whatever the count\n"
     "  --length N              instructions a stream has at most (default 32)\n"
     "  --forms TEXT            only forms whose name holds TEXT, for instance \"VADDPS EVEX\"\n"
     "  --self-modifying        let some streams store into their own code\n"
@@ -61,6 +62,7 @@ static const char help[] =
     "  --write-regression DIR  write each (minimised) failing stream to a file there\n"
     "  --coverage FILE         write which forms ran, and why others did not\n"
     "  --replay FILE...        run regression files\n"
+    "  --print                 print each stream before it runs\n"
     "  --verbose               a progress line every second\n"
     "Exit status: 0 no mismatch, 1 mismatches, 2 trouble.\n";
 
@@ -76,7 +78,8 @@ static int add_engines(struct tester *tester, const char *list) {
     while (!error && (name = strsep(&rest, ","))) {
         const struct diff_engine *engine = engine_find(name);
         if (!engine || tester->engines == ENGINES_MAX) {
-            diag_error("nestor-diff: --engine %s: no such engine in this build; --engine help lists them", name);
+            diag_error("nestor-diff: --engine %s: no such engine in this build; --engine help lists them",
+                       name);
             error = -EINVAL;
         } else {
             tester->engine[tester->engines++] = engine;
@@ -131,7 +134,8 @@ static void report(struct tester *tester, unsigned engine, const struct diff_cas
         compare_report(stdout, test, expected, tester->actual);
         if (tester->options.regression_directory) {
             char path[4096];
-            snprintf(path, sizeof path, "%s/%s-%s.txt", tester->options.regression_directory, pair.engine->name, title);
+            snprintf(path, sizeof path, "%s/%s-%s.txt", tester->options.regression_directory,
+                     pair.engine->name, title);
             int error = regression_write(path, test, title);
             if (error)
                 diag_error("nestor-diff: %s: %s", path, strerror(-error));
@@ -144,7 +148,8 @@ static void report(struct tester *tester, unsigned engine, const struct diff_cas
 }
 
 /* Streams that the machine was too busy for, or that hit the child, are run again alone. */
-static int run_again(struct tester *tester, const struct diff_case *batch, struct diff_state *states, unsigned count) {
+static int run_again(struct tester *tester, const struct diff_case *batch, struct diff_state *states,
+                     unsigned count) {
     for (unsigned i = 0; i < count; i++) {
         if (states[i].end != DIFF_END_TIMEOUT && states[i].end != DIFF_END_LOST)
             continue;
@@ -175,6 +180,10 @@ static int run_batch(struct tester *tester, struct form_table *forms, uint64_t f
         tester->instructions += coverage_count(&batch[i], &tester->streams[i], &states[i]);
         if (states[i].end == DIFF_END_TIMEOUT || states[i].end == DIFF_END_LOST)
             continue;
+        if (tester->options.prints) {
+            printf("stream %lu, mode %u\n", (unsigned long)(first + i), forms->mode);
+            compare_disassemble(stdout, &batch[i], states[i].regs.rip);
+        }
         for (unsigned e = 0; e < tester->engines && !error; e++) {
             error = tester->engine[e]->run(tester->context[e], &batch[i], tester->actual);
             if (error || compare_states(&batch[i], &states[i], tester->actual))
@@ -191,8 +200,8 @@ static int run_batch(struct tester *tester, struct form_table *forms, uint64_t f
 
 static void progress(const struct tester *tester, unsigned mode) {
     fprintf(stderr, "mode %u: %lu streams, %lu instructions, %lu mismatches, %.0f s\n", mode,
-            (unsigned long)tester->streams_run, (unsigned long)tester->instructions, (unsigned long)tester->mismatches,
-            now() - tester->started);
+            (unsigned long)tester->streams_run, (unsigned long)tester->instructions,
+            (unsigned long)tester->mismatches, now() - tester->started);
 }
 
 static int run_mode(struct tester *tester, unsigned mode, double until, FILE *coverage) {
@@ -201,7 +210,8 @@ static int run_mode(struct tester *tester, unsigned mode, double until, FILE *co
     struct diff_state *states = aligned_alloc(64, ORACLE_BATCH * sizeof *states);
     int error = batch && states ? form_table_create(&forms, mode, tester->options.forms) : -ENOMEM;
     if (!error && !forms.count) {
-        diag_error("nestor-diff: --forms %s: no form of mode %u has that in its name", tester->options.forms, mode);
+        diag_error("nestor-diff: --forms %s: no form of mode %u has that in its name", tester->options.forms,
+                   mode);
         error = -EINVAL;
     }
     if (!error)
@@ -209,10 +219,10 @@ static int run_mode(struct tester *tester, unsigned mode, double until, FILE *co
     double last = now();
     uint64_t at = tester->options.first, end = at + tester->options.count;
     while (!error && tester->mismatches < tester->options.max_mismatches) {
-        if (tester->options.count ? at >= end : now() >= until)
+        if (tester->options.seconds ? now() >= until : at >= end)
             break;
         unsigned count = ORACLE_BATCH;
-        if (tester->options.count && end - at < count)
+        if (!tester->options.seconds && end - at < count)
             count = (unsigned)(end - at);
         error = run_batch(tester, &forms, at, count, batch, states);
         at += count;
@@ -281,27 +291,37 @@ static void list_engines(void) {
 
 /* 0, or an exit status + 1 to leave with. */
 static int parse(struct tester *tester, int argc, char **argv) {
-    enum { ENGINE = 256, MODE, SEED, FIRST, COUNT, SECONDS, LENGTH, FORMS, SMC, MAXIMUM, MINIMISE, WRITE, COVERAGE, REPLAY, VERBOSE, HELP };
-    static const struct option longs[] = {{"engine", 1, 0, ENGINE},
-                                          {"mode", 1, 0, MODE},
-                                          {"seed", 1, 0, SEED},
-                                          {"first", 1, 0, FIRST},
-                                          {"count", 1, 0, COUNT},
-                                          {"seconds", 1, 0, SECONDS},
-                                          {"length", 1, 0, LENGTH},
-                                          {"forms", 1, 0, FORMS},
-                                          {"self-modifying", 0, 0, SMC},
-                                          {"max-mismatches", 1, 0, MAXIMUM},
-                                          {"minimise", 0, 0, MINIMISE},
-                                          {"write-regression", 1, 0, WRITE},
-                                          {"coverage", 1, 0, COVERAGE},
-                                          {"replay", 0, 0, REPLAY},
-                                          {"verbose", 0, 0, VERBOSE},
-                                          {"help", 0, 0, HELP},
-                                          {0}};
+    enum {
+        ENGINE = 256,
+        MODE,
+        SEED,
+        FIRST,
+        COUNT,
+        SECONDS,
+        LENGTH,
+        FORMS,
+        SMC,
+        MAXIMUM,
+        MINIMISE,
+        WRITE,
+        COVERAGE,
+        REPLAY,
+        PRINT,
+        VERBOSE,
+        HELP
+    };
+    static const struct option longs[] = {{"engine", 1, 0, ENGINE},      {"mode", 1, 0, MODE},
+                                          {"seed", 1, 0, SEED},          {"first", 1, 0, FIRST},
+                                          {"count", 1, 0, COUNT},        {"seconds", 1, 0, SECONDS},
+                                          {"length", 1, 0, LENGTH},      {"forms", 1, 0, FORMS},
+                                          {"self-modifying", 0, 0, SMC}, {"max-mismatches", 1, 0, MAXIMUM},
+                                          {"minimise", 0, 0, MINIMISE},  {"write-regression", 1, 0, WRITE},
+                                          {"coverage", 1, 0, COVERAGE},  {"replay", 0, 0, REPLAY},
+                                          {"print", 0, 0, PRINT},        {"verbose", 0, 0, VERBOSE},
+                                          {"help", 0, 0, HELP},          {0}};
     struct options *options = &tester->options;
     int option;
-    *options = (struct options){.seed = 1, .seconds = DEFAULT_SECONDS, .max_mismatches = 20, .modes = {true, true}};
+    *options = (struct options){.seed = 1, .max_mismatches = 20, .modes = {true, true}};
     while ((option = getopt_long(argc, argv, "", longs, NULL)) != -1) {
         switch (option) {
         case ENGINE:
@@ -357,6 +377,9 @@ static int parse(struct tester *tester, int argc, char **argv) {
         case REPLAY:
             options->replays = true;
             break;
+        case PRINT:
+            options->prints = true;
+            break;
         case VERBOSE:
             options->verbose = true;
             break;
@@ -369,6 +392,8 @@ static int parse(struct tester *tester, int argc, char **argv) {
     }
     if (!tester->engines)
         default_engines(tester);
+    if (!options->count)
+        options->count = DEFAULT_COUNT;
     return 0;
 }
 

@@ -27,11 +27,12 @@ struct minimiser {
 };
 
 static unsigned difference(const struct diff_state *expected, const struct diff_state *actual) {
-    bool end = expected->end != actual->end || expected->vector != actual->vector || expected->cr2 != actual->cr2 ||
-               expected->regs.rip != actual->regs.rip;
+    bool end = expected->end != actual->end || expected->vector != actual->vector ||
+               expected->cr2 != actual->cr2 || expected->regs.rip != actual->regs.rip;
     bool registers = memcmp(expected->regs.gpr, actual->regs.gpr, sizeof expected->regs.gpr) != 0;
     bool memory = memcmp(expected->data, actual->data, DIFF_DATA_SIZE) != 0;
-    unsigned differs = (end ? DIFFERS_END : 0) | (registers ? DIFFERS_REGISTERS : 0) | (memory ? DIFFERS_MEMORY : 0);
+    unsigned differs =
+        (end ? DIFFERS_END : 0) | (registers ? DIFFERS_REGISTERS : 0) | (memory ? DIFFERS_MEMORY : 0);
     return differs ? differs : DIFFERS_EXTENDED;
 }
 
@@ -75,7 +76,8 @@ static void drop_instructions(struct minimiser *m, const struct stream *stream) 
             *m->trial = *m->best;
             for (unsigned j = 0; j < stream->count; j++)
                 if (stream->insn[j].unit == insn->unit)
-                    memset(m->trial->code + m->trial->entry + stream->insn[j].offset, 0x90, stream->insn[j].length);
+                    memset(m->trial->code + m->trial->entry + stream->insn[j].offset, 0x90,
+                           stream->insn[j].length);
             if (try_it(m))
                 continue;
         }

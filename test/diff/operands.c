@@ -59,7 +59,7 @@ uint64_t choose_target(struct generator *g, const struct memory_wish *wish) {
     static const struct {
         uint64_t base;
         unsigned pages;
-    } places[] = {{LAYOUT_DATA, 3}, {LAYOUT_DATA, 3},     {LAYOUT_DATA, 3},     {LAYOUT_DATA, 3},
+    } places[] = {{LAYOUT_DATA, 3},   {LAYOUT_DATA, 3},     {LAYOUT_DATA, 3},     {LAYOUT_DATA, 3},
                   {LAYOUT_ISLAND, 1}, {LAYOUT_ABOVE_2G, 2}, {LAYOUT_ABOVE_4G, 2}, {LAYOUT_STACK, 1}};
     if (rng_permille(rng, 12))
         return fault_target(g, wish);
@@ -98,8 +98,8 @@ static void set_disp(struct generator *g, struct form_fields *fields, const stru
 }
 
 /* base (-1: none) + index (-1: none) * 2^scale + disp */
-static void spell(struct generator *g, struct form_fields *fields, const struct form_encoding *encoding, int base,
-                  int index, unsigned scale, int64_t disp) {
+static void spell(struct generator *g, struct form_fields *fields, const struct form_encoding *encoding,
+                  int base, int index, unsigned scale, int64_t disp) {
     fields->rex &= 4;
     if (base < 0) {
         fields->mod = 0;

@@ -11,8 +11,8 @@
  * but the pages of layout.c and, at addresses it cannot know, the child's own memory; a child that dies of
  * that is replaced.
  *
- * Facts of Linux used here: vector, error code and CR2 in the frame are those of the last fault, so they count
- * only when the signal comes from one (not SIGALRM, SIGSYS); a handler set by a 64-bit process gets the
+ * Facts of Linux used here: vector, error code and CR2 in the frame are those of the last fault, so they
+ * count only when the signal comes from one (not SIGALRM, SIGSYS); a handler set by a 64-bit process gets the
  * 64-bit frame from compatibility mode, too; AC and NT stay as they were in the handler.
  */
 #include "oracle.h"
@@ -190,11 +190,12 @@ static int child_map(void) {
             PROT_READ | (region->writable ? PROT_WRITE : 0) | (region->executable ? PROT_EXEC : 0);
         if (ftruncate(fd, (off_t)(offset + size)) < 0)
             return -errno;
-        void *fixed = mmap((void *)region->base, size, protection, MAP_SHARED | MAP_FIXED_NOREPLACE | MAP_POPULATE,
-                           fd, (off_t)offset);
+        void *fixed = mmap((void *)region->base, size, protection,
+                           MAP_SHARED | MAP_FIXED_NOREPLACE | MAP_POPULATE, fd, (off_t)offset);
         if (fixed != (void *)region->base)
             return fixed == MAP_FAILED ? -errno : -EEXIST;
-        child_alias[i] = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, fd, (off_t)offset);
+        child_alias[i] =
+            mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, fd, (off_t)offset);
         if (child_alias[i] == MAP_FAILED)
             return -errno;
         memset(child_alias[i], 0xcc, size);
@@ -229,7 +230,8 @@ static int child_fence(void) {
 static int child_signals(void) {
     static const int signals[] = {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGTRAP, SIGSYS, SIGALRM};
     stack_t stack = {.ss_size = ALTERNATE_STACK_SIZE};
-    stack.ss_sp = mmap(NULL, stack.ss_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+    stack.ss_sp =
+        mmap(NULL, stack.ss_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
     if (stack.ss_sp == MAP_FAILED || sigaltstack(&stack, NULL) < 0)
         return -errno;
     for (unsigned i = 0; i < ARRAY_SIZE(signals); i++) {
@@ -310,7 +312,8 @@ int oracle_create(struct oracle **result) {
     if (!oracle)
         return -ENOMEM;
     signal(SIGPIPE, SIG_IGN);
-    oracle->shared = mmap(NULL, sizeof *oracle->shared, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    oracle->shared =
+        mmap(NULL, sizeof *oracle->shared, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (oracle->shared == MAP_FAILED) {
         free(oracle);
         return -ENOMEM;

@@ -1,8 +1,8 @@
 /* The rule table: each allowance names its reason. Everything not listed here is compared exactly.
  *
- * Undefined flags are the SDM's (vol. 2, "Flags Affected" of each instruction), where needed narrower or wider
- * than Zydis's tables. The generator never lets an instruction read a flag that is undefined (it puts a CMP
- * before), so an undefined flag can show up in the final RFLAGS only, where it is masked.
+ * Undefined flags are the SDM's (vol. 2, "Flags Affected" of each instruction), where needed narrower or
+ * wider than Zydis's tables. The generator never lets an instruction read a flag that is undefined (it puts a
+ * CMP before), so an undefined flag can show up in the final RFLAGS only, where it is masked.
  */
 #include "rules.h"
 
@@ -13,50 +13,36 @@ struct exclusion {
     const char *reason;
 };
 
-static const char umip[] = "Linux emulates it under UMIP with dummy values; natively it shows no processor's result";
+static const char umip[] =
+    "Linux emulates it under UMIP with dummy values; natively it shows no processor's result";
 static const char tsx[] = "transactional memory is hidden from guests, so it is #UD there and real natively";
 static const char hypervisor[] = "natively it would call the hypervisor below the host";
-static const char sysenter[] = "natively it enters Linux's 32-bit landing pad, which changes EBP, ESP and ECX";
-static const char cet[] = "shadow stacks are hidden from guests; natively Linux may enable them for a process";
+static const char sysenter[] =
+    "natively it enters Linux's 32-bit landing pad, which changes EBP, ESP and ECX";
+static const char cet[] =
+    "shadow stacks are hidden from guests; natively Linux may enable them for a process";
 static const char keys[] = "protection keys are hidden from guests and belong to the host's process natively";
 static const char hidden[] = "the feature is hidden from guests, so it is #UD there, but not on every host";
 static const char waits[] = "its result depends on a timer of the host";
 
 static const struct exclusion exclusions[] = {
-    {ZYDIS_MNEMONIC_SGDT, umip},
-    {ZYDIS_MNEMONIC_SIDT, umip},
-    {ZYDIS_MNEMONIC_SLDT, umip},
-    {ZYDIS_MNEMONIC_STR, umip},
-    {ZYDIS_MNEMONIC_SMSW, umip},
-    {ZYDIS_MNEMONIC_XBEGIN, tsx},
-    {ZYDIS_MNEMONIC_XEND, tsx},
-    {ZYDIS_MNEMONIC_XABORT, tsx},
-    {ZYDIS_MNEMONIC_XTEST, tsx},
-    {ZYDIS_MNEMONIC_XSUSLDTRK, tsx},
-    {ZYDIS_MNEMONIC_XRESLDTRK, tsx},
-    {ZYDIS_MNEMONIC_VMCALL, hypervisor},
-    {ZYDIS_MNEMONIC_VMMCALL, hypervisor},
-    {ZYDIS_MNEMONIC_SYSENTER, sysenter},
-    {ZYDIS_MNEMONIC_RDSSPD, cet},
-    {ZYDIS_MNEMONIC_RDSSPQ, cet},
-    {ZYDIS_MNEMONIC_INCSSPD, cet},
-    {ZYDIS_MNEMONIC_INCSSPQ, cet},
-    {ZYDIS_MNEMONIC_RDPKRU, keys},
-    {ZYDIS_MNEMONIC_WRPKRU, keys},
-    {ZYDIS_MNEMONIC_XSAVES, hidden},
-    {ZYDIS_MNEMONIC_XSAVES64, hidden},
-    {ZYDIS_MNEMONIC_XRSTORS, hidden},
-    {ZYDIS_MNEMONIC_XRSTORS64, hidden},
-    {ZYDIS_MNEMONIC_ENQCMD, hidden},
-    {ZYDIS_MNEMONIC_ENQCMDS, hidden},
-    {ZYDIS_MNEMONIC_PTWRITE, hidden},
-    {ZYDIS_MNEMONIC_ENCLU, hidden},
-    {ZYDIS_MNEMONIC_ENCLS, hidden},
-    {ZYDIS_MNEMONIC_ENCLV, hidden},
-    {ZYDIS_MNEMONIC_UMWAIT, waits},
-    {ZYDIS_MNEMONIC_TPAUSE, waits},
-    {ZYDIS_MNEMONIC_UMONITOR, waits},
-    {ZYDIS_MNEMONIC_MWAITX, waits},
+    {ZYDIS_MNEMONIC_SGDT, umip},          {ZYDIS_MNEMONIC_SIDT, umip},
+    {ZYDIS_MNEMONIC_SLDT, umip},          {ZYDIS_MNEMONIC_STR, umip},
+    {ZYDIS_MNEMONIC_SMSW, umip},          {ZYDIS_MNEMONIC_XBEGIN, tsx},
+    {ZYDIS_MNEMONIC_XEND, tsx},           {ZYDIS_MNEMONIC_XABORT, tsx},
+    {ZYDIS_MNEMONIC_XTEST, tsx},          {ZYDIS_MNEMONIC_XSUSLDTRK, tsx},
+    {ZYDIS_MNEMONIC_XRESLDTRK, tsx},      {ZYDIS_MNEMONIC_VMCALL, hypervisor},
+    {ZYDIS_MNEMONIC_VMMCALL, hypervisor}, {ZYDIS_MNEMONIC_SYSENTER, sysenter},
+    {ZYDIS_MNEMONIC_RDSSPD, cet},         {ZYDIS_MNEMONIC_RDSSPQ, cet},
+    {ZYDIS_MNEMONIC_INCSSPD, cet},        {ZYDIS_MNEMONIC_INCSSPQ, cet},
+    {ZYDIS_MNEMONIC_RDPKRU, keys},        {ZYDIS_MNEMONIC_WRPKRU, keys},
+    {ZYDIS_MNEMONIC_XSAVES, hidden},      {ZYDIS_MNEMONIC_XSAVES64, hidden},
+    {ZYDIS_MNEMONIC_XRSTORS, hidden},     {ZYDIS_MNEMONIC_XRSTORS64, hidden},
+    {ZYDIS_MNEMONIC_ENQCMD, hidden},      {ZYDIS_MNEMONIC_ENQCMDS, hidden},
+    {ZYDIS_MNEMONIC_PTWRITE, hidden},     {ZYDIS_MNEMONIC_ENCLU, hidden},
+    {ZYDIS_MNEMONIC_ENCLS, hidden},       {ZYDIS_MNEMONIC_ENCLV, hidden},
+    {ZYDIS_MNEMONIC_UMWAIT, waits},       {ZYDIS_MNEMONIC_TPAUSE, waits},
+    {ZYDIS_MNEMONIC_UMONITOR, waits},     {ZYDIS_MNEMONIC_MWAITX, waits},
     {ZYDIS_MNEMONIC_MONITORX, waits},
 };
 

@@ -25,8 +25,8 @@ bool rule_is_state_image(ZydisMnemonic mnemonic);
  * have done that at any iteration. */
 bool rule_is_repeated_comparison(const ZydisDecodedInstruction *instruction);
 
-/* True for MMX instructions: whether a faulting one has entered MMX state (TOP 0, tags valid) already, wholly or in
- * part, is an implementation's own. */
+/* True for MMX instructions: whether a faulting one has entered MMX state (TOP 0, tags valid) already, wholly
+ * or in part, is an implementation's own. */
 bool rule_enters_mmx(const ZydisDecodedInstruction *instruction, const ZydisDecodedOperand *operand);
 
 /* True when the instruction's outputs differ from run to run, so the generator overwrites them. */

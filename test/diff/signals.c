@@ -51,7 +51,8 @@ int signals_install(void) {
     return 0;
 }
 
-void signals_enter(struct vcpu *vcpu, signals_handler *handler, void (*alarm)(struct vcpu *vcpu), unsigned seconds) {
+void signals_enter(struct vcpu *vcpu, signals_handler *handler, void (*alarm)(struct vcpu *vcpu),
+                   unsigned seconds) {
     struct itimerval timer = {.it_value.tv_sec = vcpu ? seconds : 0, .it_interval.tv_sec = vcpu ? 1 : 0};
     running.handler = handler;
     running.on_alarm = alarm;

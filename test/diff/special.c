@@ -7,9 +7,10 @@
 
 #include <string.h>
 
-/* Selectors worth loading; none whose descriptor differs from processor to processor (TSS, LDT, CPU number). */
+/* Selectors worth loading; none whose descriptor differs from processor to processor (TSS, LDT, CPU number).
+ */
 static uint16_t choose_selector(struct generator *g, bool for_load) {
-    static const uint16_t others[] = {0,    1,    3,    0x08, 0x10, 0x13, 0x18, 0x1b, 0x20, 0x23,
+    static const uint16_t others[] = {0,    1,    3,    0x08, 0x10, 0x13, 0x18, 0x1b, 0x20,  0x23,
                                       0x28, 0x2b, 0x2c, 0x30, 0x33, 0x63, 0x80, 0xff, 0xfff8};
     if (for_load && rng_permille(&g->rng, 800))
         return DIFF_DS;
@@ -27,7 +28,8 @@ static void wish_fixed(struct draft *draft, uint64_t target) {
     draft->wish.is_fixed = true;
 }
 
-static void set_pointer(struct generator *g, const struct draft *draft, unsigned reg, unsigned size, bool is_write) {
+static void set_pointer(struct generator *g, const struct draft *draft, unsigned reg, unsigned size,
+                        bool is_write) {
     struct memory_wish wish = {.size = size, .is_write = is_write, .alignment = 1};
     uint64_t target = choose_target(g, &wish);
     if (draft->fields.address_size || g->mode == 32)
@@ -48,10 +50,13 @@ static void before_string(struct generator *g, const struct draft *draft) {
 
 /* The register operand of BT and its like moves the memory operand. */
 static void before_bit_test(struct generator *g, const struct draft *draft) {
-    int reg = draft->operand[1].type == ZYDIS_OPERAND_TYPE_REGISTER ? register_number(draft->operand[1].reg.value) : -1;
+    int reg = draft->operand[1].type == ZYDIS_OPERAND_TYPE_REGISTER
+                  ? register_number(draft->operand[1].reg.value)
+                  : -1;
     if (reg >= 0 && !((g->pinned | g->reserved) >> reg & 1))
         gen_mov(g, (unsigned)reg,
-                 (uint64_t)(int64_t)((int)rng_below(&g->rng, 512) - 256) & (g->mode == 64 ? UINT64_MAX : UINT32_MAX));
+                (uint64_t)(int64_t)((int)rng_below(&g->rng, 512) - 256) &
+                    (g->mode == 64 ? UINT64_MAX : UINT32_MAX));
 }
 
 static void before_divide(struct generator *g, const struct draft *draft) {
@@ -82,7 +87,9 @@ static bool before_segment_load(struct generator *g, struct draft *draft) {
         gen_push(g, selector);
     } else if (draft->memory >= 0) {
         wish_fixed(draft, low_target(g, 16));
-        unsigned offset = draft->instruction.mnemonic == ZYDIS_MNEMONIC_MOV ? 0 : draft->operand[draft->memory].size / 8 - 2;
+        unsigned offset = draft->instruction.mnemonic == ZYDIS_MNEMONIC_MOV
+                              ? 0
+                              : draft->operand[draft->memory].size / 8 - 2;
         gen_store(g, draft->wish.target + offset, 2, selector, false);
     } else if (source->type == ZYDIS_OPERAND_TYPE_REGISTER) {
         int reg = register_number(source->reg.value);
@@ -273,8 +280,8 @@ bool special_before(struct generator *g, struct draft *draft) {
     }
     if (writes_segment(draft))
         return before_segment_load(g, draft);
-    bool must = mnemonic == ZYDIS_MNEMONIC_LAR || mnemonic == ZYDIS_MNEMONIC_LSL || rule_is_volatile(mnemonic) ||
-                strstr(ZydisMnemonicGetString(mnemonic), "save") ||
+    bool must = mnemonic == ZYDIS_MNEMONIC_LAR || mnemonic == ZYDIS_MNEMONIC_LSL ||
+                rule_is_volatile(mnemonic) || strstr(ZydisMnemonicGetString(mnemonic), "save") ||
                 strstr(ZydisMnemonicGetString(mnemonic), "maskmov") || mnemonic == ZYDIS_MNEMONIC_FNSTENV;
     if (!must && rng_permille(&g->rng, 30))
         return true;

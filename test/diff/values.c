@@ -7,10 +7,42 @@
 #define POOL_SIZE (256 * 1024u)
 
 static const uint64_t integers[] = {
-    0, 1, 2, 3, 7, 8, 15, 16, 31, 32, 63, 64, 0x7f, 0x80, 0xff, 0x100, 0x7fff, 0x8000, 0xffff, 0x10000,
-    0x7fffffff, 0x80000000, 0xffffffff, 0x100000000, 0x7fffffffffffffff, 0x8000000000000000,
-    0xffffffffffffffff, 0xfffffffffffffffe, 0xffffffff80000000, 0xffffffff7fffffff, 0x0101010101010101,
-    0x8080808080808080, 0x7f7f7f7f7f7f7f7f, 0x00ff00ff00ff00ff, 0x5555555555555555, 0x0123456789abcdef,
+    0,
+    1,
+    2,
+    3,
+    7,
+    8,
+    15,
+    16,
+    31,
+    32,
+    63,
+    64,
+    0x7f,
+    0x80,
+    0xff,
+    0x100,
+    0x7fff,
+    0x8000,
+    0xffff,
+    0x10000,
+    0x7fffffff,
+    0x80000000,
+    0xffffffff,
+    0x100000000,
+    0x7fffffffffffffff,
+    0x8000000000000000,
+    0xffffffffffffffff,
+    0xfffffffffffffffe,
+    0xffffffff80000000,
+    0xffffffff7fffffff,
+    0x0101010101010101,
+    0x8080808080808080,
+    0x7f7f7f7f7f7f7f7f,
+    0x00ff00ff00ff00ff,
+    0x5555555555555555,
+    0x0123456789abcdef,
 };
 static const uint64_t doubles[] = {
     0x0000000000000000, 0x8000000000000000, 0x3ff0000000000000, 0xbff0000000000000, 0x4000000000000000,
@@ -21,13 +53,14 @@ static const uint64_t doubles[] = {
     0x36a0000000000000, 0x3690000000000000,
 };
 static const uint32_t floats[] = {
-    0x00000000, 0x80000000, 0x3f800000, 0xbf800000, 0x40000000, 0x7f800000, 0xff800000, 0x7fc00000, 0xffc00000,
-    0x7f800001, 0x7fa00000, 0x00000001, 0x807fffff, 0x00800000, 0x7f7fffff, 0x4f000000, 0xcf000000, 0x4effffff,
-    0x5f000000, 0x3f000000, 0x3fc00000, 0x40490fdb, 0x33800000, 0x47800000, 0x38800000, 0x33000000,
+    0x00000000, 0x80000000, 0x3f800000, 0xbf800000, 0x40000000, 0x7f800000, 0xff800000,
+    0x7fc00000, 0xffc00000, 0x7f800001, 0x7fa00000, 0x00000001, 0x807fffff, 0x00800000,
+    0x7f7fffff, 0x4f000000, 0xcf000000, 0x4effffff, 0x5f000000, 0x3f000000, 0x3fc00000,
+    0x40490fdb, 0x33800000, 0x47800000, 0x38800000, 0x33000000,
 };
 static const uint16_t halves[] = {
-    0x0000, 0x8000, 0x3c00, 0xbc00, 0x4000, 0x7c00, 0xfc00, 0x7e00, 0xfe00, 0x7c01, 0x7d00, 0x0001, 0x83ff,
-    0x0400, 0x7bff, 0x3800, 0x3e00, 0x4248,
+    0x0000, 0x8000, 0x3c00, 0xbc00, 0x4000, 0x7c00, 0xfc00, 0x7e00, 0xfe00,
+    0x7c01, 0x7d00, 0x0001, 0x83ff, 0x0400, 0x7bff, 0x3800, 0x3e00, 0x4248,
 };
 
 static uint64_t value_pointer(struct rng *rng) {
@@ -93,10 +126,14 @@ static void put_u16(uint8_t *at, uint16_t value) {
 static void value_x87(struct rng *rng, uint8_t *image) {
     static const uint16_t exponents[] = {0, 1, 0x3ffe, 0x3fff, 0x4000, 0x401e, 0x403e, 0x7ffe, 0x7fff};
     bool is_plain = rng_permille(rng, 700);
-    put_u16(image, is_plain ? 0x37f : (uint16_t)((rng_u64(rng) & 0xf3f) | (rng_permille(rng, 600) ? 0x3f : 0)) | 0x40);
-    /* Exception bits of the status word stay clear unless masked, else the first waiting instruction is #MF. */
+    put_u16(image, is_plain
+                       ? 0x37f
+                       : (uint16_t)((rng_u64(rng) & 0xf3f) | (rng_permille(rng, 600) ? 0x3f : 0)) | 0x40);
+    /* Exception bits of the status word stay clear unless masked, else the first waiting instruction is #MF.
+     */
     put_u16(image + 2, is_plain ? (uint16_t)(rng_below(rng, 8) << 11)
-                                : (uint16_t)((rng_u64(rng) & 0x7f00) | (rng_permille(rng, 200) ? rng_u64(rng) & 0x7f : 0)));
+                                : (uint16_t)((rng_u64(rng) & 0x7f00) |
+                                             (rng_permille(rng, 200) ? rng_u64(rng) & 0x7f : 0)));
     image[4] = rng_permille(rng, 300) ? 0 : (uint8_t)rng_u64(rng);
     for (unsigned i = 0; i < 8; i++) {
         uint8_t *reg = image + 32 + 16 * i;
