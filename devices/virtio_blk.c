@@ -123,8 +123,10 @@ struct virtio_blk {
     struct disk_image image;
     struct disk_engine *engine;
     char serial[VIRTIO_BLK_SERIAL_MAX];
-    unsigned stops_left; /* atomic: queues that have yet to stop */
-    bool warned;         /* atomic: an I/O error was told */
+    const struct trace *trace;
+    struct virtio_blk_counters counters; /* atomic */
+    unsigned stops_left;                 /* atomic: queues that have yet to stop */
+    bool warned;                         /* atomic: an I/O error was told */
     unsigned queue_count;
     struct blk_queue queues[];
 };
@@ -366,6 +368,48 @@ static void io_error_tell(struct virtio_blk *blk, int error) {
         diag_warn("disk %s: %s; the guest is told of I/O errors", blk->image.path, strerror(error));
 }
 
+static void count_add(uint64_t *counter, uint64_t value) {
+    __atomic_fetch_add(counter, value, __ATOMIC_RELAXED);
+}
+
+/* Count a request that is over, and tell the log. */
+static void blk_account(struct virtio_blk *blk, unsigned index, const struct disk_request *io) {
+    static const char *const names[] = {[DISK_READ] = "read",
+                                        [DISK_WRITE] = "write",
+                                        [DISK_FLUSH] = "flush",
+                                        [DISK_DISCARD] = "discard",
+                                        [DISK_WRITE_ZEROES] = "write zeroes"};
+    struct virtio_blk_counters *counters = &blk->counters;
+    if (io->result)
+        count_add(&counters->errors, 1);
+    switch (io->operation) {
+    case DISK_READ:
+        count_add(&counters->reads, 1);
+        count_add(&counters->read_bytes, io->result ? 0 : io->length);
+        break;
+    case DISK_WRITE:
+        count_add(&counters->writes, 1);
+        count_add(&counters->written_bytes, io->result ? 0 : io->length);
+        break;
+    case DISK_FLUSH:
+        count_add(&counters->flushes, 1);
+        break;
+    case DISK_DISCARD:
+    case DISK_WRITE_ZEROES:
+        count_add(&counters->discards, 1);
+        break;
+    }
+    if (LIKELY(!blk->trace || !(blk->trace->subjects & TRACE_DISK)))
+        return;
+    if (io->operation == DISK_FLUSH)
+        trace_line(blk->trace, "disk %s queue %u flush: %s", blk->image.path, index,
+                   io->result ? strerror(-io->result) : "ok");
+    else
+        trace_line(blk->trace, "disk %s queue %u %s sector %llu count %llu: %s", blk->image.path, index,
+                   names[io->operation], (unsigned long long)(io->offset / DISK_SECTOR),
+                   (unsigned long long)(io->length / DISK_SECTOR), io->result ? strerror(-io->result) : "ok");
+}
+
 static void blk_complete(void *context, unsigned index, struct disk_request *io) {
     struct virtio_blk *blk = context;
     struct blk_request *request = (struct blk_request *)io;
@@ -375,6 +419,7 @@ static void blk_complete(void *context, unsigned index, struct disk_request *io)
         disk_engine_submit(blk->engine, index, io);
         return;
     }
+    blk_account(blk, index, io);
     uint8_t status = io->result ? BLK_S_IOERR : BLK_S_OK;
     if (io->result == -EOPNOTSUPP)
         status = BLK_S_UNSUPP;
@@ -502,6 +547,7 @@ int virtio_blk_create(struct virtio_blk **result_blk, const struct virtio_blk_co
     if (!blk)
         return -ENOMEM;
     blk->queue_count = queues;
+    blk->trace = config->trace;
     if (config->serial)
         memcpy(blk->serial, config->serial, strlen(config->serial));
     int result = disk_raw_open(&blk->image, config->path, config->read_only);
@@ -562,4 +608,17 @@ void virtio_blk_resume(struct virtio_blk *blk) {
 
 const char *virtio_blk_engine(const struct virtio_blk *blk) {
     return disk_engine_name(blk->engine);
+}
+
+void virtio_blk_count(const struct virtio_blk *blk, struct virtio_blk_counters *counters) {
+    const struct virtio_blk_counters *from = &blk->counters;
+    *counters = (struct virtio_blk_counters){
+        .reads = __atomic_load_n(&from->reads, __ATOMIC_RELAXED),
+        .writes = __atomic_load_n(&from->writes, __ATOMIC_RELAXED),
+        .flushes = __atomic_load_n(&from->flushes, __ATOMIC_RELAXED),
+        .discards = __atomic_load_n(&from->discards, __ATOMIC_RELAXED),
+        .read_bytes = __atomic_load_n(&from->read_bytes, __ATOMIC_RELAXED),
+        .written_bytes = __atomic_load_n(&from->written_bytes, __ATOMIC_RELAXED),
+        .errors = __atomic_load_n(&from->errors, __ATOMIC_RELAXED),
+    };
 }

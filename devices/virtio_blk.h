@@ -2,6 +2,7 @@
 #ifndef NESTOR_DEVICES_VIRTIO_BLK_H
 #define NESTOR_DEVICES_VIRTIO_BLK_H
 
+#include "base/trace.h"
 #include "base/types.h"
 #include "devices/disk_engine.h"
 #include "devices/pci.h"
@@ -18,6 +19,14 @@ struct virtio_blk_config {
     const char *serial; /* up to VIRTIO_BLK_SERIAL_MAX characters, or NULL */
     unsigned queues;    /* 0: one; best one per vCPU, up to VIRTIO_BLK_QUEUES_MAX */
     enum disk_engine_kind engine;
+    const struct trace *trace; /* for TRACE_DISK; NULL: no log. Outlives the device */
+};
+
+/* Finished requests since the start. */
+struct virtio_blk_counters {
+    uint64_t reads, writes, flushes, discards; /* discards: and zeroing */
+    uint64_t read_bytes, written_bytes;
+    uint64_t errors;
 };
 
 /* Open and lock the image and start its I/O threads. On failure one line has told why; -errno. */
@@ -30,6 +39,8 @@ struct pci_device *virtio_blk_pci(struct virtio_blk *blk);
 /* Stop touching the rings and guest memory, with all requests in flight finished; and go on. */
 void virtio_blk_quiesce(struct virtio_blk *blk);
 void virtio_blk_resume(struct virtio_blk *blk);
+/* From any thread. */
+void virtio_blk_count(const struct virtio_blk *blk, struct virtio_blk_counters *counters);
 /* "io_uring" or "threads". */
 const char *virtio_blk_engine(const struct virtio_blk *blk);
 

@@ -87,6 +87,8 @@ struct virtio_net {
     struct net_backend *backend;
     bool wanted;  /* atomic: the queues are to be served */
     bool link_up; /* atomic */
+    const struct trace *trace;
+    struct virtio_net_counters counters; /* atomic; only the backend's thread writes */
 
     /* The backend thread's. */
     bool running;
@@ -101,6 +103,19 @@ struct virtio_net {
     struct net_merge merge;
     uint8_t transmit[NET_FRAME_MAX];
 };
+
+/* Count a frame of at least an Ethernet header, and tell the log. */
+static void frame_account(const struct virtio_net *net, const char *direction, const uint8_t *frame,
+                          size_t length, uint64_t *frames, uint64_t *bytes) {
+    __atomic_store_n(frames, *frames + 1, __ATOMIC_RELAXED);
+    __atomic_store_n(bytes, *bytes + length, __ATOMIC_RELAXED);
+    if (UNLIKELY(net->trace && net->trace->subjects & TRACE_NET))
+        trace_line(net->trace,
+                   "net frame %s the network: %zu bytes, %02x:%02x:%02x:%02x:%02x:%02x -> "
+                   "%02x:%02x:%02x:%02x:%02x:%02x, type %02x%02x",
+                   direction, length, frame[6], frame[7], frame[8], frame[9], frame[10], frame[11], frame[0],
+                   frame[1], frame[2], frame[3], frame[4], frame[5], frame[12], frame[13]);
+}
 
 /* Receiving. */
 
@@ -242,6 +257,7 @@ static void net_receive(void *context, const uint8_t *frame, size_t length) {
         !net_filter_passes(&net->filter, frame, length) ||
         !virtio_device_queue_live(&net->device, QUEUE_RECEIVE))
         return;
+    frame_account(net, "from", frame, length, &net->counters.received_frames, &net->counters.received_bytes);
     if (net->offloads & FEATURE(GUEST_TSO4)) {
         if (net_merge_add(&net->merge, frame, length))
             return;
@@ -265,6 +281,7 @@ static void net_received(void *context) {
 
 static void frame_emit(void *context, const uint8_t *frame, size_t length) {
     struct virtio_net *net = context;
+    frame_account(net, "to", frame, length, &net->counters.sent_frames, &net->counters.sent_bytes);
     net->backend->ops->send(net->backend, frame, length);
 }
 
@@ -476,6 +493,7 @@ int virtio_net_create(struct virtio_net **result_net, const struct virtio_net_co
         goto destroy_backend;
     net->backend = config->backend;
     net->link_up = net->fresh = true;
+    net->trace = config->trace;
     result = virtio_device_init(&net->device, &net_ops, VIRTIO_ID_NET, mem, features, QUEUE_COUNT, sizes);
     if (result)
         goto free_net;
@@ -540,4 +558,14 @@ int net_mac_parse(uint8_t mac[6], const char *text) {
     for (unsigned i = 0; i < 6; i++)
         mac[i] = (uint8_t)bytes[i];
     return 0;
+}
+
+void virtio_net_count(const struct virtio_net *net, struct virtio_net_counters *counters) {
+    const struct virtio_net_counters *from = &net->counters;
+    *counters = (struct virtio_net_counters){
+        .sent_frames = __atomic_load_n(&from->sent_frames, __ATOMIC_RELAXED),
+        .sent_bytes = __atomic_load_n(&from->sent_bytes, __ATOMIC_RELAXED),
+        .received_frames = __atomic_load_n(&from->received_frames, __ATOMIC_RELAXED),
+        .received_bytes = __atomic_load_n(&from->received_bytes, __ATOMIC_RELAXED),
+    };
 }

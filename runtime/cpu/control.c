@@ -1,5 +1,6 @@
 /* Control registers and what hangs on them: paging and long mode transitions, TLB invalidation, XCR0
  * (SDM vol. 3, 2.5, 4.1, 4.10, 9.8.5; vol. 2, MOV to CR). */
+#include "cpu/cpu_trace.h"
 #include "cpu/descriptor.h"
 #include "cpu/fpu.h"
 #include "cpu/model.h"
@@ -118,7 +119,7 @@ static int write_cr8(struct vcpu *vcpu, uint64_t value) {
     return CPU_OK;
 }
 
-int cpu_read_cr(struct vcpu *vcpu, unsigned n, uint64_t *value) {
+static int read_register(struct vcpu *vcpu, unsigned n, uint64_t *value) {
     if (n > 4 ? n != 8 : n == 1)
         return cpu_fault_plain(vcpu, VECTOR_UD);
     if (vcpu->cpl)
@@ -143,7 +144,7 @@ int cpu_read_cr(struct vcpu *vcpu, unsigned n, uint64_t *value) {
     return CPU_OK;
 }
 
-int cpu_write_cr(struct vcpu *vcpu, unsigned n, uint64_t value) {
+static int write_register(struct vcpu *vcpu, unsigned n, uint64_t value) {
     if (n > 4 ? n != 8 : n == 1)
         return cpu_fault_plain(vcpu, VECTOR_UD);
     if (vcpu->cpl)
@@ -161,6 +162,19 @@ int cpu_write_cr(struct vcpu *vcpu, unsigned n, uint64_t value) {
     default:
         return write_cr8(vcpu, value);
     }
+}
+
+int cpu_read_cr(struct vcpu *vcpu, unsigned n, uint64_t *value) {
+    int result = read_register(vcpu, n, value);
+    if (cpu_traces(vcpu, TRACE_CR))
+        cpu_trace(vcpu, TRACE_CR, CPU_TRACE_CR_READ, n, result ? 0 : *value, result);
+    return result;
+}
+
+int cpu_write_cr(struct vcpu *vcpu, unsigned n, uint64_t value) {
+    int result = write_register(vcpu, n, value);
+    cpu_trace(vcpu, TRACE_CR, CPU_TRACE_CR_WRITE, n, value, result);
+    return result;
 }
 
 int cpu_clts(struct vcpu *vcpu) {

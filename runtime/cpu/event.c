@@ -24,7 +24,7 @@ static int deliver_by_vector(struct vcpu *vcpu, const struct event *event, uint6
     uint16_t frame[3] = {(uint16_t)event->rip, vcpu->segment[SEG_CS].selector, (uint16_t)flags};
     if (target > vcpu->segment[SEG_CS].limit)
         return cpu_fault(vcpu, VECTOR_GP, 0);
-    result = stack_store(vcpu, &stack, frame, sizeof frame);
+    result = stack_store(vcpu, &stack, frame, sizeof frame, 2);
     if (result)
         return result;
     vcpu->gpr[GPR_RSP] = stack_pointer(&stack, vcpu->gpr[GPR_RSP], stack.sp - sizeof frame);
@@ -120,7 +120,7 @@ static int frame_push(struct vcpu *vcpu, struct stack *stack, const struct event
         size = count * 2;
         frame = half;
     }
-    int result = stack_store(vcpu, stack, frame, size);
+    int result = stack_store(vcpu, stack, frame, size, is_32 ? 4 : 2);
     stack->sp = (stack->sp - size) & stack->mask;
     return result;
 }

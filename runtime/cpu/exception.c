@@ -1,5 +1,6 @@
 /* Exceptions and interrupts: recording them, and delivering them with what follows when delivery itself fails
  * (SDM vol. 3, chapter 6; double faults: table 6-5). How one event passes its gate is event.c's. */
+#include "cpu/cpu_trace.h"
 #include "cpu/event.h"
 #include "cpu/fpu.h"
 
@@ -82,8 +83,10 @@ static void deliver_after(struct vcpu *vcpu, enum severity first) {
         struct exception exception = vcpu->exception;
         enum severity second = severity_of(exception.vector);
         record_cause(vcpu, &exception);
+        cpu_trace(vcpu, TRACE_EXCEPTIONS, CPU_TRACE_EXCEPTION, 0, 0, false);
         if (first == DOUBLE_FAULT && second != BENIGN) {
             vcpu->event_in_delivery = false;
+            cpu_trace(vcpu, TRACE_EXCEPTIONS, CPU_TRACE_TRIPLE_FAULT, 0, 0, false);
             __atomic_store_n(&vcpu->run_state, RUN_SHUTDOWN, __ATOMIC_RELEASE);
             return;
         }
@@ -124,10 +127,12 @@ static void deliver_external(struct vcpu *vcpu, uint8_t vector) {
 }
 
 void cpu_deliver_interrupt(struct vcpu *vcpu, uint8_t vector) {
+    cpu_trace(vcpu, TRACE_INTERRUPTS, CPU_TRACE_INTERRUPT, vector, 0, false);
     deliver_external(vcpu, vector);
 }
 
 void cpu_deliver_nmi(struct vcpu *vcpu) {
+    cpu_trace(vcpu, TRACE_INTERRUPTS, CPU_TRACE_NMI, VECTOR_NMI, 0, false);
     vcpu->nmi_blocked = 1;
     deliver_external(vcpu, VECTOR_NMI);
 }
@@ -138,6 +143,7 @@ int cpu_software_interrupt(struct vcpu *vcpu, uint8_t vector, uint64_t next, boo
                           .is_int_n = is_int_n,
                           .rip = next,
                           .flags = vcpu->rflags & ~(uint64_t)FLAG_RF};
+    cpu_trace(vcpu, TRACE_EXCEPTIONS, CPU_TRACE_SOFTWARE, vector, 0, false);
     int result = event_deliver(vcpu, &event);
     if (!result)
         vcpu->irq_shadow = 0;

@@ -131,7 +131,7 @@ static int call_gate_same(struct vcpu *vcpu, struct call_gate *gate, uint64_t ne
     if (!result)
         result = descriptor_set_accessed(vcpu, gate->selector, &gate->raw);
     if (!result)
-        result = stack_store(vcpu, &stack, frame, 2 * gate->size);
+        result = stack_store(vcpu, &stack, frame, 2 * gate->size, gate->size);
     if (result)
         return result;
     vcpu->gpr[GPR_RSP] = stack_pointer(&stack, vcpu->gpr[GPR_RSP], stack.sp - 2 * gate->size);
@@ -165,7 +165,7 @@ static int call_gate_inner(struct vcpu *vcpu, struct call_gate *gate, uint64_t n
     if (!result)
         result = descriptor_set_accessed(vcpu, gate->selector, &gate->raw);
     if (!result)
-        result = stack_store(vcpu, &inner, frame, (4 + parameters) * size);
+        result = stack_store(vcpu, &inner, frame, (4 + parameters) * size, size);
     if (result)
         return result;
     vcpu->segment[SEG_SS] = inner.ss;
@@ -238,7 +238,7 @@ int cpu_far_call(struct vcpu *vcpu, uint16_t selector, uint64_t offset, unsigned
     if (!(vcpu->mode & MODE_PROTECTED)) {
         if (offset > (vcpu->rflags & FLAG_VM ? 0xffff : vcpu->segment[SEG_CS].limit))
             return cpu_fault(vcpu, VECTOR_GP, 0);
-        result = stack_store(vcpu, &stack, frame, size);
+        result = stack_store(vcpu, &stack, frame, size, operand_size);
         if (result)
             return result;
         vcpu->gpr[GPR_RSP] = stack_pointer(&stack, vcpu->gpr[GPR_RSP], stack.sp - size);
@@ -253,7 +253,7 @@ int cpu_far_call(struct vcpu *vcpu, uint16_t selector, uint64_t offset, unsigned
         return cpu_fault(vcpu, VECTOR_GP, selector_error(selector, 0));
     result = check_direct(vcpu, selector, &raw, offset);
     if (!result)
-        result = stack_store(vcpu, &stack, frame, size);
+        result = stack_store(vcpu, &stack, frame, size, operand_size);
     if (result)
         return result;
     vcpu->gpr[GPR_RSP] = stack_pointer(&stack, vcpu->gpr[GPR_RSP], stack.sp - size);

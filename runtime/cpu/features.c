@@ -84,9 +84,12 @@ const struct cpu_feature cpu_features[] = {
     {"avx512_vpopcntdq", 7, 0, REG_ECX, 14, OFFER_HOST, 0, "avx512f"},
     {"rdpid", 7, 0, REG_ECX, 22, OFFER_ALWAYS, 0, NULL},
     {"cldemote", 7, 0, REG_ECX, 25, OFFER_HOST, 0, NULL},
+    {"movdiri", 7, 0, REG_ECX, 27, OFFER_HOST, 0, NULL},
+    {"movdir64b", 7, 0, REG_ECX, 28, OFFER_HOST, 0, NULL},
 
     {"fsrm", 7, 0, REG_EDX, 4, OFFER_HOST, 0, NULL},
     {"avx512_vp2intersect", 7, 0, REG_EDX, 8, OFFER_HOST, 0, "avx512f"},
+    {"serialize", 7, 0, REG_EDX, 14, OFFER_HOST, 0, NULL},
     {"avx512_fp16", 7, 0, REG_EDX, 23, OFFER_HOST, 0, "avx512bw"},
     {"arch_capabilities", 7, 0, REG_EDX, 29, OFFER_ALWAYS, 0, NULL},
     {"avx_vnni", 7, 1, REG_EAX, 4, OFFER_HOST, 0, "avx2"},
@@ -94,6 +97,8 @@ const struct cpu_feature cpu_features[] = {
     {"fzrm", 7, 1, REG_EAX, 10, OFFER_HOST, 0, NULL},
     {"fsrs", 7, 1, REG_EAX, 11, OFFER_HOST, 0, NULL},
     {"fsrc", 7, 1, REG_EAX, 12, OFFER_HOST, 0, NULL},
+    /* Translated code has no branch history worth hiding: the control exists, so that no guest clears it by hand. */
+    {"bhi_ctrl", 7, 2, REG_EDX, 4, OFFER_ALWAYS, 0, NULL},
     {"mcdt_no", 7, 2, REG_EDX, 5, OFFER_HOST, 0, NULL},
 
     {"xsaveopt", 0xd, 1, REG_EAX, 0, OFFER_HOST, 0, "xsave"},

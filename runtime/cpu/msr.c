@@ -1,5 +1,6 @@
 /* Model-specific registers (SDM vol. 4) and the time-stamp counter. What is not here raises #GP, which is
  * what guests probe for. */
+#include "cpu/cpu_trace.h"
 #include "cpu/fpu.h"
 #include "cpu/host_clock.h"
 #include "cpu/kvm_pv.h"
@@ -41,8 +42,8 @@
 #define INTEL_UCODE_REVISION (1ull << 32)
 #define AMD_UCODE_REVISION 0x1000065ull
 #define AMD_DE_CFG_LFENCE_SERIALIZES 2ull
-#define DEBUGCTL_ACCEPTED 3ull /* LBR and BTF: accepted, without effect */
-#define SPEC_CTRL_DEFINED 7ull
+#define DEBUGCTL_ACCEPTED 3ull                /* LBR and BTF: accepted, without effect */
+#define SPEC_CTRL_DEFINED (7ull | 1ull << 10) /* IBRS, STIBP, SSBD; BHI_DIS_S */
 #define PRED_CMD_IBPB 1ull
 #define MISC_ENABLE_FIXED 0x1800ull /* BTS and PEBS are not there */
 #define MISC_ENABLE_WRITABLE 0x400c50009ull
@@ -159,7 +160,7 @@ static int read_amd(struct vcpu *vcpu, uint32_t index, uint64_t *value) {
     }
 }
 
-int cpu_rdmsr(struct vcpu *vcpu, uint32_t index, uint64_t *value) {
+static int read_register(struct vcpu *vcpu, uint32_t index, uint64_t *value) {
     if (vcpu->cpl)
         return general_protection(vcpu);
     const uint64_t *plain = plain_register(vcpu, index);
@@ -270,7 +271,7 @@ static int write_amd(struct vcpu *vcpu, uint32_t index) {
     }
 }
 
-int cpu_wrmsr(struct vcpu *vcpu, uint32_t index, uint64_t value) {
+static int write_register(struct vcpu *vcpu, uint32_t index, uint64_t value) {
     if (vcpu->cpl)
         return general_protection(vcpu);
     switch (index) {
@@ -321,6 +322,19 @@ int cpu_wrmsr(struct vcpu *vcpu, uint32_t index, uint64_t value) {
     if (index >= MSR_KVM_FIRST && index <= MSR_KVM_LAST)
         return kvm_pv_write(vcpu, index, value);
     return vcpu->model->is_amd ? write_amd(vcpu, index) : general_protection(vcpu);
+}
+
+int cpu_rdmsr(struct vcpu *vcpu, uint32_t index, uint64_t *value) {
+    int result = read_register(vcpu, index, value);
+    if (cpu_traces(vcpu, TRACE_MSR))
+        cpu_trace(vcpu, TRACE_MSR, CPU_TRACE_MSR_READ, index, result ? 0 : *value, result);
+    return result;
+}
+
+int cpu_wrmsr(struct vcpu *vcpu, uint32_t index, uint64_t value) {
+    int result = write_register(vcpu, index, value);
+    cpu_trace(vcpu, TRACE_MSR, CPU_TRACE_MSR_WRITE, index, value, result);
+    return result;
 }
 
 int cpu_rdtsc(struct vcpu *vcpu, uint64_t *value) {

@@ -38,18 +38,37 @@ static int stack_pieces(struct vcpu *vcpu, const struct stack *stack, uint64_t o
     return CPU_OK;
 }
 
-int stack_store(struct vcpu *vcpu, const struct stack *stack, const void *buffer, unsigned size) {
+/* A store of a frame has faulted: the fault is that of the highest word which cannot be pushed. */
+static int push_fault(struct vcpu *vcpu, const struct stack *stack, unsigned size, unsigned word) {
+    struct exception exception = vcpu->exception;
+    for (unsigned done = word; done <= size; done += word) {
+        struct stack_piece piece[2];
+        unsigned count;
+        int result = stack_pieces(vcpu, stack, stack->sp - done, word, piece, &count);
+        for (unsigned i = 0; i < count && !result; i++)
+            result = vmem_probe(vcpu, piece[i].linear, piece[i].size, VMEM_WRITE, stack->as);
+        if (result)
+            return result;
+    }
+    vcpu->exception = exception;
+    return CPU_FAULT;
+}
+
+int stack_store(struct vcpu *vcpu, const struct stack *stack, const void *buffer, unsigned size,
+                unsigned word) {
     struct stack_piece piece[2];
     unsigned count;
     int result = stack_pieces(vcpu, stack, stack->sp - size, size, piece, &count);
-    if (!result && count == 2)
+    if (result)
+        return result;
+    if (count == 2)
         result = vmem_probe(vcpu, piece[1].linear, piece[1].size, VMEM_WRITE, stack->as);
     if (!result)
         result = vmem_write(vcpu, piece[0].linear, buffer, piece[0].size, stack->as);
     if (!result && count == 2)
         result = vmem_write(vcpu, piece[1].linear, (const uint8_t *)buffer + piece[0].size, piece[1].size,
                             stack->as);
-    return result;
+    return UNLIKELY(result) ? push_fault(vcpu, stack, size, word) : CPU_OK;
 }
 
 int stack_fetch(struct vcpu *vcpu, const struct stack *stack, unsigned skip, void *buffer, unsigned size) {
@@ -67,10 +86,15 @@ int stack_fetch(struct vcpu *vcpu, const struct stack *stack, unsigned skip, voi
 int frame_store(struct vcpu *vcpu, uint64_t linear, const uint64_t *words, unsigned count, enum vmem_as as) {
     void *host;
     int result = vmem_host(vcpu, linear, count * 8, VMEM_WRITE, as, &host);
-    if (result)
-        return result;
-    if (UNLIKELY(!host))
-        return vmem_write(vcpu, linear, words, count * 8, as);
+    if (LIKELY(!result) && UNLIKELY(!host)) {
+        result = vmem_write(vcpu, linear, words, count * 8, as);
+        if (!result)
+            return CPU_OK;
+    }
+    if (UNLIKELY(result)) {
+        struct stack stack = {.sp = linear + count * 8, .mask = ~0ull, .as = as, .flat64 = true};
+        return push_fault(vcpu, &stack, count * 8, 8);
+    }
     volatile struct guest_u64 *target = host;
     for (unsigned i = 0; i < count; i++)
         target[i].value = words[i];

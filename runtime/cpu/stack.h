@@ -20,8 +20,10 @@ struct stack stack_current(const struct vcpu *vcpu);
 static inline uint64_t stack_mask(const struct segment *ss) {
     return ss->attributes & SEG_DB ? 0xffffffffull : 0xffffull;
 }
-/* Store size bytes (at most 256) just below sp / read size bytes at sp + skip. sp itself is not changed. */
-MUST_CHECK int stack_store(struct vcpu *vcpu, const struct stack *stack, const void *buffer, unsigned size);
+/* Store size bytes (at most 256) just below sp / read size bytes at sp + skip. sp itself is not changed. A
+ * frame is pushed in words of the given size from the top down: that decides which of its faults is seen. */
+MUST_CHECK int stack_store(struct vcpu *vcpu, const struct stack *stack, const void *buffer, unsigned size,
+                           unsigned word);
 MUST_CHECK int stack_fetch(struct vcpu *vcpu, const struct stack *stack, unsigned skip, void *buffer,
                            unsigned size);
 /* RSP after sp moved to value, the bits outside the stack's width kept. */
@@ -31,7 +33,8 @@ static inline uint64_t stack_pointer(const struct stack *stack, uint64_t old_rsp
                                        : value;
 }
 
-/* Store into [linear, +8) and so on without a fault in between: words of a frame, lowest first. */
+/* Store into [linear, +8) and so on without a fault in between: words of a frame, lowest first. A fault is that
+ * of the highest word that cannot be stored. */
 MUST_CHECK int frame_store(struct vcpu *vcpu, uint64_t linear, const uint64_t *words, unsigned count,
                            enum vmem_as as);
 MUST_CHECK int frame_fetch(struct vcpu *vcpu, uint64_t linear, uint64_t *words, unsigned count,

@@ -247,7 +247,7 @@ static int push_error(struct vcpu *vcpu, const struct task_transfer *transfer, b
     stack.error = transfer->ext;
     uint32_t word = transfer->error;
     unsigned size = is_16 ? 2 : 4;
-    int result = stack_store(vcpu, &stack, &word, size);
+    int result = stack_store(vcpu, &stack, &word, size, size);
     if (!result)
         vcpu->gpr[GPR_RSP] = stack_pointer(&stack, vcpu->gpr[GPR_RSP], stack.sp - size);
     return result;

@@ -16,6 +16,7 @@ struct guest_mem;
 struct cpu_model;
 struct dbt_vcpu;
 struct interp_vcpu;
+struct trace;
 
 struct segment {
     uint16_t selector;
@@ -82,6 +83,8 @@ struct vcpu_env {
     void (*serve_code_requests)(void *context, struct vcpu *vcpu);
     /* The vCPU takes an INIT: its local APIC does, too. */
     void (*init_taken)(void *context);
+    /* FERR#: an x87 error that CR0.NE does not make #MF (SDM vol. 3, 9.2.2). NULL: it is #MF. */
+    void (*ferr)(void *context);
     /* CR8. */
     uint64_t (*tpr_read)(void *context);
     void (*tpr_write)(void *context, uint64_t tpr);
@@ -134,6 +137,8 @@ struct vcpu {
     const struct cpu_model *model;
     bool model_1g_pages; /* copied from the model: the walker asks at every walk */
     const struct vcpu_env *env;
+    const struct trace *trace; /* where trace_subjects go */
+    uint32_t trace_subjects;   /* TRACE_* and DUMP_* (base/trace.h); 0: no log */
     struct dbt_vcpu *dbt;
     struct interp_vcpu *interp;
     void *vm;       /* runtime/vm's own */

@@ -9,19 +9,24 @@
 
 #define NO_HOST NULL
 
+/* One access each, at any alignment. */
+typedef uint16_t __attribute__((aligned(1), may_alias)) unaligned_u16;
+typedef uint32_t __attribute__((aligned(1), may_alias)) unaligned_u32;
+typedef uint64_t __attribute__((aligned(1), may_alias)) unaligned_u64;
+
 static void copy_small(void *target, const void *source, unsigned size) {
     switch (size) {
     case 1:
         *(uint8_t *)target = *(const volatile uint8_t *)source;
         break;
     case 2:
-        *(uint16_t *)target = *(const volatile uint16_t *)source;
+        *(unaligned_u16 *)target = *(const volatile unaligned_u16 *)source;
         break;
     case 4:
-        *(uint32_t *)target = *(const volatile uint32_t *)source;
+        *(unaligned_u32 *)target = *(const volatile unaligned_u32 *)source;
         break;
     case 8:
-        *(uint64_t *)target = *(const volatile uint64_t *)source;
+        *(unaligned_u64 *)target = *(const volatile unaligned_u64 *)source;
         break;
     default:
         light_copy(target, source, size);

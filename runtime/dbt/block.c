@@ -65,6 +65,11 @@ void block_link(struct dbt_vcpu *dbt, uint32_t index, uint32_t target) {
     dbt->stats.links++;
 }
 
+void block_skip_group(struct dbt_vcpu *dbt, uint32_t index) {
+    const struct site *site = &dbt->site[index];
+    asm_patch_rel32(dbt->rw + site->cold, dbt->rw + site->target);
+}
+
 static void remove_from_hash(struct dbt_vcpu *dbt, uint32_t index) {
     struct block *block = &dbt->block[index];
     uint32_t *slot = &dbt->hash[hash_of(block->ram_offset, block->rip, block->mode)];
@@ -84,7 +89,7 @@ static void remove_from_page(struct dbt_vcpu *dbt, uint32_t index, unsigned whic
 static void remove_outgoing(struct dbt_vcpu *dbt, struct block *block) {
     for (uint32_t i = block->first_site; i < block->first_site + block->sites; i++) {
         struct site *site = &dbt->site[i];
-        if (site->kind != SITE_LINK || site->linked_to == NO_INDEX)
+        if (site->linked_to == NO_INDEX)
             continue;
         uint32_t *slot = &dbt->block[site->linked_to].incoming;
         while (*slot != i)

@@ -175,6 +175,11 @@ bool dbt_handle_signal(struct vcpu *vcpu, int signal, siginfo_t *info, void *con
     return true;
 }
 
+bool dbt_is_translated(const struct vcpu *vcpu, uint64_t host_pc) {
+    const struct dbt_vcpu *dbt = vcpu->dbt;
+    return dbt && host_pc - (uint64_t)dbt->rx < dbt->size;
+}
+
 void dbt_kick_from_handler(struct vcpu *vcpu) {
     struct dbt_vcpu *dbt = vcpu->dbt;
     if (!dbt->in_code)

@@ -44,6 +44,8 @@ bool dbt_can_run(const struct vcpu *vcpu);
 
 /* From the signal handlers, on the vCPU thread. True: handled, return from the handler. */
 bool dbt_handle_signal(struct vcpu *vcpu, int signal, siginfo_t *info, void *ucontext);
+/* Is the host address in the code cache or the stubs? Async-signal-safe. */
+bool dbt_is_translated(const struct vcpu *vcpu, uint64_t host_pc);
 /* From the kick signal's handler: make translated code leave at the next boundary. */
 void dbt_kick_from_handler(struct vcpu *vcpu);
 

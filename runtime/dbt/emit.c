@@ -73,14 +73,30 @@ void emit_restore_flags(struct unit *unit) {
     unit->flags_saved = false;
 }
 
-void emit_flags_for(struct unit *unit, const struct item *item) {
+/* Note where guest instruction `guest` (an offset) is in the host code from here on. */
+void unit_note_pc(struct unit *unit, unsigned guest) {
+    struct dbt_vcpu *dbt = unit->dbt;
+    if (dbt->pcs == dbt->max_pcs) {
+        unit->code.overflow = true;
+        return;
+    }
+    dbt->pc[dbt->pcs++] = (struct pc_entry){.host = (uint16_t)(unit->code.at - unit->code.start),
+                                            .guest = (uint16_t)guest,
+                                            .flags_saved = unit->flags_saved};
+    unit->block->pcs++;
+}
+
+void emit_native(struct unit *unit, const struct item *item, const struct host_memory *memory) {
     uint32_t read = item->insn.flags_read & FLAGS_ARITHMETIC;
     uint32_t written = item->insn.flags_written & FLAGS_ARITHMETIC;
-    if (!unit->flags_saved)
-        return;
-    if (read || (written && written != FLAGS_ARITHMETIC))
-        emit_restore_flags(unit);
-    else if (written)
+    if (unit->flags_saved) {
+        if (read || (written && written != FLAGS_ARITHMETIC))
+            emit_restore_flags(unit);
+        /* Should the instruction fault, its flags are found where they are now. */
+        unit_note_pc(unit, item->guest);
+    }
+    insn_encode(&unit->code, &item->insn, memory);
+    if (written)
         unit->flags_saved = false;
 }
 
@@ -99,6 +115,38 @@ void emit_exit_to_c(struct unit *unit, uint32_t site) {
     asm_jmp_to(&unit->code, unit->dbt->rw + (unit->dbt->stub_exit - unit->dbt->rx));
 }
 
+/* Raw state, to C. A group's check that can never be met here is turned (block_skip_group()) into a jump to
+ * the same instructions without groups: jmp raw                    <- site.cold: patched to `plain` raw: mov
+ * site; jmp stub_raw plain: (flags, spilled registers); jmp translation without groups
+ */
+static void emit_cold_memory(struct unit *unit, const struct cold *cold, struct site *site) {
+    struct code_buffer *c = &unit->code;
+    uint8_t *to_raw = NULL;
+    if (site->group) {
+        to_raw = asm_jmp(c);
+        if (c->overflow)
+            return;
+        asm_patch_rel32(to_raw, c->at);
+        site->cold = (uint32_t)(to_raw - unit->dbt->rw);
+    }
+    asm_store32_imm_gs(c, AREA_HOT(site), cold->site);
+    asm_jmp_to(c, unit->dbt->rw + (unit->dbt->stub_raw - unit->dbt->rx));
+    if (!site->group)
+        return;
+    struct site *plain = &unit->dbt->site[cold->ungrouped];
+    site->target = (int32_t)(c->at - unit->dbt->rw);
+    if (site->flags_saved)
+        emit_flags_from_slot(unit);
+    emit_reload(unit);
+    uint8_t *place = asm_jmp(c);
+    if (c->overflow)
+        return;
+    asm_patch_rel32(place, c->at);
+    plain->host = (uint32_t)(place - unit->dbt->rw);
+    plain->cold = (uint32_t)(c->at - unit->dbt->rw);
+    emit_exit_to_c(unit, cold->ungrouped);
+}
+
 void emit_colds(struct unit *unit) {
     struct code_buffer *c = &unit->code;
     for (unsigned i = 0; i < unit->colds; i++) {
@@ -109,8 +157,7 @@ void emit_colds(struct unit *unit) {
         asm_patch_rel32(cold->place, c->at);
         switch (cold->kind) {
         case SITE_MEMORY:
-            asm_store32_imm_gs(c, AREA_HOT(site), cold->site);
-            asm_jmp_to(c, unit->dbt->rw + (unit->dbt->stub_raw - unit->dbt->rx));
+            emit_cold_memory(unit, cold, site);
             break;
         case SITE_LINK:
             if (cold->reload) {

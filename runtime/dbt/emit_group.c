@@ -16,53 +16,53 @@
 
 void group_reset(struct unit *unit) {
     for (unsigned i = 0; i < GROUPS; i++)
-        unit->group[i] = (struct group){.reg = -1, .base = -1};
+        unit->group[i] = (struct group){.reg = -1, .base = -1, .index = -1};
     unit->next_group = 0;
 }
 
-bool group_operand(const struct unit *unit, const struct item *item, int *base, int32_t *disp) {
+bool group_operand(const struct unit *unit, const struct item *item, struct use *use) {
     const struct insn *insn = &item->insn;
     const ZydisDecodedOperand *op = &insn->op[insn->memory];
     unsigned segment = insn_segment(insn, op);
-    if (!unit->code64 || insn->z.address_width != 64 || op->mem.index != ZYDIS_REGISTER_NONE ||
-        segment == SEG_FS || segment == SEG_GS || insn->traits & (INSN_MASKED | INSN_HIGH_BYTE))
+    if (!unit->code64 || insn->z.address_width != 64 || segment == SEG_FS || segment == SEG_GS ||
+        insn->traits & (INSN_MASKED | INSN_HIGH_BYTE))
         return false;
-    *base = insn_gpr(op->mem.base);
-    *disp = op->mem.disp.has_displacement ? (int32_t)op->mem.disp.value : 0;
-    return *base >= 0;
+    *use = (struct use){.base = insn_gpr(op->mem.base),
+                        .index = insn_gpr(op->mem.index),
+                        .scale = op->mem.scale == 8   ? 3
+                                 : op->mem.scale == 4 ? 2
+                                 : op->mem.scale == 2 ? 1
+                                                      : 0,
+                        .disp = op->mem.disp.has_displacement ? (int32_t)op->mem.disp.value : 0,
+                        .size = op->size / 8u,
+                        .access = op->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE ? VMEM_WRITE : VMEM_READ};
+    return use->base >= 0;
 }
-
-/* An access that an item makes off a base register. */
-struct use {
-    int base;
-    int32_t disp;
-    unsigned size;
-    enum vmem_access access;
-};
 
 static bool item_use(const struct unit *unit, const struct item *item, struct use *use) {
     switch (item->kind) {
-    case KIND_MEMORY: {
-        const ZydisDecodedOperand *op = &item->insn.op[item->insn.memory];
-        use->size = op->size / 8u;
-        use->access = op->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE ? VMEM_WRITE : VMEM_READ;
-        return group_operand(unit, item, &use->base, &use->disp);
-    }
+    case KIND_MEMORY:
+        return group_operand(unit, item, use);
     case KIND_PUSH:
     case KIND_CALL:
-        *use = (struct use){.base = GPR_RSP, .disp = -8, .size = 8, .access = VMEM_WRITE};
+        *use = (struct use){.base = GPR_RSP, .index = -1, .disp = -8, .size = 8, .access = VMEM_WRITE};
         return item->insn.memory < 0;
     case KIND_POP:
     case KIND_RET:
-        *use = (struct use){.base = GPR_RSP, .disp = 0, .size = 8, .access = VMEM_READ};
+        *use = (struct use){.base = GPR_RSP, .index = -1, .disp = 0, .size = 8, .access = VMEM_READ};
         return true;
     default:
         return false;
     }
 }
 
+static bool same_place(const struct use *one, const struct use *other) {
+    return one->base == other->base && one->index == other->index &&
+           (one->index < 0 || one->scale == other->scale);
+}
+
 /* What an item does to a base register: true when it only adds *delta (perhaps 0). */
-static bool item_moves(const struct item *item, int base, int32_t *delta) {
+static bool register_moves(const struct item *item, int base, int32_t *delta) {
     const struct insn *insn = &item->insn;
     *delta = 0;
     if (base == GPR_RSP) {
@@ -95,6 +95,36 @@ static bool item_moves(const struct item *item, int base, int32_t *delta) {
     return true;
 }
 
+/* The same for base and index together; the index must stay. */
+static bool item_moves(const struct item *item, int base, int index, int32_t *delta) {
+    int32_t ignored;
+    if (index >= 0 && (item->insn.gprs_written >> index & 1 || !register_moves(item, index, &ignored)))
+        return false;
+    if (index >= 0 && item->insn.gprs_written >> base & 1)
+        return false;
+    return register_moves(item, base, delta);
+}
+
+/* May a read at item be checked as the write that a later item makes to the same place? Only when that write
+ * is sure to happen: nothing between them leaves the block or touches other memory. */
+static bool write_follows(const struct unit *unit, const struct item *item, const struct use *read) {
+    for (const struct item *later = item + 1; later < unit->item + unit->items; later++) {
+        struct use use;
+        int32_t delta;
+        if (item_use(unit, later, &use)) {
+            if (later->kind == KIND_MEMORY && same_place(read, &use) && use.access == VMEM_WRITE &&
+                use.disp == read->disp && use.size <= read->size)
+                return true;
+            return false;
+        }
+        if ((later->kind != KIND_COPY && later->kind != KIND_LEA && later->kind != KIND_NOP) ||
+            later->insn.z.mnemonic == ZYDIS_MNEMONIC_DIV || later->insn.z.mnemonic == ZYDIS_MNEMONIC_IDIV ||
+            !item_moves(later, read->base, read->index, &delta) || delta)
+            return false;
+    }
+    return false;
+}
+
 /* How far would a group begun by item reach? The number of its accesses. */
 static unsigned measure(const struct unit *unit, const struct item *item, const struct use *first,
                         int32_t *lo, int32_t *hi) {
@@ -104,7 +134,7 @@ static unsigned measure(const struct unit *unit, const struct item *item, const 
     *hi = first->disp + (int32_t)first->size;
     for (; item < unit->item + unit->items; item++) {
         struct use use;
-        if (item_use(unit, item, &use) && use.base == first->base &&
+        if (item_use(unit, item, &use) && same_place(&use, first) &&
             (first->access == VMEM_WRITE || use.access == VMEM_READ)) {
             int32_t from = use.disp + moved, to = from + (int32_t)use.size;
             int32_t new_lo = from < *lo ? from : *lo, new_hi = to > *hi ? to : *hi;
@@ -114,7 +144,7 @@ static unsigned measure(const struct unit *unit, const struct item *item, const 
                 members++;
             }
         }
-        if (!item_moves(item, first->base, &delta))
+        if (!item_moves(item, first->base, first->index, &delta))
             break;
         moved += delta;
     }
@@ -127,8 +157,11 @@ unsigned group_count(const struct unit *unit) {
     for (unsigned i = 0; i < unit->items && count < GROUPS; i++) {
         struct use use;
         int32_t lo, hi;
-        if (!item_use(unit, &unit->item[i], &use) || bases >> use.base & 1 ||
-            measure(unit, &unit->item[i], &use, &lo, &hi) < 2)
+        if (!item_use(unit, &unit->item[i], &use) || bases >> use.base & 1)
+            continue;
+        if (use.access == VMEM_READ && write_follows(unit, &unit->item[i], &use))
+            use.access = VMEM_WRITE;
+        if (measure(unit, &unit->item[i], &use, &lo, &hi) < 2)
             continue;
         bases |= (uint16_t)(1u << use.base);
         count++;
@@ -139,7 +172,8 @@ unsigned group_count(const struct unit *unit) {
 static struct group *find(struct unit *unit, const struct use *use) {
     for (unsigned i = 0; i < GROUPS; i++) {
         struct group *group = &unit->group[i];
-        if (group->reg >= 0 && group->base == use->base && use->disp >= group->lo &&
+        if (group->reg >= 0 && group->base == use->base && group->index == use->index &&
+            (use->index < 0 || group->scale == use->scale) && use->disp >= group->lo &&
             use->disp + (int32_t)use->size <= group->hi &&
             (group->access == VMEM_WRITE || use->access == VMEM_READ))
             return group;
@@ -150,7 +184,7 @@ static struct group *find(struct unit *unit, const struct use *use) {
 /* The slot to begin a group in: an idle one, else in turn. NULL: no scratch for one. */
 static struct group *slot(struct unit *unit, int base) {
     for (unsigned i = 0; i < GROUPS; i++)
-        if (unit->group[i].reg >= 0 && unit->group[i].base == base)
+        if (unit->group[i].reg >= 0 && unit->group[i].base == base && unit->group[i].base >= 0)
             return &unit->group[i];
     for (unsigned i = 0; i < GROUPS; i++)
         if (unit->group[i].reg >= 0 && unit->group[i].base < 0)
@@ -161,8 +195,11 @@ static struct group *slot(struct unit *unit, int base) {
     return group->reg < 0 ? NULL : group;
 }
 
-static struct group *begin(struct unit *unit, const struct item *item, const struct use *use) {
+static struct group *begin(struct unit *unit, const struct item *item, const struct use *wanted) {
     int32_t lo, hi;
+    struct use checked = *wanted, *use = &checked;
+    if (use->access == VMEM_READ && item->kind == KIND_MEMORY && write_follows(unit, item, use))
+        use->access = VMEM_WRITE;
     if (measure(unit, item, use, &lo, &hi) < 2)
         return NULL;
     struct group *group = slot(unit, use->base);
@@ -170,29 +207,38 @@ static struct group *begin(struct unit *unit, const struct item *item, const str
         return NULL;
     struct code_buffer *c = &unit->code;
     emit_flags_clobber(unit);
-    asm_lea(c, true, unit->t0, use->base, -1, 0, lo);
+    asm_lea(c, true, unit->t0, use->base, use->index, use->scale, lo);
     struct site *site =
         emit_probe(unit, item, (unsigned)(hi - lo), use->access, (uint32_t)(c->at - unit->dbt->rw));
     site->group = true;
-    asm_load(c, group->reg, unit->t1, offsetof(struct vtlb_entry, addend));
+    if (unit->colds)
+        unit->cold[unit->colds - 1].ungrouped = unit_site_index(unit, unit_site(unit, SITE_UNGROUPED, item));
+    if (use->index < 0) {
+        asm_load(c, group->reg, unit->t1, offsetof(struct vtlb_entry, addend));
+    } else {
+        /* Two registers address the guest's operand already: fold its index into the addend. */
+        asm_lea(c, true, group->reg, -1, use->index, use->scale, 0);
+        asm_alu_mem(c, ASM_ADD, group->reg, unit->t1, offsetof(struct vtlb_entry, addend));
+    }
     group->base = use->base;
+    group->index = use->index;
+    group->scale = use->scale;
     group->lo = lo;
     group->hi = hi;
     group->access = use->access;
     return group;
 }
 
-bool group_cover(struct unit *unit, const struct item *item, int base, int32_t disp, unsigned size,
-                 enum vmem_access access, struct host_memory *memory) {
-    const struct use use = {.base = base, .disp = disp, .size = size, .access = access};
+bool group_cover(struct unit *unit, const struct item *item, const struct use *use,
+                 struct host_memory *memory) {
     if (!unit->code64)
         return false;
-    struct group *group = find(unit, &use);
+    struct group *group = find(unit, use);
     if (!group)
-        group = begin(unit, item, &use);
+        group = begin(unit, item, use);
     if (!group)
         return false;
-    *memory = (struct host_memory){.base = (int8_t)base, .index = (int8_t)group->reg, .disp = disp};
+    *memory = (struct host_memory){.base = (int8_t)use->base, .index = (int8_t)group->reg, .disp = use->disp};
     return true;
 }
 
@@ -202,7 +248,7 @@ void group_after(struct unit *unit, const struct item *item) {
         int32_t delta;
         if (group->base < 0)
             continue;
-        if (!item_moves(item, group->base, &delta)) {
+        if (!item_moves(item, group->base, group->index, &delta)) {
             group->base = -1;
             continue;
         }

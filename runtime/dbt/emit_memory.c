@@ -92,16 +92,13 @@ static enum vmem_access access_of(const ZydisDecodedOperand *op) {
 void emit_memory(struct unit *unit, const struct item *item) {
     const ZydisDecodedOperand *op = &item->insn.op[item->insn.memory];
     struct host_memory memory = {.base = (int8_t)unit->t0, .index = -1};
-    int base;
-    int32_t disp;
-    if (!group_operand(unit, item, &base, &disp) ||
-        !group_cover(unit, item, base, disp, op->size / 8, access_of(op), &memory)) {
+    struct use use;
+    if (!group_operand(unit, item, &use) || !group_cover(unit, item, &use, &memory)) {
         emit_flags_clobber(unit);
         emit_address(unit, item, op);
         emit_check(unit, item, op->size / 8, access_of(op), !(item->insn.traits & INSN_MASKED));
     }
-    emit_flags_for(unit, item);
-    insn_encode(&unit->code, &item->insn, &memory);
+    emit_native(unit, item, &memory);
 }
 
 /* BT and its kin with a register offset address memory beyond the operand: the check is made on the unit that
@@ -132,9 +129,8 @@ void emit_bit_memory(struct unit *unit, const struct item *item) {
     emit_probe(unit, item, bytes, access_of(op), retry)->plain = true;
     asm_load_gs(c, unit->t0, AREA_HOT(value));
     asm_alu_mem(c, ASM_ADD, unit->t0, unit->t1, offsetof(struct vtlb_entry, addend));
-    emit_flags_for(unit, item);
     struct host_memory memory = {.base = (int8_t)unit->t0, .index = -1};
-    insn_encode(c, &item->insn, &memory);
+    emit_native(unit, item, &memory);
 }
 
 void emit_lea(struct unit *unit, const struct item *item) {
@@ -180,7 +176,8 @@ struct host_memory emit_stack(struct unit *unit, const struct item *item, int32_
                               enum vmem_access access) {
     unsigned size = unit->code64 ? 8 : 4;
     struct host_memory memory = {.base = (int8_t)unit->t0, .index = -1};
-    if (group_cover(unit, item, GPR_RSP, delta, size, access, &memory))
+    const struct use use = {.base = GPR_RSP, .index = -1, .disp = delta, .size = size, .access = access};
+    if (group_cover(unit, item, &use, &memory))
         return memory;
     emit_flags_clobber(unit);
     emit_stack_address(unit, GPR_RSP, delta);

@@ -107,7 +107,7 @@ static uint32_t find_or_translate(struct vcpu *vcpu, uint64_t ram_offset, uint32
     }
     if (index == NO_INDEX) {
         vcpu_fpu_park(vcpu);
-        index = dbt_translate(vcpu, ram_offset, mode);
+        index = dbt_translate_watched(vcpu, ram_offset, mode);
         if (index != NO_INDEX && dbt->block[index].ram_page2 != GUEST_NO_RAM)
             (void)second_page_holds(vcpu, &dbt->block[index], global);
     }
@@ -128,12 +128,12 @@ static void connect(struct vcpu *vcpu, const struct origin *origin, uint32_t ind
     struct dbt_vcpu *dbt = vcpu->dbt;
     struct block *block = &dbt->block[index];
     bool kernel = !(block->mode & MODE_CPL3), two_pages = block->ram_page2 != GUEST_NO_RAM;
-    if ((two_pages && !(kernel && global)) || block->mode & MODE_UNGROUPED)
+    if (two_pages && !(kernel && global))
         return;
     if (origin->site != NO_INDEX && origin->epoch == dbt->host_writes) {
         const struct site *site = &dbt->site[origin->site];
         bool same_page = !((dbt->block[site->block].rip ^ block->rip) & PAGE_MASK) && !two_pages;
-        if ((dbt->block[site->block].mode & ~MODE_UNGROUPED) == block->mode &&
+        if (!((dbt->block[site->block].mode ^ block->mode) & ~MODE_UNGROUPED) &&
             (same_page || (kernel && global))) {
             if (!same_page) {
                 jump_rely(dbt, block->rip, block->ram_offset);
@@ -144,6 +144,8 @@ static void connect(struct vcpu *vcpu, const struct origin *origin, uint32_t ind
             return;
         }
     }
+    if (block->mode & MODE_UNGROUPED)
+        return;
     if (two_pages)
         jump_rely(dbt, block->rip + PAGE_SIZE, block->ram_page2);
     jump_insert(vcpu, block->rip, index, global);
@@ -338,12 +340,17 @@ uint64_t dbt_exit_guest(struct vcpu *vcpu) {
     const struct block *block = &dbt->block[site->block];
     merge_flags(vcpu, hot->save_flags);
     dbt->stats.exits++;
+    dump_exit(vcpu, DUMP_EXIT_GUEST);
     switch ((enum site_kind)site->kind) {
     case SITE_LINK:
         vcpu->rip = block->rip + (uint64_t)(int64_t)site->target;
         if (!(block->mode & MODE_CODE_64))
             vcpu->rip = (uint32_t)vcpu->rip;
         return go(vcpu, (struct origin){.site = hot->site, .epoch = dbt->host_writes});
+    case SITE_UNGROUPED:
+        vcpu->rip = block->rip + site->guest;
+        return go(vcpu,
+                  (struct origin){.site = hot->site, .epoch = dbt->host_writes, .ungrouped = MODE_UNGROUPED});
     case SITE_JUMP_MISS:
         dbt->stats.jump_misses++;
         if (UNLIKELY(!cpu_is_canonical(hot->target)))
@@ -400,6 +407,7 @@ static int fill_for(struct vcpu *vcpu, const struct site *site, uint64_t linear,
 uint64_t dbt_exit_raw(struct vcpu *vcpu) {
     struct dbt_vcpu *dbt = vcpu->dbt;
     struct dbt_hot *hot = &dbt->area->hot;
+    dump_exit(vcpu, hot->fault_pc ? DUMP_EXIT_FAULT : DUMP_EXIT_RAW);
     if (hot->fault_pc)
         return serve_fault(vcpu);
     const struct site *site = &dbt->site[hot->site];
@@ -419,6 +427,7 @@ uint64_t dbt_exit_raw(struct vcpu *vcpu) {
         dbt->stats.exceptions++;
         cpu_deliver_exception(vcpu);
     } else if (site->group) {
+        block_skip_group(dbt, hot->site);
         return go(vcpu, (struct origin){.site = NO_INDEX, .ungrouped = MODE_UNGROUPED});
     } else {
         interpret(vcpu);

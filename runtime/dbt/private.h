@@ -4,6 +4,8 @@
 #ifndef NESTOR_DBT_PRIVATE_H
 #define NESTOR_DBT_PRIVATE_H
 
+#include "base/trace.h"
+#include "cpu/fpu.h"
 #include "cpu/mode.h"
 #include "cpu/vmem.h"
 #include "dbt/area.h"
@@ -24,6 +26,7 @@ enum site_kind {
     SITE_INTERPRET, /* an instruction for the interpreter */
     SITE_DEAD,      /* entry of an invalidated block */
     SITE_MEMORY,    /* an inline TLB check missed: raw state */
+    SITE_UNGROUPED, /* as LINK, to the translation without groups of what follows */
 };
 
 enum helper {
@@ -54,7 +57,7 @@ struct site {
     uint8_t length;         /* of the instruction */
     uint8_t kind;
     uint8_t reg;    /* MEMORY: host register with the linear address; HELPER: operand */
-    uint16_t size;   /* MEMORY: bytes; HELPER: operand size in bits */
+    uint16_t size;  /* MEMORY: bytes; HELPER: operand size in bits */
     uint8_t access; /* MEMORY: enum vmem_access; HELPER: enum helper */
     uint8_t flags_saved : 1;
     uint8_t plain : 1; /* MEMORY: a fault of this access is the instruction's fault */
@@ -157,6 +160,8 @@ void block_hold_page(struct vcpu *vcpu, uint64_t ram_page);
 void block_publish(struct vcpu *vcpu, uint32_t index);
 void block_kill(struct dbt_vcpu *dbt, uint32_t index);
 void block_link(struct dbt_vcpu *dbt, uint32_t site, uint32_t target);
+/* A group's check cannot be met at this place: from now on go to the translation without groups. */
+void block_skip_group(struct dbt_vcpu *dbt, uint32_t site);
 void block_unlink_cross_page(struct dbt_vcpu *dbt);
 void block_flush_all(struct vcpu *vcpu);
 /* The block whose code holds host PC, or NULL; *pc is its entry for it. */
@@ -178,6 +183,22 @@ void jump_serve_flush(struct vcpu *vcpu);
 enum resume { RESUME_RAW = 0, RESUME_LOAD = 1, RESUME_LEAVE = 2 };
 uint64_t dbt_exit_guest(struct vcpu *vcpu); /* guest state saved in vcpu->gpr */
 uint64_t dbt_exit_raw(struct vcpu *vcpu);   /* host registers in hot.save */
+
+/* -- dump.c -- */
+/* dbt_translate() with its time counted and its result told to --dump. */
+uint32_t dbt_translate_watched(struct vcpu *vcpu, uint64_t ram_offset, uint32_t mode);
+/* Tell of an exit for C, with the extended state parked; what: of enum dump_exit. */
+enum dump_exit { DUMP_EXIT_GUEST, DUMP_EXIT_RAW, DUMP_EXIT_FAULT };
+void dump_exit_write(struct vcpu *vcpu, enum dump_exit what);
+static inline void dump_exit(struct vcpu *vcpu, enum dump_exit what) {
+    if (LIKELY(!(vcpu->trace_subjects & DUMP_EXITS)))
+        return;
+    bool live = vcpu->fpu_live;
+    vcpu_fpu_park(vcpu);
+    dump_exit_write(vcpu, what);
+    if (live)
+        vcpu_fpu_unpark(vcpu);
+}
 
 /* -- string.c -- */
 /* REP MOVS/STOS in whole pages; true when it made progress or finished (rip updated when finished). */

@@ -384,18 +384,6 @@ static bool gather(struct unit *unit) {
     return true;
 }
 
-static void note_pc(struct unit *unit, unsigned guest) {
-    struct dbt_vcpu *dbt = unit->dbt;
-    if (dbt->pcs == dbt->max_pcs) {
-        unit->code.overflow = true;
-        return;
-    }
-    dbt->pc[dbt->pcs++] = (struct pc_entry){.host = (uint16_t)(unit->code.at - unit->code.start),
-                                            .guest = (uint16_t)guest,
-                                            .flags_saved = unit->flags_saved};
-    unit->block->pcs++;
-}
-
 static void emit_helper(struct unit *unit, const struct item *item, enum site_kind kind) {
     const ZydisDecodedOperand *op = item->insn.op;
     emit_flags_for_exit(unit);
@@ -452,8 +440,7 @@ static void emit_item(struct unit *unit, const struct item *item) {
     case KIND_NOP:
         break;
     case KIND_COPY:
-        emit_flags_for(unit, item);
-        insn_encode(c, &item->insn, NULL);
+        emit_native(unit, item, NULL);
         break;
     case KIND_LEA:
         emit_lea(unit, item);
@@ -533,13 +520,13 @@ static void emit_block(struct unit *unit) {
         if (unit->spilled >> reg & 1)
             asm_store_gs(c, AREA_GPR(reg), reg);
     unit->loop_entry = c->at;
-    note_pc(unit, 0);
+    unit_note_pc(unit, 0);
     asm_store8_imm_gs(c, (uint32_t)offsetof(struct dbt_area, poll), 0);
     bool sti = false;
     for (unsigned i = 0; i < unit->items; i++) {
         const struct item *item = &unit->item[i];
         if (i)
-            note_pc(unit, item->guest);
+            unit_note_pc(unit, item->guest);
         if (sti)
             asm_store8_imm_gs(c, (uint32_t)offsetof(struct dbt_area, sti_poll), 0);
         sti = i && unit->item[i - 1].kind == KIND_STI;
@@ -548,7 +535,7 @@ static void emit_block(struct unit *unit) {
         /* The poll comes when the instruction behind STI is done, that is, before the one after it. */
     }
     if (!ends_block(unit->item[unit->items - 1].kind)) {
-        note_pc(unit, (unsigned)(unit->end_rip - unit->block->rip));
+        unit_note_pc(unit, (unsigned)(unit->end_rip - unit->block->rip));
         if (sti)
             asm_store8_imm_gs(c, (uint32_t)offsetof(struct dbt_area, sti_poll), 0);
         emit_link(unit, NULL, unit->code64 ? unit->end_rip : (uint32_t)unit->end_rip);
@@ -562,7 +549,8 @@ static void emit_block(struct unit *unit) {
 uint32_t dbt_translate(struct vcpu *vcpu, uint64_t ram_offset, uint32_t mode) {
     struct dbt_vcpu *dbt = vcpu->dbt;
     if (dbt->used + BLOCK_MAX_HOST > dbt->size || dbt->blocks == dbt->max_blocks ||
-        dbt->sites + BLOCK_MAX_INSNS * 4 > dbt->max_sites || dbt->pcs + BLOCK_MAX_INSNS + 2 > dbt->max_pcs)
+        dbt->sites + BLOCK_MAX_INSNS * 4 > dbt->max_sites ||
+        dbt->pcs + BLOCK_MAX_INSNS * 2 + 2 > dbt->max_pcs)
         block_flush_all(vcpu);
     struct unit *unit = dbt->unit;
     uint32_t index = dbt->blocks;

@@ -56,7 +56,8 @@ struct cold {
     uint32_t site;
     enum site_kind kind;
     bool reload, restore_flags;
-    bool look_up; /* JUMP_MISS: a side exit that goes through the jump cache first */
+    uint32_t ungrouped; /* MEMORY of a group: the SITE_UNGROUPED behind it */
+    bool look_up;       /* JUMP_MISS: a side exit that goes through the jump cache first */
 };
 
 /* Accesses off one base register that share a check: see emit_group.c. */
@@ -64,6 +65,8 @@ struct cold {
 struct group {
     int reg;        /* scratch that holds the addend; -1: this group cannot be used */
     int base;       /* guest register, -1: not active */
+    int index;      /* guest register, or -1 */
+    unsigned scale; /* log2 */
     int32_t lo, hi; /* bytes checked, relative to the base register's present value */
     enum vmem_access access;
 };
@@ -97,9 +100,10 @@ void emit_colds(struct unit *unit);
 void emit_reload(struct unit *unit);
 void emit_save_flags(struct unit *unit);
 void emit_restore_flags(struct unit *unit);
-/* Before an instruction of the guest runs natively: its input flags, and those it leaves alone, must be real.
- */
-void emit_flags_for(struct unit *unit, const struct item *item);
+void unit_note_pc(struct unit *unit, unsigned guest);
+/* The guest's instruction itself, on the host: restores saved flags first unless it has nothing to do with
+ * flags or writes them all. */
+void emit_native(struct unit *unit, const struct item *item, const struct host_memory *memory);
 /* Before anything that clobbers flags. */
 void emit_flags_clobber(struct unit *unit);
 /* Before leaving the block. */
@@ -127,12 +131,20 @@ void emit_pop(struct unit *unit, const struct item *item);
 void emit_leave_insn(struct unit *unit, const struct item *item);
 
 /* -- emit_group.c -- */
-/* If the access of item to [base + disp, +size) is covered by a shared check (made now if that pays), say how
- * the host reaches it. */
-bool group_cover(struct unit *unit, const struct item *item, int base, int32_t disp, unsigned size,
-                 enum vmem_access access, struct host_memory *memory);
+/* An access that an item makes off a base register and perhaps an index. */
+struct use {
+    int base, index; /* index -1: none */
+    unsigned scale;  /* log2 */
+    int32_t disp;
+    unsigned size;
+    enum vmem_access access;
+};
+
+/* If the access of item is covered by a shared check (made now if that pays), say how the host reaches it. */
+bool group_cover(struct unit *unit, const struct item *item, const struct use *use,
+                 struct host_memory *memory);
 /* The memory operand of a KIND_MEMORY item, when it is one that groups. */
-bool group_operand(const struct unit *unit, const struct item *item, int *base, int32_t *disp);
+bool group_operand(const struct unit *unit, const struct item *item, struct use *use);
 /* How many groups at a time the unit's items have use for, GROUPS at most. */
 unsigned group_count(const struct unit *unit);
 /* After an item was emitted: what it did to the base registers. */

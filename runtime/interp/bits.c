@@ -40,6 +40,18 @@ static bool host_swap(void *host, unsigned size, uint64_t *expected, uint64_t de
     }
 }
 
+/* LZCNT and TZCNT on a processor without them, which ignores the prefix: BSR (function 1) and BSF. */
+int bit_scan_execute(struct vcpu *vcpu, struct decoded *d) {
+    uint64_t value;
+    int result = operand_read(vcpu, d, 1, &value);
+    if (result)
+        return result;
+    flags_set(vcpu, value ? 0 : FLAG_ZF, FLAG_ZF);
+    if (value)
+        gpr_set(vcpu, &d->op[0], (uint64_t)(d->function ? 63 - __builtin_clzll(value) : __builtin_ctzll(value)));
+    return CPU_OK;
+}
+
 /* BT, BTS, BTR, BTC on memory: a bit offset in a register reaches beyond the operand (SDM vol. 1, 3.1.1.9).
  */
 int bit_test_execute(struct vcpu *vcpu, struct decoded *d) {

@@ -1,4 +1,5 @@
 /* MSRs, CPUID, counters, extended control registers and segment bases. */
+#include "cpu/model.h"
 #include "interp/flags.h"
 #include "interp/memory.h"
 #include "interp/xstate.h"
@@ -76,6 +77,8 @@ int xgetbv_execute(struct vcpu *vcpu, struct decoded *d) {
         set_edx_eax(vcpu, vcpu->xcr0);
         return CPU_OK;
     case 1:
+        if (!cpu_model_has(vcpu->model, "xgetbv1"))
+            return fault_gp(vcpu);
         set_edx_eax(vcpu, xstate_in_use(vcpu) & vcpu->xcr0);
         return CPU_OK;
     default:

@@ -5,6 +5,7 @@
  * address spaces therefore need no invalidation.
  */
 #include "interp/memory.h"
+#include "interp/offer.h"
 #include "interp/thunk.h"
 
 #include <sys/mman.h>
@@ -132,7 +133,7 @@ static void fill_address(struct decoded *d) {
                                  (op->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE ? 2 : 0));
 }
 
-static void fill_decoded(struct decoded *d, uint64_t linear) {
+static void fill_decoded(struct decoded *d, uint64_t linear, const struct insn_offer *offer) {
     const struct insn *insn = &d->insn;
     d->linear = linear;
     d->length = insn->length;
@@ -154,7 +155,7 @@ static void fill_decoded(struct decoded *d, uint64_t linear) {
             d->op[i] = (struct operand){.kind = OPERAND_NONE};
     }
     d->locked = insn->traits & INSN_LOCKED || (insn->z.mnemonic == ZYDIS_MNEMONIC_XCHG && insn->memory >= 0);
-    d->handler = interp_find_handler(d);
+    d->handler = insn_offered(offer, insn) ? interp_find_handler(d) : interp_find_withheld(d);
 }
 
 static struct decoded *cache_slot(struct interp_vcpu *interp, uint64_t linear) {
@@ -168,7 +169,7 @@ static int decode(struct vcpu *vcpu, struct decoded *d, const uint8_t *bytes, un
     d->code_size = 0;
     switch (insn_decode(&d->insn, bytes, count, code_size)) {
     case INSN_OK:
-        fill_decoded(d, linear);
+        fill_decoded(d, linear, vcpu->interp->offer);
         return CPU_OK;
     case INSN_SHORT:
         return short_fault ? CPU_FAULT : fault_gp(vcpu);

@@ -247,6 +247,18 @@ static const struct entry table[ZYDIS_MNEMONIC_MAX_VALUE + 1] = {
     [ZYDIS_MNEMONIC_LWPVAL] = {undefined_execute, 0},
 };
 
+interp_handler *interp_find_withheld(struct decoded *d) {
+    switch (d->insn.z.mnemonic) {
+    case ZYDIS_MNEMONIC_LZCNT:
+        d->function = 1;
+        return d->insn.z.encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY ? bit_scan_execute : undefined_execute;
+    case ZYDIS_MNEMONIC_TZCNT:
+        return d->insn.z.encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY ? bit_scan_execute : undefined_execute;
+    default:
+        return undefined_execute;
+    }
+}
+
 static bool is_class(const ZydisDecodedOperand *op, ZydisRegisterClass class) {
     return op->type == ZYDIS_OPERAND_TYPE_REGISTER && ZydisRegisterGetClass(op->reg.value) == class;
 }

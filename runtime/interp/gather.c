@@ -103,15 +103,14 @@ static bool parse(const struct decoded *d, struct vsib *vsib) {
 
 static int access_element(struct vcpu *vcpu, struct decoded *d, const struct vsib *vsib, uint64_t offset,
                           uint8_t *element) {
-    uint64_t value = 0;
-    if (vsib->scatter) {
-        memcpy(&value, element, vsib->data_size);
-        return memory_write(vcpu, d->segment, offset, vsib->data_size, value);
-    }
-    int result = memory_read(vcpu, d->segment, offset, vsib->data_size, &value);
-    if (!result)
-        memcpy(element, &value, vsib->data_size);
-    return result;
+    enum vmem_access access = vsib->scatter ? VMEM_WRITE : VMEM_READ;
+    uint64_t linear;
+    /* Elements are never checked for alignment. */
+    int result = memory_linear_aligned(vcpu, d->segment, offset, vsib->data_size, 1, access, &linear);
+    if (result)
+        return result;
+    return vsib->scatter ? vmem_write(vcpu, linear, element, vsib->data_size, AS_CURRENT)
+                         : vmem_read(vcpu, linear, element, vsib->data_size, AS_CURRENT);
 }
 
 /* Store what has been done so far: at a fault and at the end. */
@@ -150,8 +149,14 @@ int gather_execute(struct vcpu *vcpu, struct decoded *d) {
         mask = xstate_read_mask(vcpu, vsib.mask_register);
     } else {
         xstate_read_vector(vcpu, vsib.mask_register, mask_bytes);
-        for (unsigned i = 0; i < vsib.elements; i++)
-            mask |= (uint64_t)(mask_bytes[(i + 1) * vsib.data_size - 1] >> 7) << i;
+        /* The first step makes each mask element all ones or zeros, and those beyond the last one zeros. */
+        for (unsigned i = 0; i < vsib.elements; i++) {
+            uint64_t set = mask_bytes[(i + 1) * vsib.data_size - 1] >> 7;
+            mask |= set << i;
+            memset(mask_bytes + i * vsib.data_size, set ? 0xff : 0, vsib.data_size);
+        }
+        unsigned used = vsib.elements * vsib.data_size;
+        memset(mask_bytes + used, 0, VECTOR_BYTES - used);
     }
     for (unsigned i = 0; i < vsib.elements; i++) {
         if (mask >> i & 1) {

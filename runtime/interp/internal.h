@@ -85,12 +85,14 @@ struct decoded {
 struct thunk_arena;
 struct thunk_frame;
 struct xstate_layout;
+struct insn_offer;
 
 struct interp_vcpu {
     struct decoded *cache; /* DECODE_CACHE_ENTRIES of them */
     struct thunk_arena *thunks;
     struct thunk_frame *frame;
     struct xstate_layout *xstate;
+    struct insn_offer *offer;
     uint64_t next;         /* rip of the following instruction */
     uint64_t pending_dr6;  /* data breakpoints hit so far by this instruction (and those a MOV SS held off) */
     uint64_t repeat_limit; /* iterations that a string instruction may do now */
@@ -104,6 +106,8 @@ MUST_CHECK int interp_fetch(struct vcpu *vcpu, struct decoded **decoded);
 /* -- dispatch.c -- */
 /* The handler of an instruction, with d->function set for it. */
 interp_handler *interp_find_handler(struct decoded *d);
+/* The same for one that the guest's processor does not have: undefined, or what it means there instead. */
+interp_handler *interp_find_withheld(struct decoded *d);
 
 /* -- native.c -- */
 /* Execute on the processor, its memory operand fetched and stored by C. */
@@ -130,7 +134,7 @@ interp_handler mov_execute, movzx_execute, movsx_execute, lea_execute, alu_execu
     incdec_execute;
 interp_handler setcc_execute, cmov_execute, xchg_execute, nop_execute, flag_execute, xlat_execute;
 /* bits.c */
-interp_handler bit_test_execute, bcd_execute, bound_execute, arpl_execute, salc_execute;
+interp_handler bit_test_execute, bit_scan_execute, bcd_execute, bound_execute, arpl_execute, salc_execute;
 /* branch.c */
 interp_handler jcc_execute, jcxz_execute, loop_execute, jmp_execute, call_execute, ret_execute, int_execute;
 interp_handler int3_execute, into_execute, icebp_execute, iret_execute, syscall_execute, sysret_execute;

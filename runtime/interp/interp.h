@@ -13,9 +13,14 @@
 #include <signal.h>
 #include <ucontext.h>
 
-/* Make and free vcpu->interp: decode cache and thunk memory. 0 or -errno. */
+/* Make and free vcpu->interp: decode cache and thunk memory; vcpu->model is set by then. 0 or -errno. */
 MUST_CHECK int interp_vcpu_create(struct vcpu *vcpu);
 void interp_vcpu_destroy(struct vcpu *vcpu);
+
+struct insn;
+/* Has the guest's CPU model this instruction? When not, no other tier may execute it: the interpreter raises #UD or
+ * does what a processor without it does. One table lookup. */
+bool interp_insn_offered(const struct vcpu *vcpu, const struct insn *insn);
 
 enum interp_result {
     INTERP_DONE,     /* an instruction (or a part of a repeated one) completed */

@@ -8,8 +8,12 @@ int memory_linear_aligned(struct vcpu *vcpu, unsigned segment, uint64_t offset, 
         uint64_t address = offset;
         if (segment >= SEG_FS)
             address += vcpu->segment[segment].base;
-        if (UNLIKELY(!cpu_is_canonical(address) || !cpu_is_canonical(address + size - 1)))
+        if (UNLIKELY(!cpu_is_canonical(address) || !cpu_is_canonical(address + size - 1))) {
+            /* Only what begins in a canonical address is checked for alignment first. */
+            if (mode & MODE_AC && cpu_is_canonical(address) && address & (alignment - 1))
+                return cpu_fault(vcpu, VECTOR_AC, 0);
             return cpu_linear(vcpu, segment, offset, size, access, linear);
+        }
         *linear = address;
     } else if (mode & MODE_FLAT && segment < SEG_FS && (segment != SEG_CS || access != VMEM_WRITE) &&
                offset + size - 1 <= UINT32_MAX) {

@@ -37,14 +37,24 @@ int native_check_guard(struct vcpu *vcpu, const struct decoded *d) {
     return CPU_OK;
 }
 
+/* An x87 error is pending before an instruction that looks for it. With CR0.NE clear it goes out as FERR#, and the
+ * processor stands before that instruction until an interrupt (SDM vol. 1, 8.7.2): it is tried again and again. */
+static int x87_error(struct vcpu *vcpu) {
+    if (vcpu->cr0 & CR0_NE || !vcpu->env->ferr)
+        return cpu_fault_plain(vcpu, VECTOR_MF);
+    vcpu->env->ferr(vcpu->env->context);
+    return STEP_JUMPED;
+}
+
 /* What the host raised for the guest's instruction becomes the guest's exception. */
 static int native_fault(struct vcpu *vcpu, unsigned vector) {
     switch (vector) {
     case VECTOR_XM:
         return vcpu->cr4 & CR4_OSXMMEXCPT ? cpu_fault_plain(vcpu, VECTOR_XM) : fault_ud(vcpu);
+    case VECTOR_MF:
+        return x87_error(vcpu);
     case VECTOR_DE:
     case VECTOR_UD:
-    case VECTOR_MF:
         return cpu_fault_plain(vcpu, (uint8_t)vector);
     default:
         return cpu_fault(vcpu, VECTOR_GP, 0);
@@ -74,8 +84,9 @@ int native_run(struct vcpu *vcpu, struct decoded *d, void *memory, uint64_t gues
     return CPU_OK;
 }
 
-/* A memory operand of a vector instruction has faulted. #UD (the processor lacks the instruction) and #GP
- * (its alignment rule) come first, and the processor itself knows them best: try it on scratch state. */
+/* A memory operand of a vector instruction has faulted, in paging or before. #UD (the processor lacks the
+ * instruction) and #GP (its alignment rule) come first, and the processor itself knows them best: try it on
+ * scratch state. */
 int native_memory_fault(struct vcpu *vcpu, struct decoded *d, uint64_t linear) {
     if (d->guard < GUARD_X87 || d->guard == GUARD_VEX_INTEGER || vcpu->xsave_size > NATIVE_IMAGE_MAX)
         return CPU_FAULT;
@@ -187,7 +198,7 @@ int native_execute(struct vcpu *vcpu, struct decoded *d) {
         return native_run(vcpu, d, NULL, 0);
 
     if (waits_for_x87(d) && x87_exception_pending(vcpu))
-        return cpu_fault_plain(vcpu, VECTOR_MF);
+        return x87_error(vcpu);
 
     unsigned size = d->memory_size;
     bool writes = d->memory_access & 2;
@@ -201,7 +212,7 @@ int native_execute(struct vcpu *vcpu, struct decoded *d) {
     else
         result = memory_linear(vcpu, d->segment, offset, size, access, &linear);
     if (result)
-        return result;
+        return native_memory_fault(vcpu, d, offset);
     unsigned alignment = required_alignment(d);
     if (linear & (alignment - 1))
         return fault_gp(vcpu);

@@ -118,9 +118,10 @@ int enter_execute(struct vcpu *vcpu, struct decoded *d) {
         result = stack_push(vcpu, frame, size);
     if (!result) {
         stack_set(vcpu, vcpu->gpr[GPR_RSP] - allocate);
-        result = memory_linear(vcpu, SEG_SS, vcpu->gpr[GPR_RSP] & stack_mask(vcpu), 1, VMEM_WRITE, &linear);
+        /* The new top of the stack is checked as the next PUSH's last word would be. */
+        result = memory_linear(vcpu, SEG_SS, vcpu->gpr[GPR_RSP] & stack_mask(vcpu), size, VMEM_WRITE, &linear);
         if (!result)
-            result = vmem_probe(vcpu, linear, 1, VMEM_WRITE, AS_CURRENT);
+            result = vmem_probe(vcpu, linear, size, VMEM_WRITE, AS_CURRENT);
     }
     if (result) {
         vcpu->gpr[GPR_RSP] = rsp;

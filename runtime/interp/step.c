@@ -1,6 +1,7 @@
 /* One instruction after the other: breakpoints before it, its execution, traps after it. */
 #include "interp/internal.h"
 #include "interp/interp.h"
+#include "interp/offer.h"
 #include "interp/thunk.h"
 #include "interp/xstate.h"
 
@@ -21,13 +22,16 @@ int interp_vcpu_create(struct vcpu *vcpu) {
     interp->thunks = thunk_arena_create();
     interp->frame = aligned_alloc(64, align_up(sizeof *interp->frame, 64));
     interp->xstate = calloc(1, sizeof *interp->xstate);
+    interp->offer = calloc(1, sizeof *interp->offer);
     vcpu->interp = interp;
-    if (interp->cache == MAP_FAILED || !interp->thunks || !interp->frame || !interp->xstate) {
+    if (interp->cache == MAP_FAILED || !interp->thunks || !interp->frame || !interp->xstate ||
+        !interp->offer) {
         interp_vcpu_destroy(vcpu);
         return -ENOMEM;
     }
     memset(interp->frame, 0, sizeof *interp->frame);
     xstate_layout_read(interp->xstate);
+    insn_offer_read(interp->offer, vcpu->model);
     return 0;
 }
 
@@ -40,8 +44,13 @@ void interp_vcpu_destroy(struct vcpu *vcpu) {
     thunk_arena_destroy(interp->thunks);
     free(interp->frame);
     free(interp->xstate);
+    free(interp->offer);
     free(interp);
     vcpu->interp = NULL;
+}
+
+bool interp_insn_offered(const struct vcpu *vcpu, const struct insn *insn) {
+    return insn_offered(vcpu->interp->offer, insn);
 }
 
 static ALWAYS_INLINE int execute(struct vcpu *vcpu) {

@@ -75,6 +75,32 @@ bool insn_can_encode(const struct insn *insn) {
     default:
         break;
     }
+    switch (z->meta.isa_set) {
+    case ZYDIS_ISA_SET_AMD3DNOW:
+    case ZYDIS_ISA_SET_FMA4:
+    case ZYDIS_ISA_SET_INVPCID:
+    case ZYDIS_ISA_SET_KNCE:
+    case ZYDIS_ISA_SET_KNCJKBR:
+    case ZYDIS_ISA_SET_KNCSTREAM:
+    case ZYDIS_ISA_SET_KNCV:
+    case ZYDIS_ISA_SET_KNC_MISC:
+    case ZYDIS_ISA_SET_KNC_PF_HINT:
+    case ZYDIS_ISA_SET_LWP:
+    case ZYDIS_ISA_SET_MCOMMIT:
+    case ZYDIS_ISA_SET_SGX:
+    case ZYDIS_ISA_SET_SGX_ENCLV:
+    case ZYDIS_ISA_SET_SMX:
+    case ZYDIS_ISA_SET_SNP:
+    case ZYDIS_ISA_SET_SVM:
+    case ZYDIS_ISA_SET_TBM:
+    case ZYDIS_ISA_SET_TDX:
+    case ZYDIS_ISA_SET_VMFUNC:
+    case ZYDIS_ISA_SET_VTX:
+    case ZYDIS_ISA_SET_XOP:
+        return false;
+    default:
+        break;
+    }
     switch (z->mnemonic) {
     case ZYDIS_MNEMONIC_BOUND:
     case ZYDIS_MNEMONIC_CLI:
@@ -131,7 +157,23 @@ static bool has_prefix(const struct insn *insn, uint8_t value, bool effective_to
     return false;
 }
 
-static bool has_gpr_operand(const struct insn *insn) {
+/* Does VEX.W or EVEX.W only select the width of a general register? Outside 64-bit code it is then ignored,
+ * which includes the memory operand that may stand in for the register. */
+static bool w_selects_gpr(const struct insn *insn) {
+    switch (insn->z.mnemonic) {
+    case ZYDIS_MNEMONIC_VCVTSI2SD:
+    case ZYDIS_MNEMONIC_VCVTSI2SS:
+    case ZYDIS_MNEMONIC_VCVTUSI2SD:
+    case ZYDIS_MNEMONIC_VCVTUSI2SS:
+    case ZYDIS_MNEMONIC_VMOVD:
+    case ZYDIS_MNEMONIC_VPCMPESTRI: /* of EAX and EDX, implicit */
+    case ZYDIS_MNEMONIC_VPCMPESTRM:
+    case ZYDIS_MNEMONIC_VPEXTRD:
+    case ZYDIS_MNEMONIC_VPINSRD:
+        return true;
+    default:
+        break;
+    }
     for (unsigned i = 0; i < insn->z.operand_count_visible; i++)
         if (insn->op[i].type == ZYDIS_OPERAND_TYPE_REGISTER && insn_gpr(insn->op[i].reg.value) >= 0)
             return true;
@@ -173,9 +215,18 @@ struct parts {
     uint8_t opcode[4];                /* escape bytes and opcode */
     unsigned opcode_length;
     bool has_modrm;
+    bool made_modrm; /* the guest's form has none: its REX.R names nothing */
     uint8_t modrm;
     unsigned tail; /* offset of the immediate */
 };
+
+/* An immediate whose upper half names a register: outside 64-bit code its bit 7 is ignored. */
+static bool has_register_immediate(const struct insn *insn) {
+    for (unsigned i = 0; i < insn->z.operand_count_visible; i++)
+        if (insn->op[i].encoding == ZYDIS_OPERAND_ENCODING_IS4)
+            return true;
+    return false;
+}
 
 static void encode_tail(struct code_buffer *code, const struct insn *insn, const struct parts *parts,
                         bool evex) {
@@ -184,6 +235,10 @@ static void encode_tail(struct code_buffer *code, const struct insn *insn, const
             encode_memory(code, parts->modrm >> 3 & 7, parts->memory, evex);
         else
             code_u8(code, parts->modrm);
+    }
+    if (insn->code_size != 64 && has_register_immediate(insn)) {
+        code_u8(code, insn->bytes[parts->tail] & 0x7f);
+        return;
     }
     code_bytes(code, insn->bytes + parts->tail, insn->length - parts->tail);
 }
@@ -195,7 +250,7 @@ static bool high(int8_t reg) {
 static bool encode_legacy(struct code_buffer *code, const struct insn *insn, struct parts *parts) {
     const ZydisDecodedInstruction *z = &insn->z;
     bool rex_w = z->attributes & ZYDIS_ATTRIB_HAS_REX && z->raw.rex.W;
-    bool rex_r = z->attributes & ZYDIS_ATTRIB_HAS_REX && z->raw.rex.R;
+    bool rex_r = z->attributes & ZYDIS_ATTRIB_HAS_REX && z->raw.rex.R && !parts->made_modrm;
     bool rex_x = false, rex_b = z->attributes & ZYDIS_ATTRIB_HAS_REX && z->raw.rex.B;
     if (parts->memory) {
         rex_b = high(parts->memory->base);
@@ -240,7 +295,7 @@ static bool encode_vex(struct code_buffer *code, const struct insn *insn, struct
     if (insn->code_size != 64) {
         first |= 0xe0;
         second |= 0x40;
-        if (has_gpr_operand(insn))
+        if (w_selects_gpr(insn))
             second &= 0x7f;
     }
     if (parts->memory) {
@@ -264,7 +319,7 @@ static bool encode_evex(struct code_buffer *code, const struct insn *insn, struc
         evex[1] |= 0xf0;
         evex[2] |= 0x40;
         evex[3] |= 0x08;
-        if (has_gpr_operand(insn))
+        if (w_selects_gpr(insn))
             evex[2] &= 0x7f;
     }
     if (parts->memory) {
@@ -294,9 +349,25 @@ static void translate_dropped_forms(const struct insn *insn, struct parts *parts
     } else if (opcode >= 0xa0 && opcode <= 0xa3) {
         static const uint8_t with_modrm[] = {0x8a, 0x8b, 0x88, 0x89};
         parts->opcode[0] = with_modrm[opcode - 0xa0];
-        parts->has_modrm = true;
+        parts->has_modrm = parts->made_modrm = true;
         parts->modrm = 0;
         parts->tail = insn->length;
+    }
+}
+
+/* VZEROALL and VZEROUPPER reach registers 0-7 alone outside 64-bit code, all 16 in it: VXORPS or VMOVAPS of
+ * each XMM register with itself has the same effect on the upper parts. */
+static void encode_vzero(struct code_buffer *code, const struct insn *insn) {
+    for (unsigned reg = 0; reg < 8; reg++) {
+        code_u8(code, 0xc5);
+        if (insn->z.mnemonic == ZYDIS_MNEMONIC_VZEROALL) {
+            code_u8(code, (uint8_t)(0x80 | (~reg & 15) << 3));
+            code_u8(code, 0x57);
+        } else {
+            code_u8(code, 0xf8);
+            code_u8(code, 0x28);
+        }
+        code_u8(code, (uint8_t)(0xc0 | reg << 3 | reg));
     }
 }
 
@@ -307,6 +378,10 @@ bool insn_encode(struct code_buffer *code, const struct insn *insn, const struct
         return false;
     if (insn->memory < 0 && insn->code_size == 64) {
         code_bytes(code, insn->bytes, insn->length);
+        return true;
+    }
+    if (z->mnemonic == ZYDIS_MNEMONIC_VZEROALL || z->mnemonic == ZYDIS_MNEMONIC_VZEROUPPER) {
+        encode_vzero(code, insn);
         return true;
     }
 

@@ -51,6 +51,33 @@ static bool is_x87(const ZydisDecodedInstruction *z) {
            z->opcode >= 0xd8 && z->opcode <= 0xdf;
 }
 
+/* Zydis gives meaning to a few opcodes (JKZD, JKNZD, ...) that only the Knights Corner coprocessor had. */
+static bool is_knights_corner(const ZydisDecodedInstruction *z) {
+    return z->meta.isa_ext == ZYDIS_ISA_EXT_KNC || z->meta.isa_ext == ZYDIS_ISA_EXT_KNCE ||
+           z->meta.isa_ext == ZYDIS_ISA_EXT_KNCV;
+}
+
+/* Reads or writes MXCSR though it names no vector register: conversions from memory to a general register. */
+static bool is_scalar_conversion(const ZydisDecodedInstruction *z) {
+    switch (z->mnemonic) {
+    case ZYDIS_MNEMONIC_CVTSD2SI:
+    case ZYDIS_MNEMONIC_CVTSS2SI:
+    case ZYDIS_MNEMONIC_CVTTSD2SI:
+    case ZYDIS_MNEMONIC_CVTTSS2SI:
+    case ZYDIS_MNEMONIC_VCVTSD2SI:
+    case ZYDIS_MNEMONIC_VCVTSS2SI:
+    case ZYDIS_MNEMONIC_VCVTTSD2SI:
+    case ZYDIS_MNEMONIC_VCVTTSS2SI:
+    case ZYDIS_MNEMONIC_LDMXCSR:
+    case ZYDIS_MNEMONIC_STMXCSR:
+    case ZYDIS_MNEMONIC_VLDMXCSR:
+    case ZYDIS_MNEMONIC_VSTMXCSR:
+        return true;
+    default:
+        return false;
+    }
+}
+
 /* Hint and address instructions name a memory operand that they do not access. */
 static bool accesses_memory(const ZydisDecodedInstruction *z) {
     switch (z->meta.category) {
@@ -131,8 +158,12 @@ enum insn_status insn_decode(struct insn *insn, const uint8_t *bytes, size_t cou
         return count >= INSN_MAX_LENGTH ? INSN_TOO_LONG : INSN_SHORT;
     if (status == ZYDIS_STATUS_INSTRUCTION_TOO_LONG)
         return INSN_TOO_LONG;
-    if (!ZYAN_SUCCESS(status))
+    if (!ZYAN_SUCCESS(status) || is_knights_corner(&insn->z))
         return INSN_INVALID;
+
+    /* MOVSXD with a 16-bit operand size reads 16 bits (SDM vol. 2, MOVSX/MOVSXD); Zydis says 32. */
+    if (insn->z.mnemonic == ZYDIS_MNEMONIC_MOVSXD && insn->z.operand_width == 16)
+        insn->op[1].size = 16;
 
     insn->length = insn->z.length;
     insn->code_size = (uint8_t)code_size;
@@ -150,7 +181,7 @@ enum insn_status insn_decode(struct insn *insn, const uint8_t *bytes, size_t cou
     }
     if (insn->z.attributes & ZYDIS_ATTRIB_HAS_LOCK)
         insn->traits |= INSN_LOCKED;
-    if (is_x87(&insn->z) || insn->z.encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX ||
+    if (is_x87(&insn->z) || is_scalar_conversion(&insn->z) || insn->z.encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX ||
         insn->z.mnemonic == ZYDIS_MNEMONIC_VZEROUPPER || insn->z.mnemonic == ZYDIS_MNEMONIC_VZEROALL ||
         insn->z.mnemonic == ZYDIS_MNEMONIC_EMMS)
         insn->traits |= INSN_VECTOR;

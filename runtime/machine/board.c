@@ -15,6 +15,8 @@
 #include "devices/acpi_tables.h"
 #include "machine/board_private.h"
 
+#define FERR_IRQ 13
+
 static const uint8_t pci_pic_irqs[BOARD_PCI_WIRES] = {10, 11, 10, 11};
 
 static void gsi_of_isa_set(struct board *board, unsigned irq, bool level) {
@@ -370,6 +372,7 @@ void board_reset(struct board *board) {
     mc146818_reset(board->rtc);
     i8254_reset(board->pit);
     system_ports_reset(&board->ports);
+    board_ferr(board, false);
     ioapic_reset(board->ioapic);
     i8259_reset(board->pic);
     /* Firmware's part: PCI interrupts are levels. */
@@ -394,6 +397,10 @@ bool board_power_button(struct board *board) {
     bool heard = acpi_pm_button_enabled(board->pm);
     acpi_pm_power_button(board->pm);
     return heard;
+}
+
+void board_ferr(struct board *board, bool on) {
+    isa_set(board, FERR_IRQ, on);
 }
 
 void board_nmi(struct board *board) {

@@ -76,6 +76,8 @@ size_t board_serial_receive(struct board *board, unsigned port, const uint8_t *b
 size_t board_serial_room(struct board *board, unsigned port);
 /* The power button. False if the guest does not listen to it. */
 bool board_power_button(struct board *board);
+/* FERR# of any processor: IRQ 13 rises, and stays until port 0xF0 is written (on = false). Any thread. */
+void board_ferr(struct board *board, bool on);
 /* NMI button: LINT1 of every LAPIC is pulsed. */
 void board_nmi(struct board *board);
 

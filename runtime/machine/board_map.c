@@ -99,6 +99,17 @@ static void debug_write(struct board *board, unsigned offset, uint8_t value) {
     (void)offset;
     debug_console_write(&board->ports, value);
 }
+static uint8_t ferr_read(struct board *board, unsigned offset) {
+    (void)board;
+    (void)offset;
+    return 0xff;
+}
+/* Both of 0xF0 and 0xF1 (the coprocessor's reset) clear the latch. */
+static void ferr_write(struct board *board, unsigned offset, uint8_t value) {
+    (void)offset;
+    (void)value;
+    board_ferr(board, false);
+}
 static uint8_t com1_read(struct board *board, unsigned offset) {
     return uart_read(board->serial[0].uart, offset);
 }
@@ -123,6 +134,7 @@ static const struct board_byte_device byte_devices[] = {
     {0x92, 1, port92_read, port92_write},
     {0xa0, 2, slave_pic_read, slave_pic_write},
     {0xe9, 1, debug_read, debug_write},
+    {0xf0, 2, ferr_read, ferr_write},
     {0x3f8, 8, com1_read, com1_write},
     {0x4d0, 2, elcr_read, elcr_write},
     {0x2f8, 8, com2_read, com2_write}, /* last: optional */

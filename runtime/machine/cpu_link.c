@@ -1,29 +1,52 @@
 #include "machine/cpu_link.h"
+#include "base/trace.h"
+
+#include <inttypes.h>
 
 static uint64_t ones(unsigned size) {
     return size >= 8 ? ~0ull : (1ull << size * 8) - 1;
 }
 
+static void trace_access(const struct cpu_link *link, const char *what, uint64_t address, unsigned size,
+                         uint64_t value, bool claimed) {
+    trace_line(link->trace, "cpu%u %s %#" PRIx64 "/%u %#" PRIx64 "%s", link->index, what, address, size,
+               value, claimed ? "" : " (nothing there)");
+}
+
 static uint64_t mmio_read(void *context, uint64_t gpa, unsigned size) {
     struct cpu_link *link = context;
     uint64_t value;
-    return board_mmio_read(link->board, link->index, gpa, size, &value) ? value : ones(size);
+    bool claimed = board_mmio_read(link->board, link->index, gpa, size, &value);
+    if (!claimed)
+        value = ones(size);
+    if (UNLIKELY(link->trace_subjects & TRACE_MMIO))
+        trace_access(link, "mmio read", gpa, size, value, claimed);
+    return value;
 }
 
 static void mmio_write(void *context, uint64_t gpa, unsigned size, uint64_t value) {
     struct cpu_link *link = context;
-    (void)board_mmio_write(link->board, link->index, gpa, size, value);
+    bool claimed = board_mmio_write(link->board, link->index, gpa, size, value);
+    if (UNLIKELY(link->trace_subjects & TRACE_MMIO))
+        trace_access(link, "mmio write", gpa, size, value, claimed);
 }
 
 static uint32_t pio_read(void *context, uint16_t port, unsigned size) {
     struct cpu_link *link = context;
     uint64_t value;
-    return (uint32_t)(board_pio_read(link->board, port, size, &value) ? value : ones(size));
+    bool claimed = board_pio_read(link->board, port, size, &value);
+    if (!claimed)
+        value = ones(size);
+    if (UNLIKELY(link->trace_subjects & TRACE_PIO))
+        trace_access(link, "pio read", port, size, value, claimed);
+    return (uint32_t)value;
 }
 
 static void pio_write(void *context, uint16_t port, unsigned size, uint32_t value) {
     struct cpu_link *link = context;
-    (void)board_pio_write(link->board, port, size, value);
+    bool claimed = board_pio_write(link->board, port, size, value);
+    if (UNLIKELY(link->trace_subjects & TRACE_PIO))
+        trace_access(link, "pio write", port, size, value, claimed);
 }
 
 static int irq_pending(void *context) {
@@ -39,6 +62,11 @@ static int irq_ack(void *context) {
 static void init_taken(void *context) {
     struct cpu_link *link = context;
     lapic_init_reset(link->lapic);
+}
+
+static void ferr(void *context) {
+    struct cpu_link *link = context;
+    board_ferr(link->board, true);
 }
 
 static uint64_t tpr_read(void *context) {
@@ -95,7 +123,12 @@ static void sipi(void *context, uint8_t vector) {
 
 void cpu_link_connect(struct cpu_link *link, struct vm *vm, struct board *board, unsigned index) {
     static const struct lapic_cpu_ops ops = {.kick = kick, .nmi = nmi, .init = init, .sipi = sipi};
-    *link = (struct cpu_link){.vm = vm, .board = board, .lapic = board_lapic(board, index), .index = index};
+    *link = (struct cpu_link){.vm = vm,
+                              .board = board,
+                              .lapic = board_lapic(board, index),
+                              .index = index,
+                              .trace = vm_vcpu(vm, index)->trace,
+                              .trace_subjects = vm_vcpu(vm, index)->trace_subjects};
     const struct vcpu_env env = {
         .context = link,
         .mmio_read = mmio_read,
@@ -105,6 +138,7 @@ void cpu_link_connect(struct cpu_link *link, struct vm *vm, struct board *board,
         .irq_pending = irq_pending,
         .irq_ack = irq_ack,
         .init_taken = init_taken,
+        .ferr = ferr,
         .tpr_read = tpr_read,
         .tpr_write = tpr_write,
         .apic_msr_read = apic_msr_read,

@@ -10,6 +10,8 @@ struct cpu_link {
     struct board *board;
     struct lapic *lapic;
     unsigned index;
+    const struct trace *trace;
+    uint32_t trace_subjects; /* TRACE_*; 0: no log */
 };
 
 /* Connect vCPU index of vm to its LAPIC and the buses; *link outlives both. */

@@ -12,15 +12,17 @@
 #include "devices/virtio_net.h"
 #include "devices/virtio_rng.h"
 #include "machine/board.h"
+#include "machine/counters.h"
 #include "machine/cpu_link.h"
-#include "dbt/dbt.h"
 #include "machine/vcpu_dump.h"
 
 #include <arpa/inet.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #define DEFAULT_CODE_CACHE (32 * MIB)
 
@@ -29,6 +31,9 @@ enum event { EVENT_NONE, EVENT_POWEROFF, EVENT_RESET, EVENT_DEBUG_EXIT, EVENT_TR
 struct machine {
     const struct vm_config *config;
     struct machine_host host;
+    struct trace trace; /* of --trace and --dump */
+    int statm;          /* see counters.h */
+    uint64_t started_ns, resets;
     struct guest_mem mem;
     bool has_mem;
     struct cpu_model model;
@@ -137,6 +142,7 @@ static int create_disks(struct machine *machine) {
         const struct virtio_blk_config config = {.path = disk->file,
                                                  .read_only = disk->readonly,
                                                  .serial = disk->serial,
+                                                 .trace = &machine->trace,
                                                  .queues = machine->config->cpus < VIRTIO_BLK_QUEUES_MAX
                                                                ? machine->config->cpus
                                                                : VIRTIO_BLK_QUEUES_MAX};
@@ -161,7 +167,8 @@ static int create_net(struct machine *machine, size_t index) {
                                            .guest_port = htons(from->guest_port)};
     }
     const struct net_user_config user = {.forwards = forwards, .forward_count = (unsigned)net->forward_count};
-    struct virtio_net_config card = {.mac = {0x52, 0x54, 0x00, 0x12, 0x34, (uint8_t)(0x56 + index)}};
+    struct virtio_net_config card = {.trace = &machine->trace,
+                                     .mac = {0x52, 0x54, 0x00, 0x12, 0x34, (uint8_t)(0x56 + index)}};
     if (net->has_mac)
         memcpy(card.mac, net->mac, sizeof card.mac);
     int result = net_user_create(&card.backend, &user);
@@ -190,6 +197,7 @@ static int create_cpus(struct machine *machine) {
         .cpus = config->cpus,
         .interpret_only = config->engine == VM_ENGINE_INTERP,
         .code_cache_size = config->code_cache ? config->code_cache : DEFAULT_CODE_CACHE,
+        .trace = &machine->trace,
         .on_shutdown = on_shutdown,
         .context = machine,
     };
@@ -237,9 +245,16 @@ int machine_create(struct machine **out, const struct vm_config *config, const s
     machine->host = *host;
     pthread_mutex_init(&machine->lock, NULL);
     pthread_cond_init(&machine->changed, NULL);
+    machine->statm = open("/proc/self/statm", O_RDONLY | O_CLOEXEC);
+    machine->started_ns = counters_now_ns();
     char error[256];
-    int result = cpu_model_create(&machine->model, config->cpu ? config->cpu : "host", config->cpus, error,
-                                  sizeof error);
+    int result = trace_open(&machine->trace, config->trace | config->dump, config->trace_file);
+    if (result) {
+        machine_destroy(machine);
+        return result;
+    }
+    result = cpu_model_create(&machine->model, config->cpu ? config->cpu : "host", config->cpus, error,
+                              sizeof error);
     if (result)
         diag_error("--cpu %s: %s", config->cpu, error);
     if (!result)
@@ -285,6 +300,9 @@ void machine_destroy(struct machine *machine) {
         vm_destroy(machine->vm);
     if (machine->has_mem)
         guest_mem_destroy(&machine->mem);
+    if (machine->statm >= 0)
+        close(machine->statm);
+    trace_close(&machine->trace);
     pthread_cond_destroy(&machine->changed);
     pthread_mutex_destroy(&machine->lock);
     free(machine);
@@ -347,6 +365,7 @@ void machine_run(struct machine *machine, struct machine_outcome *outcome) {
                                             [EVENT_TRIPLE_FAULT] = MACHINE_TRIPLE_FAULT,
                                             [EVENT_STOP] = MACHINE_STOPPED};
     *outcome = (struct machine_outcome){.end = MACHINE_FAILED};
+    machine->started_ns = counters_now_ns();
     int result = load_guest(machine);
     while (!result) {
         result = vm_start(machine->vm);
@@ -361,6 +380,7 @@ void machine_run(struct machine *machine, struct machine_outcome *outcome) {
             *outcome = (struct machine_outcome){.end = ends[event], .value = value};
             return;
         }
+        __atomic_store_n(&machine->resets, machine->resets + 1, __ATOMIC_RELAXED);
         result = reboot(machine);
         forget_reset(machine);
     }
@@ -379,39 +399,15 @@ size_t machine_serial_receive(struct machine *machine, const uint8_t *bytes, siz
 }
 
 cJSON *machine_counters(struct machine *machine) {
-    cJSON *tree = cJSON_CreateObject();
-    if (!tree)
-        return NULL;
-    if (machine->config->name)
-        cJSON_AddStringToObject(tree, "name", machine->config->name);
-    cJSON *cpus = cJSON_AddArrayToObject(tree, "vcpus");
-    for (unsigned i = 0; i < machine->config->cpus; i++) {
-        const struct dbt_stats *stats = dbt_vcpu_stats(vm_vcpu(machine->vm, i));
-        cJSON *cpu = cJSON_CreateObject();
-        const struct {
-            const char *name;
-            uint64_t value;
-        } counter[] = {
-            {"blocks", stats->blocks},
-            {"guest_instructions_translated", stats->guest_instructions},
-            {"guest_bytes_translated", stats->guest_bytes},
-            {"host_bytes_emitted", stats->host_bytes},
-            {"cache_flushes", stats->flushes},
-            {"block_invalidations", stats->invalidations},
-            {"exits", stats->exits},
-            {"tlb_slow", stats->tlb_slow},
-            {"tlb_fills", stats->tlb_fills},
-            {"interpreted", stats->interpreted},
-            {"polls", stats->polls},
-            {"links", stats->links},
-            {"jump_misses", stats->jump_misses},
-            {"exceptions", stats->exceptions},
-            {"translate_ns", stats->translate_ns},
-            {"code_cache_bytes", stats->code_bytes},
-        };
-        for (unsigned j = 0; j < ARRAY_SIZE(counter); j++)
-            cJSON_AddNumberToObject(cpu, counter[j].name, (double)counter[j].value);
-        cJSON_AddItemToArray(cpus, cpu);
-    }
-    return tree;
+    const struct counter_sources sources = {
+        .config = machine->config,
+        .mem = &machine->mem,
+        .vm = machine->vm,
+        .disks = machine->disk,
+        .nets = machine->net,
+        .started_ns = machine->started_ns,
+        .resets = __atomic_load_n(&machine->resets, __ATOMIC_RELAXED),
+        .statm = machine->statm,
+    };
+    return counters_collect(&sources);
 }

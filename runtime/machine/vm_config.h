@@ -4,6 +4,7 @@
 #ifndef NESTOR_MACHINE_VM_CONFIG_H
 #define NESTOR_MACHINE_VM_CONFIG_H
 
+#include "base/trace.h"
 #include "base/types.h"
 #include "boot/boot.h"
 #include "vm/vm.h"
@@ -66,26 +67,6 @@ struct vm_initrd_config {
     const char *arguments; /* NULL: none */
 };
 
-/* Stages of --dump. */
-enum vm_dump_stage {
-    VM_DUMP_GUEST = 1 << 0,   /* guest code of each block */
-    VM_DUMP_DECODED = 1 << 1, /* the decoded block */
-    VM_DUMP_EMITTED = 1 << 2, /* host code */
-    VM_DUMP_EXITS = 1 << 3,   /* exits from translated code */
-};
-
-/* Subjects of --trace. */
-enum vm_trace_subject {
-    VM_TRACE_EXCEPTIONS = 1 << 0,
-    VM_TRACE_INTERRUPTS = 1 << 1,
-    VM_TRACE_PIO = 1 << 2,
-    VM_TRACE_MMIO = 1 << 3,
-    VM_TRACE_MSR = 1 << 4,
-    VM_TRACE_CR = 1 << 5,
-    VM_TRACE_DISK = 1 << 6,
-    VM_TRACE_NET = 1 << 7,
-};
-
 struct vm_config {
     const char *name;
     uint64_t memory; /* bytes, a multiple of 1 MiB */
@@ -107,9 +88,9 @@ struct vm_config {
     bool no_reboot;
     uint32_t debug_exit;    /* I/O port, or VM_NO_PORT */
     const char *stats;      /* a path, "-" for standard output, NULL: none */
-    uint32_t trace;         /* VM_TRACE_* */
-    const char *trace_file; /* NULL: standard error */
-    uint32_t dump;          /* VM_DUMP_* */
+    uint32_t trace;         /* TRACE_* */
+    const char *trace_file; /* of both; NULL: standard error */
+    uint32_t dump;          /* DUMP_* */
 };
 
 #endif

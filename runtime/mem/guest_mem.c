@@ -53,6 +53,8 @@ void guest_mem_written(struct guest_mem *mem, uint64_t gpa, uint64_t length) {
     uint64_t offset = guest_mem_offset(mem, gpa);
     if (offset == GUEST_NO_RAM || !length || !mem->on_code_written)
         return;
+    /* The stores before the states: who makes a page hold code sets its state first and then reads its bytes. */
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
     uint64_t end = offset + length < mem->size ? offset + length : mem->size;
     while (offset < end) {
         uint64_t piece = PAGE_SIZE - (offset & (PAGE_SIZE - 1));

@@ -7,13 +7,14 @@
 #define _GNU_SOURCE
 #include "vm/vm.h"
 #include "base/diag.h"
+#include "cpu/cpu_trace.h"
 #include "cpu/pending.h"
-#include "cpu/fpu.h"
 #include "cpu/system.h"
 #include "dbt/dbt.h"
 #include "interp/interp.h"
 #include "mem/guest_mem.h"
 #include "vm/code_sync.h"
+#include "vm/crash.h"
 #include "vm/private.h"
 
 #include <cpuid.h>
@@ -41,12 +42,7 @@ static void on_fault(int signal, siginfo_t *info, void *context) {
     if (current &&
         (interp_handle_signal(signal, info, context) || dbt_handle_signal(current, signal, info, context)))
         return;
-    static const char message[] =
-        "nestor: internal error: unexpected fault in the host's own code; please report it\n";
-    ssize_t ignored = write(STDERR_FILENO, message, sizeof message - 1);
-    (void)ignored;
-    struct sigaction action = {.sa_handler = SIG_DFL};
-    sigaction(signal, &action, NULL);
+    crash_tell(signal, info, context, current);
 }
 
 static void on_kick(int signal, siginfo_t *info, void *context) {
@@ -112,13 +108,16 @@ static void sleep_for_request(struct vm_cpu *cpu) {
 static void serve_init_and_sipi(struct vcpu *vcpu) {
     uint32_t requests = __atomic_load_n(&vcpu->requests, __ATOMIC_ACQUIRE);
     if (requests & REQUEST_INIT) {
-        __atomic_fetch_and(&vcpu->requests, ~(REQUEST_INIT | REQUEST_SIPI), __ATOMIC_SEQ_CST);
+        /* A SIPI that is there by now came after the INIT: vm_send_init() has cleared any earlier one. */
+        __atomic_fetch_and(&vcpu->requests, ~REQUEST_INIT, __ATOMIC_SEQ_CST);
+        cpu_trace(vcpu, TRACE_INTERRUPTS, CPU_TRACE_INIT, 0, 0, false);
         vcpu->env->init_taken(vcpu->env->context);
         cpu_reset(vcpu, true);
         requests = __atomic_load_n(&vcpu->requests, __ATOMIC_ACQUIRE);
     }
     if (requests & REQUEST_SIPI) {
         __atomic_fetch_and(&vcpu->requests, ~REQUEST_SIPI, __ATOMIC_SEQ_CST);
+        cpu_trace(vcpu, TRACE_INTERRUPTS, CPU_TRACE_SIPI, vcpu->sipi_vector, 0, false);
         if (vcpu->run_state == RUN_WAIT_FOR_SIPI)
             cpu_sipi(vcpu, vcpu->sipi_vector);
     }
@@ -151,10 +150,9 @@ static void run_active(struct vm_cpu *cpu) {
 /* HLT ends with an interrupt that is delivered; a vCPU waiting for SIPI takes nothing else. */
 static void run_halted(struct vm_cpu *cpu) {
     struct vcpu *vcpu = cpu->vcpu;
-    if (vcpu->run_state == RUN_HALTED)
-        vcpu_deliver_pending(vcpu);
-    else
+    if (vcpu->run_state == RUN_WAIT_FOR_SIPI)
         __atomic_fetch_and(&vcpu->requests, ~(REQUEST_IRQ | REQUEST_NMI), __ATOMIC_SEQ_CST);
+    vcpu_deliver_pending(vcpu);
     if (vcpu->run_state != RUN_ACTIVE)
         sleep_for_request(cpu);
 }
@@ -226,6 +224,8 @@ static int create_cpu(struct vm *vm, unsigned index) {
     vcpu->model = vm->model;
     vcpu->model_1g_pages = vm->model->has_1g_pages;
     vcpu->env = &cpu->env;
+    vcpu->trace = vm->options.trace;
+    vcpu->trace_subjects = vcpu->trace ? vcpu->trace->subjects : 0;
     int result = create_xsave(vcpu);
     if (!result)
         result = vtlb_create(vcpu);
@@ -344,7 +344,10 @@ void vm_reset(struct vm *vm) {
 }
 
 void vm_send_init(struct vm *vm, unsigned index) {
-    vcpu_request(vm->cpu[index].vcpu, REQUEST_INIT);
+    struct vcpu *vcpu = vm->cpu[index].vcpu;
+    /* INIT cancels a SIPI before it. One that follows must stay, however late this vCPU gets to either. */
+    __atomic_fetch_and(&vcpu->requests, ~REQUEST_SIPI, __ATOMIC_SEQ_CST);
+    vcpu_request(vcpu, REQUEST_INIT);
 }
 
 void vm_send_sipi(struct vm *vm, unsigned index, uint8_t vector) {

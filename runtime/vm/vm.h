@@ -18,7 +18,8 @@
 struct vm_options {
     unsigned cpus;
     bool interpret_only;
-    uint64_t code_cache_size; /* bytes per vCPU */
+    uint64_t code_cache_size;  /* bytes per vCPU */
+    const struct trace *trace; /* of --trace and --dump; outlives the VM. NULL: no log */
     /* A vCPU met a triple fault: called on its thread, which then ends. */
     void (*on_shutdown)(void *context, struct vcpu *vcpu);
     void *context;
@@ -39,6 +40,9 @@ MUST_CHECK int vm_start(struct vm *vm);
 void vm_stop(struct vm *vm);
 /* Bring every vCPU back to its state after power-on, whatever it was; the threads must be stopped. */
 void vm_reset(struct vm *vm);
+/* What the process runs, from a signal handler and so async-signal-safe, before it dies of a fault in its own
+ * code. Not a VM's but the process's, as its signal handlers are. */
+void vm_set_crash_hook(void (*hook)(void));
 /* Local APIC messages; any thread. */
 void vm_send_init(struct vm *vm, unsigned index);
 void vm_send_sipi(struct vm *vm, unsigned index, uint8_t vector);

@@ -208,6 +208,9 @@ static bool draft_fits(struct generator *g, const struct draft *draft, uint16_t 
         return false;
     if (g->keeps_stack && moves_stack(draft))
         return false;
+    if (g->may_trap && (rule_is_volatile(draft->instruction.mnemonic) ||
+                        rule_is_state_image(draft->instruction.mnemonic)))
+        return false;
     uint16_t explicit_write = 0;
     for (unsigned i = 0; i < draft->instruction.operand_count_visible; i++)
         if (draft->operand[i].type == ZYDIS_OPERAND_TYPE_REGISTER &&
@@ -360,6 +363,7 @@ static void choose_registers(struct generator *g) {
         regs->rflags |= FLAG_NT;
     if (rng_permille(rng, 5))
         regs->rflags |= FLAG_TF;
+    g->may_trap = regs->rflags & FLAG_TF;
     for (unsigned i = 0; i < 6; i++)
         regs->selector[i] = g->mode == 64 ? 0 : DIFF_DS;
     regs->selector[1] = g->mode == 64 ? DIFF_CS_64 : DIFF_CS_32;
@@ -394,7 +398,7 @@ void generate_stream(const struct form_table *forms, uint64_t seed, const struct
     test->writable_code = options->self_modifying && rng_permille(&g->rng, 150);
     stream->count = 0;
     memset(&test->regs, 0, sizeof test->regs);
-    memset(test->code, 0xcc, DIFF_CODE_SIZE);
+    memset(test->code, LAYOUT_FILLER, DIFF_CODE_SIZE);
     fill_data(g);
     value_xsave(&g->rng, test->xsave);
     /* Across the page boundary, or anywhere in the first page. */

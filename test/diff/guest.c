@@ -267,6 +267,8 @@ static void load_pages(struct guest *guest, const struct diff_case *test) {
             memcpy(pages, test->data + region->offset, size);
         else if (region->writable == !!test->writable_code)
             memcpy(pages, test->code, size);
+        else
+            memset(pages, LAYOUT_FILLER, size);
         guest_mem_written(&guest->mem, gpa, size);
         gpa += size;
     }

@@ -139,6 +139,8 @@ static void child_load(const struct diff_case *test) {
             memcpy(child_alias[i], test->data + region->offset, region->pages * PAGE_SIZE);
         else if (region->writable == !!test->writable_code)
             memcpy(child_alias[i], test->code, DIFF_CODE_SIZE);
+        else
+            memset(child_alias[i], LAYOUT_FILLER, DIFF_CODE_SIZE); /* what an earlier stream left there */
     }
 }
 
@@ -198,7 +200,7 @@ static int child_map(void) {
             mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, fd, (off_t)offset);
         if (child_alias[i] == MAP_FAILED)
             return -errno;
-        memset(child_alias[i], 0xcc, size);
+        memset(child_alias[i], LAYOUT_FILLER, size);
         offset += size;
     }
     close(fd);

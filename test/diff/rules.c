@@ -43,7 +43,9 @@ static const struct exclusion exclusions[] = {
     {ZYDIS_MNEMONIC_ENCLS, hidden},       {ZYDIS_MNEMONIC_ENCLV, hidden},
     {ZYDIS_MNEMONIC_UMWAIT, waits},       {ZYDIS_MNEMONIC_TPAUSE, waits},
     {ZYDIS_MNEMONIC_UMONITOR, waits},     {ZYDIS_MNEMONIC_MWAITX, waits},
-    {ZYDIS_MNEMONIC_MONITORX, waits},
+    {ZYDIS_MNEMONIC_MONITORX, waits},     {ZYDIS_MNEMONIC_TDCALL, hidden},
+    {ZYDIS_MNEMONIC_SEAMCALL, hidden},    {ZYDIS_MNEMONIC_SEAMOPS, hidden},
+    {ZYDIS_MNEMONIC_SEAMRET, hidden},
 };
 
 const char *rule_exclusion(ZydisMnemonic mnemonic, unsigned mode) {

@@ -72,6 +72,7 @@ static void before_flags_pop(struct generator *g, const struct draft *draft) {
     for (unsigned i = 0; i < ARRAY_SIZE(rare); i++)
         if (rng_permille(&g->rng, 25))
             flags |= rare[i];
+    g->may_trap |= (flags & FLAG_TF) != 0;
     if (draft->instruction.operand_width == 16) {
         uint8_t push[] = {0x66, 0x68, (uint8_t)flags, (uint8_t)(flags >> 8)};
         gen_emit(g, push, sizeof push, NULL, false);
@@ -282,7 +283,9 @@ bool special_before(struct generator *g, struct draft *draft) {
         return before_segment_load(g, draft);
     bool must = mnemonic == ZYDIS_MNEMONIC_LAR || mnemonic == ZYDIS_MNEMONIC_LSL ||
                 rule_is_volatile(mnemonic) || strstr(ZydisMnemonicGetString(mnemonic), "save") ||
-                strstr(ZydisMnemonicGetString(mnemonic), "maskmov") || mnemonic == ZYDIS_MNEMONIC_FNSTENV;
+                strstr(ZydisMnemonicGetString(mnemonic), "maskmov") || mnemonic == ZYDIS_MNEMONIC_FNSTENV ||
+                mnemonic == ZYDIS_MNEMONIC_POPF || mnemonic == ZYDIS_MNEMONIC_POPFD ||
+                mnemonic == ZYDIS_MNEMONIC_POPFQ; /* TF: generator.h, may_trap */
     if (!must && rng_permille(&g->rng, 30))
         return true;
     if (draft->form->class == FORM_STRING)

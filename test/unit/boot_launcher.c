@@ -374,7 +374,7 @@ static void test_options(void) {
     EXPECT(vm->initrd_count == 2 && !strcmp(vm->initrd[0].path, "one") &&
            !strcmp(vm->initrd[0].arguments, "x=1"));
     EXPECT(!strcmp(vm->initrd[1].path, "two") && !vm->initrd[1].arguments);
-    EXPECT(vm->dump == (VM_DUMP_GUEST | VM_DUMP_EXITS));
+    EXPECT(vm->dump == (DUMP_GUEST | DUMP_EXITS));
     run_options_destroy(&options);
 }
 

@@ -316,14 +316,14 @@ static bool set_bit_by_name(const struct bit_name *names, size_t count, const ch
 
 int option_parse_trace(struct run_options *options, const struct option_source *source, const char *value) {
     static const struct bit_name subjects[] = {
-        {"exceptions", VM_TRACE_EXCEPTIONS},
-        {"interrupts", VM_TRACE_INTERRUPTS},
-        {"pio", VM_TRACE_PIO},
-        {"mmio", VM_TRACE_MMIO},
-        {"msr", VM_TRACE_MSR},
-        {"cr", VM_TRACE_CR},
-        {"disk", VM_TRACE_DISK},
-        {"net", VM_TRACE_NET},
+        {"exceptions", TRACE_EXCEPTIONS},
+        {"interrupts", TRACE_INTERRUPTS},
+        {"pio", TRACE_PIO},
+        {"mmio", TRACE_MMIO},
+        {"msr", TRACE_MSR},
+        {"cr", TRACE_CR},
+        {"disk", TRACE_DISK},
+        {"net", TRACE_NET},
     };
     struct value_fields fields = {run_options_keep(options, value, strlen(value))};
     char *key, *field;
@@ -346,10 +346,10 @@ int option_parse_trace(struct run_options *options, const struct option_source *
 
 int option_parse_dump(struct run_options *options, const struct option_source *source, const char *value) {
     static const struct bit_name stages[] = {
-        {"guest", VM_DUMP_GUEST},
-        {"decoded", VM_DUMP_DECODED},
-        {"emitted", VM_DUMP_EMITTED},
-        {"exits", VM_DUMP_EXITS},
+        {"guest", DUMP_GUEST},
+        {"decoded", DUMP_DECODED},
+        {"emitted", DUMP_EMITTED},
+        {"exits", DUMP_EXITS},
     };
     struct value_fields fields = {run_options_keep(options, value, strlen(value))};
     char *key, *field;

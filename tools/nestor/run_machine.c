@@ -11,6 +11,7 @@
 #include "serial.h"
 #include "signals.h"
 #include "stats_file.h"
+#include "terminal.h"
 
 struct run {
     const struct vm_config *config;
@@ -20,13 +21,14 @@ struct run {
     int stop_code; /* set before machine_stop() */
 };
 
+/* path NULL: standard error. */
 static void write_counters(struct run *run, const char *path) {
     cJSON *tree = machine_counters(run->machine);
     if (!tree) {
         diag_error("--stats: out of memory");
         return;
     }
-    if (stats_file_write(path, tree))
+    if (path ? stats_file_write(path, tree) : stats_file_tell(tree))
         diag_warn("the counters were not written");
     cJSON_Delete(tree);
 }
@@ -68,7 +70,7 @@ static void host_key(void *context, enum serial_key key) {
         end_run(run, EXIT_CODE_OK);
         break;
     case SERIAL_KEY_COUNTERS:
-        write_counters(run, "-");
+        write_counters(run, NULL);
         break;
     case SERIAL_KEY_POWER:
         press_power_button(run);
@@ -116,6 +118,7 @@ int run_machine(const struct vm_config *config) {
     const struct machine_host host = {
         .serial_write = guest_wrote, .serial_ready = guest_ready, .context = &run};
     int code = EXIT_CODE_FAILURE;
+    vm_set_crash_hook(terminal_restore);
     if (machine_create(&run.machine, config, &host))
         return code;
     if (serial_port_create(&run.serial, &config->serial))

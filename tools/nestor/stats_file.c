@@ -50,17 +50,34 @@ static int write_file(const char *path, const char *text, size_t length) {
     return result;
 }
 
-int stats_file_write(const char *path, const cJSON *tree) {
+/* The text, newline included; NULL after one line. */
+static char *text_of(const cJSON *tree, size_t *length) {
     char *json = cJSON_Print(tree);
     char *text = NULL;
-    int length = json ? asprintf(&text, "%s\n", json) : -1;
+    int count = json ? asprintf(&text, "%s\n", json) : -1;
     cJSON_free(json);
-    if (length < 0) {
+    if (count < 0) {
         diag_error("--stats: no memory for the counters");
-        return -ENOMEM;
+        return NULL;
     }
-    int result = strcmp(path, "-") ? write_file(path, text, (size_t)length)
-                                   : write_all(STDOUT_FILENO, text, (size_t)length);
+    *length = (size_t)count;
+    return text;
+}
+
+int stats_file_tell(const cJSON *tree) {
+    size_t length;
+    char *text = text_of(tree, &length);
+    int result = text ? write_all(STDERR_FILENO, text, length) : -ENOMEM;
+    free(text);
+    return result;
+}
+
+int stats_file_write(const char *path, const cJSON *tree) {
+    size_t length;
+    char *text = text_of(tree, &length);
+    if (!text)
+        return -ENOMEM;
+    int result = strcmp(path, "-") ? write_file(path, text, length) : write_all(STDOUT_FILENO, text, length);
     free(text);
     if (result)
         diag_error("--stats: '%s' cannot be written: %s; give a path in a writable directory", path,

@@ -9,5 +9,7 @@
 /* Write tree to path, replacing the file whole: a reader sees the old or the new one, never half of one. "-"
  * is standard output. 0, or -errno after one line. */
 MUST_CHECK int stats_file_write(const char *path, const cJSON *tree);
+/* The same to standard error. */
+MUST_CHECK int stats_file_tell(const cJSON *tree);
 
 #endif

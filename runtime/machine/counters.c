@@ -1,0 +1,131 @@
+#include "machine/counters.h"
+#include "dbt/dbt.h"
+#include "devices/virtio_blk.h"
+#include "devices/virtio_net.h"
+
+#include <stdio.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#define NS_PER_SECOND 1000000000ull
+
+struct counter {
+    const char *name;
+    uint64_t value;
+};
+
+uint64_t counters_now_ns(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * NS_PER_SECOND + (uint64_t)now.tv_nsec;
+}
+
+static void add(cJSON *object, const struct counter *counter, size_t count) {
+    for (size_t i = 0; i < count; i++)
+        cJSON_AddNumberToObject(object, counter[i].name, (double)counter[i].value);
+}
+
+/* Pages that the process has resident: 0 where the host does not say. */
+static uint64_t resident_bytes(int statm) {
+    char text[128];
+    unsigned long long total, resident;
+    ssize_t count = statm < 0 ? -1 : pread(statm, text, sizeof text - 1, 0);
+    if (count <= 0)
+        return 0;
+    text[count] = 0;
+    return sscanf(text, "%llu %llu", &total, &resident) == 2 ? resident * (uint64_t)sysconf(_SC_PAGESIZE) : 0;
+}
+
+static void add_memory(cJSON *tree, const struct counter_sources *sources) {
+    struct stat status;
+    uint64_t guest = fstat(sources->mem->fd, &status) ? 0 : (uint64_t)status.st_blocks * 512;
+    uint64_t resident = resident_bytes(sources->statm);
+    const struct counter counter[] = {
+        {"guest_bytes", sources->mem->size},
+        {"guest_touched_bytes", guest},
+        {"resident_bytes", resident},
+        {"overhead_bytes", resident > guest ? resident - guest : 0},
+    };
+    add(cJSON_AddObjectToObject(tree, "memory"), counter, ARRAY_SIZE(counter));
+}
+
+static void add_vcpu(cJSON *array, const struct vcpu *vcpu) {
+    const struct dbt_stats *stats = dbt_vcpu_stats(vcpu);
+    const struct counter counter[] = {
+        {"blocks", stats->blocks},
+        {"guest_instructions_translated", stats->guest_instructions},
+        {"guest_bytes_translated", stats->guest_bytes},
+        {"host_bytes_emitted", stats->host_bytes},
+        {"translate_ns", stats->translate_ns},
+        {"code_cache_bytes", stats->code_bytes},
+        {"cache_flushes", stats->flushes},
+        {"block_invalidations", stats->invalidations},
+        {"links", stats->links},
+        {"exits", stats->exits},
+        {"jump_misses", stats->jump_misses},
+        {"tlb_slow", stats->tlb_slow},
+        {"tlb_fills", stats->tlb_fills},
+        {"polls", stats->polls},
+        {"interpreted", stats->interpreted},
+        {"exceptions", stats->exceptions},
+    };
+    cJSON *object = cJSON_CreateObject();
+    add(object, counter, ARRAY_SIZE(counter));
+    cJSON_AddItemToArray(array, object);
+}
+
+static void add_disk(cJSON *array, const struct virtio_blk *disk, const char *file) {
+    struct virtio_blk_counters counters;
+    virtio_blk_count(disk, &counters);
+    const struct counter counter[] = {
+        {"reads", counters.reads},     {"read_bytes", counters.read_bytes},
+        {"writes", counters.writes},   {"written_bytes", counters.written_bytes},
+        {"flushes", counters.flushes}, {"discards", counters.discards},
+        {"errors", counters.errors},
+    };
+    cJSON *object = cJSON_CreateObject();
+    cJSON_AddStringToObject(object, "file", file);
+    cJSON_AddStringToObject(object, "engine", virtio_blk_engine(disk));
+    add(object, counter, ARRAY_SIZE(counter));
+    cJSON_AddItemToArray(array, object);
+}
+
+static void add_net(cJSON *array, const struct virtio_net *net) {
+    struct virtio_net_counters counters;
+    virtio_net_count(net, &counters);
+    const struct counter counter[] = {
+        {"sent_frames", counters.sent_frames},
+        {"sent_bytes", counters.sent_bytes},
+        {"received_frames", counters.received_frames},
+        {"received_bytes", counters.received_bytes},
+    };
+    cJSON *object = cJSON_CreateObject();
+    add(object, counter, ARRAY_SIZE(counter));
+    cJSON_AddItemToArray(array, object);
+}
+
+cJSON *counters_collect(const struct counter_sources *sources) {
+    const struct vm_config *config = sources->config;
+    cJSON *tree = cJSON_CreateObject();
+    if (!tree)
+        return NULL;
+    if (config->name)
+        cJSON_AddStringToObject(tree, "name", config->name);
+    cJSON_AddStringToObject(tree, "engine", config->engine == VM_ENGINE_INTERP ? "interp" : "dbt");
+    uint64_t up = counters_now_ns() - sources->started_ns;
+    cJSON_AddNumberToObject(tree, "uptime_seconds", (double)(up / 1000000) / 1000);
+    cJSON_AddNumberToObject(tree, "resets", (double)sources->resets);
+    add_memory(tree, sources);
+    cJSON *cpus = cJSON_AddArrayToObject(tree, "vcpus");
+    for (unsigned i = 0; i < config->cpus; i++)
+        add_vcpu(cpus, vm_vcpu(sources->vm, i));
+    cJSON *disks = cJSON_AddArrayToObject(tree, "disks");
+    for (size_t i = 0; i < config->disk_count; i++)
+        add_disk(disks, sources->disks[i], config->disk[i].file);
+    cJSON *nets = cJSON_AddArrayToObject(tree, "nets");
+    for (size_t i = 0; i < config->net_count; i++)
+        if (sources->nets[i])
+            add_net(nets, sources->nets[i]);
+    return tree;
+}
