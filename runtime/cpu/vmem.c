@@ -57,9 +57,14 @@ static void fill(struct vcpu *vcpu, struct vtlb_view *view, uint64_t linear, uin
                   (translation->size > PAGE_SIZE ? VTLB_INFO_LARGE : 0);
     entry->addend = (uint64_t)vcpu->mem->base + ram_page - page;
     entry->tag_read = page;
-    if (translation->size > PAGE_SIZE)
-        vcpu->space->large_regions |= 1ull << ((linear >> 21) * 0x9e3779b97f4a7c15ull >> 58);
+    if (translation->size > PAGE_SIZE) {
+        unsigned bit = vtlb_large_bit(linear, (unsigned)__builtin_ctzll(translation->size));
+        vcpu->space->large[linear >> 63][bit / 64] |= 1ull << bit % 64;
+    }
     if (translation->writable) {
+        uint16_t *hint = &vcpu->write_hint[ram_page >> PAGE_SHIFT];
+        if (*hint != index + 1)
+            *hint = *hint == WRITE_HINT_NONE ? (uint16_t)(index + 1) : WRITE_HINT_SEVERAL;
         /* Publish the tag, then look at the state: a page that starts to hold code does the reverse. */
         __atomic_store_n(&entry->tag_write, page, __ATOMIC_SEQ_CST);
         if (__atomic_load_n(&vcpu->mem->state[ram_page >> PAGE_SHIFT], __ATOMIC_SEQ_CST))

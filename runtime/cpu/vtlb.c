@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #include "cpu/vtlb.h"
 #include "cpu/mode.h"
+#include "mem/guest_mem.h"
 
 #include <errno.h>
 #include <sys/mman.h>
@@ -20,14 +21,26 @@ static void view_clear(struct vtlb_view *view) {
 static void space_clear(struct vcpu *vcpu, struct vtlb_space *space) {
     for (unsigned i = 0; i < VIEW_KINDS; i++)
         view_clear(&space->view[i]);
-    space->large_regions = 0;
+    for (unsigned i = 0; i < VTLB_LARGE_WORDS; i++)
+        space->large[0][i] = space->large[1][i] = 0;
     space->generation = ++vcpu->generation_counter;
+}
+
+static uint64_t hints_bytes(const struct vcpu *vcpu) {
+    return (vcpu->mem->size >> PAGE_SHIFT) * sizeof *vcpu->write_hint;
 }
 
 int vtlb_create(struct vcpu *vcpu) {
     vcpu->spaces = mmap(NULL, SPACES_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (vcpu->spaces == MAP_FAILED)
         return -ENOMEM;
+    vcpu->write_hint = mmap(NULL, hints_bytes(vcpu), PROT_READ | PROT_WRITE,
+                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (vcpu->write_hint == MAP_FAILED) {
+        munmap(vcpu->spaces, SPACES_BYTES);
+        vcpu->spaces = NULL;
+        return -ENOMEM;
+    }
     for (unsigned i = 0; i < VTLB_SPACES; i++) {
         for (unsigned kind = 0; kind < VIEW_KINDS; kind++)
             vcpu->spaces[i].view[kind].used = ~0ull;
@@ -41,6 +54,7 @@ int vtlb_create(struct vcpu *vcpu) {
 
 void vtlb_destroy(struct vcpu *vcpu) {
     munmap(vcpu->spaces, SPACES_BYTES);
+    munmap(vcpu->write_hint, hints_bytes(vcpu));
 }
 
 void vtlb_flush_all(struct vcpu *vcpu) {
@@ -77,14 +91,8 @@ static void drop_page(struct vtlb_space *space, uint64_t page) {
     }
 }
 
-static uint64_t region_bit(uint64_t linear) {
-    return 1ull << ((linear >> 21) * 0x9e3779b97f4a7c15ull >> 58);
-}
-
-/* Drop all that came from the large page around linear. Its size is not known: take 1 GiB (4 MiB without long
- * mode). */
-static void drop_large(struct vcpu *vcpu, struct vtlb_space *space, uint64_t linear) {
-    unsigned shift = vcpu->efer & EFER_LMA ? 30 : 22;
+/* Drop every entry that came from the large page of 1 << shift bytes around linear. */
+static void drop_large(struct vtlb_space *space, uint64_t linear, unsigned shift) {
     for (unsigned kind = 0; kind < VIEW_KINDS; kind++) {
         struct vtlb_view *view = &space->view[kind];
         for (unsigned i = 0; i < VTLB_ENTRIES; i++) {
@@ -96,6 +104,11 @@ static void drop_large(struct vcpu *vcpu, struct vtlb_space *space, uint64_t lin
     }
 }
 
+static bool has_large(const struct vtlb_space *space, uint64_t linear, unsigned shift) {
+    unsigned bit = vtlb_large_bit(linear, shift);
+    return space->large[linear >> 63][bit / 64] >> bit % 64 & 1;
+}
+
 static void note_page(struct vcpu *vcpu, uint64_t page) {
     if (vcpu->code_flush.pages < CODE_FLUSH_PAGES)
         vcpu->code_flush.page[vcpu->code_flush.pages++] = page;
@@ -103,16 +116,18 @@ static void note_page(struct vcpu *vcpu, uint64_t page) {
         vcpu->code_flush.global = true;
 }
 
-static void drop_in_space(struct vcpu *vcpu, struct vtlb_space *space, uint64_t linear) {
+static void drop_in_space(struct vtlb_space *space, uint64_t linear) {
     drop_page(space, linear & PAGE_MASK);
-    if (space->large_regions & region_bit(linear))
-        drop_large(vcpu, space, linear);
+    static const unsigned shifts[] = {21, 22, 30};
+    for (unsigned i = 0; i < ARRAY_SIZE(shifts); i++)
+        if (has_large(space, linear, shifts[i]))
+            drop_large(space, linear, shifts[i]);
 }
 
 void vtlb_invlpg(struct vcpu *vcpu, uint64_t linear) {
     for (unsigned i = 0; i < VTLB_SPACES; i++) /* the others for the sake of global pages */
         if (vcpu->spaces[i].live)
-            drop_in_space(vcpu, &vcpu->spaces[i], linear);
+            drop_in_space(&vcpu->spaces[i], linear);
     note_page(vcpu, linear & PAGE_MASK);
 }
 
@@ -120,7 +135,7 @@ void vtlb_invpcid_page(struct vcpu *vcpu, uint16_t pcid, uint64_t linear) {
     struct vtlb_space *space = find_space(vcpu, pcid);
     if (!space)
         return;
-    drop_in_space(vcpu, space, linear);
+    drop_in_space(space, linear);
     if (space == vcpu->space)
         note_page(vcpu, linear & PAGE_MASK);
     else
@@ -162,17 +177,34 @@ void vtlb_select_view(struct vcpu *vcpu) {
     vcpu->view = &vcpu->space->view[kind];
 }
 
+static void protect_entry(struct vtlb_entry *entry, uint64_t ram_page_offset) {
+    if ((entry->info & PAGE_MASK) == ram_page_offset)
+        __atomic_store_n(&entry->tag_write, VTLB_INVALID, __ATOMIC_RELAXED);
+}
+
+static void protect_in_view(struct vtlb_view *view, uint64_t ram_page_offset) {
+    for (uint64_t used = view->used; used; used &= used - 1) {
+        struct vtlb_entry *entry = view->entry + (unsigned)__builtin_ctzll(used) * VTLB_CHUNK;
+        for (unsigned i = 0; i < VTLB_CHUNK; i++)
+            protect_entry(&entry[i], ram_page_offset);
+    }
+}
+
 void vtlb_write_protect(struct vcpu *vcpu, uint64_t ram_page_offset) {
+    uint16_t hint = __atomic_load_n(&vcpu->write_hint[ram_page_offset >> PAGE_SHIFT], __ATOMIC_SEQ_CST);
+    if (hint == WRITE_HINT_NONE)
+        return;
     for (unsigned i = 0; i < VTLB_SPACES; i++) {
-        struct vtlb_space *space = &vcpu->spaces[i];
         for (unsigned kind = 0; kind < VIEW_KINDS; kind++) {
-            struct vtlb_view *view = &space->view[kind];
-            for (uint64_t used = view->used; used; used &= used - 1) {
-                struct vtlb_entry *entry = view->entry + (unsigned)__builtin_ctzll(used) * VTLB_CHUNK;
-                for (unsigned j = 0; j < VTLB_CHUNK; j++)
-                    if ((entry[j].info & PAGE_MASK) == ram_page_offset)
-                        __atomic_store_n(&entry[j].tag_write, VTLB_INVALID, __ATOMIC_RELAXED);
-            }
+            struct vtlb_view *view = &vcpu->spaces[i].view[kind];
+            if (hint == WRITE_HINT_SEVERAL)
+                protect_in_view(view, ram_page_offset);
+            else
+                protect_entry(&view->entry[hint - 1], ram_page_offset);
         }
     }
+}
+
+void vtlb_forget_write_hint(struct vcpu *vcpu, uint64_t ram_page_offset) {
+    vcpu->write_hint[ram_page_offset >> PAGE_SHIFT] = WRITE_HINT_NONE;
 }

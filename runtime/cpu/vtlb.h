@@ -29,6 +29,10 @@ struct vtlb_entry {
     uint64_t info;      /* RAM offset of the page | VTLB_INFO_* */
 };
 
+/* vcpu->write_hint: where a page of RAM may have write tags in this vCPU's views. */
+#define WRITE_HINT_NONE 0
+#define WRITE_HINT_SEVERAL 0xffffu
+
 struct vtlb_view {
     struct vtlb_entry entry[VTLB_ENTRIES];
     uint64_t used; /* one bit per chunk that may hold a valid entry */
@@ -42,10 +46,14 @@ enum vtlb_view_kind {
     VIEW_KINDS,
 };
 
+#define VTLB_LARGE_WORDS 16
+
 /* One address space as the TLB knows it: CR3's PCID. */
 struct vtlb_space {
     struct vtlb_view view[VIEW_KINDS];
-    uint64_t large_regions; /* hash set of 2 MiB regions filled from large pages: see vtlb_invlpg() */
+    /* Hash sets of the large pages that entries came from, for the user and the kernel half: see
+     * vtlb_invlpg(). */
+    uint64_t large[2][VTLB_LARGE_WORDS];
     uint64_t generation; /* renewed when the space is flushed: what was cached under it by virtual address is
                             void */
     uint16_t pcid;
@@ -54,6 +62,11 @@ struct vtlb_space {
 };
 
 #define VTLB_SPACES 8
+
+/* Bit of the large page of 1 << shift bytes around linear, in vtlb_space.large[]. */
+static inline unsigned vtlb_large_bit(uint64_t linear, unsigned shift) {
+    return (unsigned)(((linear >> shift) + shift) * 0x9e3779b97f4a7c15ull >> 54) % (VTLB_LARGE_WORDS * 64);
+}
 
 /* Invalidations that whoever caches code by virtual address must act on before it runs more of it. */
 #define CODE_FLUSH_PAGES 8
@@ -65,7 +78,7 @@ struct code_flush {
 
 struct vcpu;
 
-/* Allocate and free the spaces of a vCPU: 0 or -ENOMEM. */
+/* Allocate and free the spaces of a vCPU, whose mem is set: 0 or -ENOMEM. */
 MUST_CHECK int vtlb_create(struct vcpu *vcpu);
 void vtlb_destroy(struct vcpu *vcpu);
 
@@ -83,5 +96,8 @@ void vtlb_select_view(struct vcpu *vcpu);
 /* A page of RAM starts to hold code or to be logged: take away its write tags in this vCPU's views. Any
  * thread. */
 void vtlb_write_protect(struct vcpu *vcpu, uint64_t ram_page_offset);
+/* The vCPU's own thread, when the write tags of a page are known to be gone and it cannot gain one: it holds
+ * code. */
+void vtlb_forget_write_hint(struct vcpu *vcpu, uint64_t ram_page_offset);
 
 #endif

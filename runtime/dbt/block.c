@@ -30,6 +30,7 @@ void block_hold_page(struct vcpu *vcpu, uint64_t ram_page) {
         return;
     __atomic_fetch_or(state, PAGE_HOLDS_CODE, __ATOMIC_SEQ_CST);
     vtlb_write_protect(vcpu, ram_page);
+    vtlb_forget_write_hint(vcpu, ram_page);
     if (vcpu->env->hold_code)
         vcpu->env->hold_code(vcpu->env->context, vcpu, ram_page);
 }

@@ -49,6 +49,15 @@ static const char *const kind_names[] = {
 static const char *const site_names[] = {
     [SITE_LINK] = "link",           [SITE_JUMP_MISS] = "jump-miss", [SITE_HELPER] = "helper",
     [SITE_INTERPRET] = "interpret", [SITE_DEAD] = "dead",           [SITE_MEMORY] = "memory",
+    [SITE_UNGROUPED] = "ungrouped",
+};
+
+static const char *const helper_names[] = {
+    [HELPER_NONE] = "none",         [HELPER_SYSCALL] = "syscall", [HELPER_SYSRET] = "sysret",
+    [HELPER_IRET] = "iret",         [HELPER_PUSHF] = "pushf",     [HELPER_POPF] = "popf",
+    [HELPER_RDMSR] = "rdmsr",       [HELPER_WRMSR] = "wrmsr",     [HELPER_READ_CR] = "read-cr",
+    [HELPER_WRITE_CR] = "write-cr", [HELPER_CPUID] = "cpuid",     [HELPER_STRING] = "string",
+    [HELPER_INVLPG] = "invlpg",     [HELPER_XSTATE] = "xstate",
 };
 
 static const char *const gpr_names[16] = {"rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi",
@@ -64,6 +73,10 @@ static const char *kind_name(unsigned kind) {
 
 static const char *site_name(unsigned kind) {
     return name_at(site_names, ARRAY_SIZE(site_names), kind);
+}
+
+static const char *helper_name(unsigned helper) {
+    return name_at(helper_names, ARRAY_SIZE(helper_names), helper);
 }
 
 static void add_bytes(struct trace_text *text, const uint8_t *bytes, size_t count) {
@@ -136,7 +149,7 @@ static void add_decoded(struct trace_text *text, const struct unit *unit) {
         trace_text_add(text, "  decoded %3u  %-13s %s", item->guest, kind_name(item->kind),
                        ZydisMnemonicGetString(insn->z.mnemonic));
         if (item->kind == KIND_HELPER || item->kind == KIND_HELPER_END)
-            trace_text_add(text, " helper %u", item->helper);
+            trace_text_add(text, " (%s)", helper_name(item->helper));
         add_registers(text, "reads", insn->gprs_read);
         add_registers(text, "writes", insn->gprs_written);
         add_flags(text, "tests", insn->flags_read & FLAGS_SHOWN);
@@ -163,14 +176,14 @@ static void add_code(struct trace_text *text, const struct unit *unit) {
                                entry->flags_saved ? ", flags in memory" : "");
         }
         if (!ZYAN_SUCCESS(ZydisDecoderDecodeFull(&decoder, code + at, block->host_size - at, &z, op))) {
-            trace_text_add(text, "  emitted +%4u  ", at);
+            trace_text_add(text, "  emitted +%-4u  ", at);
             add_bytes(text, code + at, 1);
             trace_text_add(text, "(no instruction)\n");
             at++;
             continue;
         }
         format_insn(&z, op, (uint64_t)dbt->rx + block->host + at, line, sizeof line);
-        trace_text_add(text, "  emitted +%4u  ", at);
+        trace_text_add(text, "  emitted +%-4u  ", at);
         add_bytes(text, code + at, z.length);
         trace_text_add(text, "%s\n", line);
         at += z.length;
@@ -180,8 +193,9 @@ static void add_code(struct trace_text *text, const struct unit *unit) {
 static void add_site(struct trace_text *text, const struct dbt_vcpu *dbt, uint32_t index) {
     const struct site *site = &dbt->site[index];
     const struct block *block = &dbt->block[site->block];
-    trace_text_add(text, "  site %u %s guest %u host +%d", index, site_name(site->kind), site->guest,
-                   (int)(site->host - block->host));
+    trace_text_add(text, "  site %u %s guest %u", index, site_name(site->kind), site->guest);
+    if (site->host)
+        trace_text_add(text, " host +%u", site->host - block->host);
     switch ((enum site_kind)site->kind) {
     case SITE_LINK:
         trace_text_add(text, " to %#" PRIx64, block->rip + (uint64_t)(int64_t)site->target);
@@ -191,7 +205,7 @@ static void add_site(struct trace_text *text, const struct dbt_vcpu *dbt, uint32
                        site->size, gpr_names[site->reg & 15], site->group ? ", shared check" : "");
         break;
     case SITE_HELPER:
-        trace_text_add(text, " helper %u", site->access);
+        trace_text_add(text, " (%s)", helper_name(site->access));
         break;
     default:
         break;

@@ -168,26 +168,15 @@ int arpl_execute(struct vcpu *vcpu, struct decoded *d) {
     if (!(vcpu->mode & MODE_PROTECTED))
         return fault_ud(vcpu);
     uint64_t rpl = gpr_get(vcpu, &d->op[1]) & 3, selector;
-    struct rmw rmw = {0};
-    bool in_memory = d->op[0].kind == OPERAND_MEMORY;
-    if (in_memory) {
-        int result = rmw_begin(vcpu, d->segment, address_compute(vcpu, d), 2, &rmw);
-        if (result)
-            return result;
-        selector = rmw.value;
-    } else {
-        selector = (uint16_t)vcpu->gpr[d->op[0].gpr];
-    }
+    /* The operand is read first and written only if it changes: it need not be writable. */
+    int result = operand_read(vcpu, d, 0, &selector);
+    if (result)
+        return result;
     bool lower = (selector & 3) < rpl;
     if (lower) {
-        selector = (selector & ~3ull) | rpl;
-        if (in_memory) {
-            int result = rmw_finish(vcpu, &rmw, 2, selector);
-            if (result)
-                return result;
-        } else {
-            gpr_put(vcpu, d->op[0].gpr, 2, selector);
-        }
+        result = operand_write(vcpu, d, 0, (selector & ~3ull) | rpl);
+        if (result)
+            return result;
     }
     flags_set(vcpu, lower ? FLAG_ZF : 0, FLAG_ZF);
     return CPU_OK;

@@ -10,6 +10,7 @@ struct vsib {
     unsigned data_size, index_size; /* bytes of one element */
     unsigned data_register, index_register, mask_register;
     unsigned length; /* bytes that the data register's elements fill, rounded to a vector length */
+    unsigned mask_length; /* bytes of the mask register that count as mask elements (VEX) */
     bool scatter;
     bool evex;
 };
@@ -90,6 +91,7 @@ static bool parse(const struct decoded *d, struct vsib *vsib) {
     vsib->data_register = register_number(data);
     vsib->index_register = register_number(index);
     vsib->length = register_bytes(data);
+    vsib->mask_length = insn->z.avx.vector_length / 8u;
     if (vsib->evex) {
         vsib->mask_register = insn->z.avx.mask.reg - ZYDIS_REGISTER_K0;
         /* A gather's target may not be its index; no mask at all has no encoding. */
@@ -113,22 +115,22 @@ static int access_element(struct vcpu *vcpu, struct decoded *d, const struct vsi
                          : vmem_read(vcpu, linear, element, vsib->data_size, AS_CURRENT);
 }
 
-/* Store what has been done so far: at a fault and at the end. */
+/* Store what has been done so far: at the end, or at a fault after `done` elements were loaded. With the first
+ * of them the target's part above the vector length is gone. */
 static void commit(struct vcpu *vcpu, const struct vsib *vsib, const uint8_t *data, const uint8_t *mask_bytes,
-                   uint64_t mask, bool complete) {
-    if (!vsib->scatter) {
-        /* The part of the target above the elements is cleared, but only when all of them are done. */
-        unsigned bytes = vsib->elements * vsib->data_size;
+                   uint64_t mask, bool complete, unsigned done) {
+    if (!vsib->scatter && (complete || done)) {
         uint8_t value[VECTOR_BYTES];
         memcpy(value, data, VECTOR_BYTES);
         if (complete)
-            memset(value + bytes, 0, VECTOR_BYTES - bytes);
-        xstate_write_vector(vcpu, vsib->data_register, value, complete ? vsib->length : VECTOR_BYTES);
+            memset(value + vsib->elements * vsib->data_size, 0,
+                   VECTOR_BYTES - vsib->elements * vsib->data_size);
+        xstate_write_vector(vcpu, vsib->data_register, value, vsib->length);
     }
     if (vsib->evex)
         xstate_write_mask(vcpu, vsib->mask_register, mask);
     else
-        xstate_write_vector(vcpu, vsib->mask_register, mask_bytes, complete ? 16 : VECTOR_BYTES);
+        xstate_write_vector(vcpu, vsib->mask_register, mask_bytes, complete ? 16 : vsib->mask_length);
 }
 
 int gather_execute(struct vcpu *vcpu, struct decoded *d) {
@@ -149,15 +151,14 @@ int gather_execute(struct vcpu *vcpu, struct decoded *d) {
         mask = xstate_read_mask(vcpu, vsib.mask_register);
     } else {
         xstate_read_vector(vcpu, vsib.mask_register, mask_bytes);
-        /* The first step makes each mask element all ones or zeros, and those beyond the last one zeros. */
-        for (unsigned i = 0; i < vsib.elements; i++) {
+        /* The first step makes each mask element all ones or zeros, even those that have no index. */
+        for (unsigned i = 0; i < vsib.mask_length / vsib.data_size; i++) {
             uint64_t set = mask_bytes[(i + 1) * vsib.data_size - 1] >> 7;
-            mask |= set << i;
+            mask |= i < vsib.elements ? set << i : 0;
             memset(mask_bytes + i * vsib.data_size, set ? 0xff : 0, vsib.data_size);
         }
-        unsigned used = vsib.elements * vsib.data_size;
-        memset(mask_bytes + used, 0, VECTOR_BYTES - used);
     }
+    unsigned done = 0;
     for (unsigned i = 0; i < vsib.elements; i++) {
         if (mask >> i & 1) {
             int64_t index = 0;
@@ -171,14 +172,15 @@ int gather_execute(struct vcpu *vcpu, struct decoded *d) {
             uint64_t offset = (base + (uint64_t)index * memory->mem.scale) & d->address_mask;
             result = access_element(vcpu, d, &vsib, offset, data + i * vsib.data_size);
             if (result) {
-                commit(vcpu, &vsib, data, mask_bytes, mask, false);
+                commit(vcpu, &vsib, data, mask_bytes, mask, false, done);
                 return result;
             }
+            done++;
         }
         mask &= ~(1ull << i);
         memset(mask_bytes + i * vsib.data_size, 0, vsib.data_size);
     }
     memset(mask_bytes, 0, sizeof mask_bytes);
-    commit(vcpu, &vsib, data, mask_bytes, 0, true);
+    commit(vcpu, &vsib, data, mask_bytes, 0, true, done);
     return CPU_OK;
 }

@@ -154,11 +154,11 @@ static void plan_avx512(const struct vcpu *vcpu, const struct decoded *d, struct
         plan->mask |= (relevant >> i & 1) << i % plan->count;
 }
 
-/* Linear address of one element. Only a lone one is checked for #AC: what is accessed is the vector. */
+/* Linear address of one element. What is checked for #AC is the operand, if it is as small as a scalar. */
 static int element_linear(struct vcpu *vcpu, struct decoded *d, const struct element_plan *plan,
                           unsigned index, uint64_t offset, enum vmem_access access, uint64_t *linear) {
     uint64_t address = (offset + index * plan->size) & d->address_mask;
-    if (plan->count == 1)
+    if (plan->count == 1 && d->memory_size <= 8)
         return memory_linear(vcpu, d->segment, address, plan->size, access, linear);
     return memory_linear_aligned(vcpu, d->segment, address, plan->size, 1, access, linear);
 }
@@ -243,6 +243,16 @@ int masked_execute(struct vcpu *vcpu, struct decoded *d) {
     return result;
 }
 
+/* All of the operand of MASKMOVQ and its kin must be writable, whatever the mask (SDM vol. 2, MASKMOVDQU, leaves
+ * it open), the upper half first, as the processor does it. */
+static int maskmov_check(struct vcpu *vcpu, struct decoded *d, uint64_t offset, unsigned size) {
+    uint64_t linear;
+    int result = memory_linear_aligned(vcpu, d->segment, offset, size, 1, VMEM_WRITE, &linear);
+    for (unsigned half = size; half && !result; half -= 8)
+        result = vmem_probe(vcpu, linear + half - 8, 8, VMEM_WRITE, AS_CURRENT);
+    return result;
+}
+
 /* MASKMOVQ, MASKMOVDQU, VMASKMOVDQU: bytes of the first operand whose mask byte has its top bit set go to
  * [DS:rDI]. */
 int maskmov_execute(struct vcpu *vcpu, struct decoded *d) {
@@ -277,7 +287,7 @@ int maskmov_execute(struct vcpu *vcpu, struct decoded *d) {
     for (unsigned i = 0; i < plan.count; i++)
         plan.mask |= (uint64_t)(mask[i] >> 7) << i;
     uint64_t offset = vcpu->gpr[GPR_RDI] & d->address_mask;
-    result = check_elements(vcpu, d, &plan, offset, VMEM_WRITE);
+    result = maskmov_check(vcpu, d, offset, plan.count);
     if (!result)
         result = copy_elements(vcpu, d, &plan, offset, data, true);
     if (!result && mmx)
