@@ -147,11 +147,25 @@ static bool channel_reap(struct uring_channel *channel) {
     return kicked;
 }
 
+/* A ring obeys no system call filter, so it is bound to the operations of a disk before it starts. */
+static bool channel_restrict(struct uring_channel *channel) {
+    static const uint8_t operations[] = {IORING_OP_READ, IORING_OP_READV, IORING_OP_WRITEV, IORING_OP_FSYNC,
+                                         IORING_OP_FALLOCATE};
+    struct io_uring_restriction rules[ARRAY_SIZE(operations)] = {0};
+    for (unsigned i = 0; i < ARRAY_SIZE(operations); i++) {
+        rules[i].opcode = IORING_RESTRICTION_SQE_OP;
+        rules[i].sqe_op = operations[i];
+    }
+    return !io_uring_register((unsigned)channel->ring.ring_fd, IORING_REGISTER_RESTRICTIONS, rules,
+                              ARRAY_SIZE(rules));
+}
+
 static void *channel_run(void *argument) {
     struct uring_channel *channel = argument;
     const struct disk_engine *engine = &channel->engine->base;
     /* liburing 2.3 declares io_uring_enable_rings() but does not export it. */
-    if (io_uring_register((unsigned)channel->ring.ring_fd, IORING_REGISTER_ENABLE_RINGS, NULL, 0))
+    if (!channel_restrict(channel) ||
+        io_uring_register((unsigned)channel->ring.ring_fd, IORING_REGISTER_ENABLE_RINGS, NULL, 0))
         channel->failed = true;
     else
         channel_arm(channel);

@@ -98,9 +98,8 @@ bool segment_contains(const struct segment *segment, uint64_t offset, unsigned s
         return false;
     bool expands_down =
         (segment->attributes & (SEG_S | TYPE_CODE | TYPE_EXPAND_DOWN)) == (SEG_S | TYPE_EXPAND_DOWN);
-    /* An access that wraps around in a segment of 4 GiB raises nothing (SDM vol. 3, 5.3, leaves it open). */
     if (LIKELY(!expands_down))
-        return last <= segment->limit || segment->limit == UINT32_MAX;
+        return last <= segment->limit;
     return offset > segment->limit && last <= (segment->attributes & SEG_DB ? 0xffffffffull : 0xffffull);
 }
 

@@ -157,7 +157,7 @@ static int call_gate_inner(struct vcpu *vcpu, struct call_gate *gate, uint64_t n
     put_word(frame, 0, size, next);
     put_word(frame, 1, size, vcpu->segment[SEG_CS].selector);
     if (parameters)
-        result = stack_fetch(vcpu, &old, 0, frame + 2 * size, parameters * size);
+        result = stack_fetch(vcpu, &old, 0, frame + 2 * size, parameters * size, size);
     put_word(frame, 2 + parameters, size, vcpu->gpr[GPR_RSP]);
     put_word(frame, 3 + parameters, size, vcpu->segment[SEG_SS].selector);
     if (!result)
@@ -264,7 +264,7 @@ int cpu_far_call(struct vcpu *vcpu, uint16_t selector, uint64_t offset, unsigned
 static int fetch_words(struct vcpu *vcpu, const struct stack *stack, unsigned operand_size, unsigned skip,
                        uint64_t word[2]) {
     uint8_t bytes[16];
-    int result = stack_fetch(vcpu, stack, skip, bytes, 2 * operand_size);
+    int result = stack_fetch(vcpu, stack, skip, bytes, 2 * operand_size, operand_size);
     if (result)
         return result;
     for (unsigned i = 0; i < 2; i++) {

@@ -1,5 +1,6 @@
 /* Frames on guest stacks. Every piece is checked before the first byte is stored. */
 #include "cpu/stack.h"
+#include "cpu/mode.h"
 
 struct stack stack_current(const struct vcpu *vcpu) {
     bool flat64 = cpu_is_code64(vcpu);
@@ -54,11 +55,20 @@ static int push_fault(struct vcpu *vcpu, const struct stack *stack, unsigned siz
     return CPU_FAULT;
 }
 
+/* #AC of frames on the stack in use (SDM vol. 3, 6.15, interrupt 17). */
+static int check_alignment(struct vcpu *vcpu, const struct stack *stack, uint64_t linear, unsigned word) {
+    return UNLIKELY(vcpu->mode & MODE_AC) && stack->as == AS_CURRENT && linear & (word - 1)
+               ? cpu_fault(vcpu, VECTOR_AC, 0)
+               : CPU_OK;
+}
+
 int stack_store(struct vcpu *vcpu, const struct stack *stack, const void *buffer, unsigned size,
                 unsigned word) {
     struct stack_piece piece[2];
     unsigned count;
     int result = stack_pieces(vcpu, stack, stack->sp - size, size, piece, &count);
+    if (!result)
+        result = check_alignment(vcpu, stack, piece[0].linear, word);
     if (result)
         return result;
     if (count == 2)
@@ -71,10 +81,13 @@ int stack_store(struct vcpu *vcpu, const struct stack *stack, const void *buffer
     return UNLIKELY(result) ? push_fault(vcpu, stack, size, word) : CPU_OK;
 }
 
-int stack_fetch(struct vcpu *vcpu, const struct stack *stack, unsigned skip, void *buffer, unsigned size) {
+int stack_fetch(struct vcpu *vcpu, const struct stack *stack, unsigned skip, void *buffer, unsigned size,
+                unsigned word) {
     struct stack_piece piece[2];
     unsigned count;
     int result = stack_pieces(vcpu, stack, stack->sp + skip, size, piece, &count);
+    if (!result)
+        result = check_alignment(vcpu, stack, piece[0].linear, word);
     if (!result)
         result = vmem_read(vcpu, piece[0].linear, buffer, piece[0].size, stack->as);
     if (!result && count == 2)

@@ -21,11 +21,12 @@ static inline uint64_t stack_mask(const struct segment *ss) {
     return ss->attributes & SEG_DB ? 0xffffffffull : 0xffffull;
 }
 /* Store size bytes (at most 256) just below sp / read size bytes at sp + skip. sp itself is not changed. A
- * frame is pushed in words of the given size from the top down: that decides which of its faults is seen. */
+ * frame is pushed in words of the given size from the top down: that decides which of its faults is seen, and
+ * what alignment is checked (#AC). */
 MUST_CHECK int stack_store(struct vcpu *vcpu, const struct stack *stack, const void *buffer, unsigned size,
                            unsigned word);
 MUST_CHECK int stack_fetch(struct vcpu *vcpu, const struct stack *stack, unsigned skip, void *buffer,
-                           unsigned size);
+                           unsigned size, unsigned word);
 /* RSP after sp moved to value, the bits outside the stack's width kept. */
 static inline uint64_t stack_pointer(const struct stack *stack, uint64_t old_rsp, uint64_t value) {
     return stack->mask == 0xffff       ? (old_rsp & ~0xffffull) | (value & 0xffff)

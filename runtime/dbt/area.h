@@ -14,6 +14,13 @@
 #define JUMP_CACHE_BITS 12
 #define JUMP_CACHE_SIZE (1u << JUMP_CACHE_BITS)
 
+/* The entry for a key: the top bits of the product of its low half. */
+#define JUMP_CACHE_MULTIPLIER 0x9e3779b1u
+
+static inline unsigned jump_cache_index(uint64_t key) {
+    return (uint32_t)key * JUMP_CACHE_MULTIPLIER >> (32 - JUMP_CACHE_BITS);
+}
+
 /* A hit when key == (rip ^ dbt_hot.jump_key). */
 struct jump_cache_entry {
     uint64_t key;

@@ -1,9 +1,11 @@
 /* Leaving a block: direct links, and the jump cache for everything whose target may lie elsewhere next time.
  *
  * A direct exit is a jmp rel32 (or a Jcc's rel32 when nothing was spilled) that leads to cold code until
- * block_link() patches it. The jump cache, with the guest's target in t0 and the flags saved: mov t1, t0; xor
- * t1, gs:[jump_key];  mov t2d, t1d;  shl t2d, 4;  and t2d, (SIZE - 1) << 4 cmp t1, gs:[t2 + jump.key];  jne
- * cold mov t2, gs:[t2 + jump.host];  mov gs:[target], t2;  (flags, spilled registers);  jmp gs:[target]
+ * block_link() patches it.
+ *
+ * The jump cache is asked with the guest's target in t0 and the flags saved: t1 = target ^ gs:[jump_key] is
+ * the key, its low half times JUMP_CACHE_MULTIPLIER the index (in t2). On a hit the host's target goes
+ * through gs:[target], because by the jump every register holds a guest value again.
  */
 #include "dbt/unit.h"
 
@@ -22,11 +24,14 @@ static uint8_t *emit_jump_lookup(struct unit *unit) {
     struct code_buffer *c = &unit->code;
     asm_mov(c, unit->t1, unit->t0);
     asm_alu_gs(c, ASM_XOR, unit->t1, AREA_HOT(jump_key));
-    asm_mov32(c, unit->t2, unit->t1);
+    asm_rex(c, false, unit->t2, 0, unit->t1);
+    code_u8(c, 0x69); /* imul t2d, t1d, JUMP_CACHE_MULTIPLIER */
+    code_u8(c, (uint8_t)(0xc0 | (unit->t2 & 7) << 3 | (unit->t1 & 7)));
+    code_u32(c, JUMP_CACHE_MULTIPLIER);
     asm_rex(c, false, 0, 0, unit->t2);
-    code_u8(c, 0xc1); /* shl t2d, 4 */
-    code_u8(c, (uint8_t)(0xe0 | (unit->t2 & 7)));
-    code_u8(c, 4);
+    code_u8(c, 0xc1); /* shr t2d, 32 - bits - 4 */
+    code_u8(c, (uint8_t)(0xe8 | (unit->t2 & 7)));
+    code_u8(c, 32 - JUMP_CACHE_BITS - 4);
     asm_and32_imm(c, unit->t2, (JUMP_CACHE_SIZE - 1) << 4);
     code_u8(c, 0x65);
     asm_mem(c, true, ASM_CMP, unit->t1, unit->t2, -1, 0, JUMP_KEY);

@@ -91,21 +91,21 @@ void jump_insert(struct vcpu *vcpu, uint64_t rip, uint32_t index, bool global) {
         bloom_set(dbt, rip);
     }
     uint64_t key = rip ^ dbt->area->hot.jump_key;
-    dbt->area->jump[key & (JUMP_CACHE_SIZE - 1)] =
+    dbt->area->jump[jump_cache_index(key)] =
         (struct jump_cache_entry){.key = key, .host = (uint64_t)dbt->rx + dbt->block[index].host};
 }
 
 uint64_t jump_find(const struct vcpu *vcpu, uint64_t rip) {
     const struct dbt_area *area = vcpu->dbt->area;
     uint64_t key = rip ^ area->hot.jump_key;
-    const struct jump_cache_entry *entry = &area->jump[key & (JUMP_CACHE_SIZE - 1)];
+    const struct jump_cache_entry *entry = &area->jump[jump_cache_index(key)];
     return entry->key == key ? entry->host : 0;
 }
 
 void jump_forget(struct vcpu *vcpu, uint64_t rip) {
     struct dbt_area *area = vcpu->dbt->area;
     uint64_t key = rip ^ area->hot.jump_key;
-    struct jump_cache_entry *entry = &area->jump[key & (JUMP_CACHE_SIZE - 1)];
+    struct jump_cache_entry *entry = &area->jump[jump_cache_index(key)];
     if (entry->key == key)
         entry->key = 0;
 }

@@ -10,7 +10,7 @@ struct vsib {
     unsigned data_size, index_size; /* bytes of one element */
     unsigned data_register, index_register, mask_register;
     unsigned length; /* bytes that the data register's elements fill, rounded to a vector length */
-    unsigned mask_length; /* bytes of the mask register that count as mask elements (VEX) */
+    unsigned vector_length; /* of the instruction, in bytes */
     bool scatter;
     bool evex;
 };
@@ -91,7 +91,7 @@ static bool parse(const struct decoded *d, struct vsib *vsib) {
     vsib->data_register = register_number(data);
     vsib->index_register = register_number(index);
     vsib->length = register_bytes(data);
-    vsib->mask_length = insn->z.avx.vector_length / 8u;
+    vsib->vector_length = insn->z.avx.vector_length / 8u;
     if (vsib->evex) {
         vsib->mask_register = insn->z.avx.mask.reg - ZYDIS_REGISTER_K0;
         /* A gather's target may not be its index; no mask at all has no encoding. */
@@ -108,7 +108,7 @@ static int access_element(struct vcpu *vcpu, struct decoded *d, const struct vsi
     enum vmem_access access = vsib->scatter ? VMEM_WRITE : VMEM_READ;
     uint64_t linear;
     /* Elements are never checked for alignment. */
-    int result = memory_linear_aligned(vcpu, d->segment, offset, vsib->data_size, 1, access, &linear);
+    int result = memory_linear_wrapping(vcpu, d->segment, offset, vsib->data_size, 1, access, &linear);
     if (result)
         return result;
     return vsib->scatter ? vmem_write(vcpu, linear, element, vsib->data_size, AS_CURRENT)
@@ -125,12 +125,13 @@ static void commit(struct vcpu *vcpu, const struct vsib *vsib, const uint8_t *da
         if (complete)
             memset(value + vsib->elements * vsib->data_size, 0,
                    VECTOR_BYTES - vsib->elements * vsib->data_size);
-        xstate_write_vector(vcpu, vsib->data_register, value, vsib->length);
+        xstate_write_vector(vcpu, vsib->data_register, value,
+                            complete ? vsib->length : vsib->vector_length);
     }
     if (vsib->evex)
         xstate_write_mask(vcpu, vsib->mask_register, mask);
     else
-        xstate_write_vector(vcpu, vsib->mask_register, mask_bytes, complete ? 16 : vsib->mask_length);
+        xstate_write_vector(vcpu, vsib->mask_register, mask_bytes, complete ? 16 : vsib->vector_length);
 }
 
 int gather_execute(struct vcpu *vcpu, struct decoded *d) {
@@ -152,7 +153,7 @@ int gather_execute(struct vcpu *vcpu, struct decoded *d) {
     } else {
         xstate_read_vector(vcpu, vsib.mask_register, mask_bytes);
         /* The first step makes each mask element all ones or zeros, even those that have no index. */
-        for (unsigned i = 0; i < vsib.mask_length / vsib.data_size; i++) {
+        for (unsigned i = 0; i < vsib.vector_length / vsib.data_size; i++) {
             uint64_t set = mask_bytes[(i + 1) * vsib.data_size - 1] >> 7;
             mask |= i < vsib.elements ? set << i : 0;
             memset(mask_bytes + i * vsib.data_size, set ? 0xff : 0, vsib.data_size);

@@ -117,6 +117,9 @@ MUST_CHECK int native_check_guard(struct vcpu *vcpu, const struct decoded *d);
 /* Run d's thunk with its memory operand at host memory (NULL: none); guest_offset: what FDP should say. */
 MUST_CHECK int native_run(struct vcpu *vcpu, struct decoded *d, void *memory, uint64_t guest_offset);
 
+/* The pending x87 exception that an instruction of the x87 unit or MMX takes first, if there is one. */
+MUST_CHECK int native_check_x87_error(struct vcpu *vcpu);
+
 /* The fault that a vector instruction shows whose memory operand at linear has just faulted: CPU_FAULT. */
 int native_memory_fault(struct vcpu *vcpu, struct decoded *d, uint64_t linear);
 

@@ -38,6 +38,13 @@ int memory_linear(struct vcpu *vcpu, unsigned segment, uint64_t offset, unsigned
     return memory_linear_aligned(vcpu, segment, offset, size, alignment, access, linear);
 }
 
+int memory_linear_wrapping(struct vcpu *vcpu, unsigned segment, uint64_t offset, unsigned size,
+                           unsigned alignment, enum vmem_access access, uint64_t *linear) {
+    bool wraps = !cpu_is_code64(vcpu) && offset + size - 1 > UINT32_MAX &&
+                 vcpu->segment[segment].limit == UINT32_MAX;
+    return memory_linear_aligned(vcpu, segment, offset, wraps ? 1 : size, alignment, access, linear);
+}
+
 int rmw_begin(struct vcpu *vcpu, unsigned segment, uint64_t offset, unsigned size, struct rmw *rmw) {
     int result = memory_linear(vcpu, segment, offset, size, VMEM_WRITE, &rmw->linear);
     if (UNLIKELY(result))

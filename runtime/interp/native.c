@@ -190,6 +190,50 @@ static bool x87_exception_pending(const struct vcpu *vcpu) {
     return vcpu->xsave[512] & 1 && vcpu->xsave[2] & 0x80;
 }
 
+/* An x87 store to memory that faults. One that raises an unmasked exception before it stores (stack underflow,
+ * invalid operation, overflow) does not get as far as the fault: the instruction is done, without a store. */
+static int x87_store_fault(struct vcpu *vcpu, struct decoded *d, uint64_t offset) {
+    struct exception exception = vcpu->exception;
+    uint8_t image[NATIVE_IMAGE_MAX], *bounce = vcpu->interp->frame->bounce;
+    if (vcpu->xsave_size > NATIVE_IMAGE_MAX)
+        return CPU_FAULT;
+    memcpy(image, vcpu->xsave, vcpu->xsave_size);
+    bool stores = false;
+    for (unsigned pass = 0; pass < 2; pass++) {
+        uint8_t fill = pass ? 0xff : 0;
+        memcpy(vcpu->xsave, image, vcpu->xsave_size);
+        memset(bounce, fill, d->memory_size);
+        stores |= native_run(vcpu, d, bounce, offset) != CPU_OK;
+        for (unsigned i = 0; i < d->memory_size; i++)
+            stores |= bounce[i] != fill;
+    }
+    if (!stores)
+        return CPU_OK;
+    memcpy(vcpu->xsave, image, vcpu->xsave_size);
+    vcpu->exception = exception;
+    return CPU_FAULT;
+}
+
+/* The environment and state images of the x87 unit are accessed from the bottom up: of one that ends beyond the
+ * canonical addresses, a page fault of its beginning comes first. */
+static int x87_image_fault(struct vcpu *vcpu, struct decoded *d, uint64_t offset, enum vmem_access access) {
+    struct exception exception = vcpu->exception;
+    uint64_t linear;
+    if (!memory_linear_aligned(vcpu, d->segment, offset, 1, 1, access, &linear) &&
+        vmem_probe(vcpu, linear, 1, access, AS_CURRENT))
+        return CPU_FAULT;
+    vcpu->exception = exception;
+    return CPU_FAULT;
+}
+
+int native_check_x87_error(struct vcpu *vcpu) {
+    return x87_exception_pending(vcpu) ? x87_error(vcpu) : CPU_OK;
+}
+
+static bool is_x87_store(const struct decoded *d) {
+    return d->guard == GUARD_X87 && d->memory_access == 2 && !is_x87_image(d);
+}
+
 int native_execute(struct vcpu *vcpu, struct decoded *d) {
     int result = native_check_guard(vcpu, d);
     if (result)
@@ -197,8 +241,11 @@ int native_execute(struct vcpu *vcpu, struct decoded *d) {
     if (d->insn.memory < 0)
         return native_run(vcpu, d, NULL, 0);
 
-    if (waits_for_x87(d) && x87_exception_pending(vcpu))
-        return x87_error(vcpu);
+    if (waits_for_x87(d)) {
+        result = native_check_x87_error(vcpu);
+        if (result)
+            return result;
+    }
 
     unsigned size = d->memory_size;
     bool writes = d->memory_access & 2;
@@ -211,8 +258,10 @@ int native_execute(struct vcpu *vcpu, struct decoded *d) {
                                        &linear);
     else
         result = memory_linear(vcpu, d->segment, offset, size, access, &linear);
+    if (result && is_x87_image(d) && vcpu->exception.vector != VECTOR_AC)
+        return x87_image_fault(vcpu, d, offset, access);
     if (result)
-        return native_memory_fault(vcpu, d, offset);
+        return is_x87_store(d) ? x87_store_fault(vcpu, d, offset) : native_memory_fault(vcpu, d, offset);
     unsigned alignment = required_alignment(d);
     if (linear & (alignment - 1))
         return fault_gp(vcpu);
@@ -226,7 +275,8 @@ int native_execute(struct vcpu *vcpu, struct decoded *d) {
     if (writes) {
         result = vmem_probe(vcpu, linear, size, VMEM_WRITE, AS_CURRENT);
         if (result)
-            return native_memory_fault(vcpu, d, linear);
+            return is_x87_store(d) ? x87_store_fault(vcpu, d, offset)
+                                   : native_memory_fault(vcpu, d, linear);
     }
     /* A narrow store may leave part of the bounce buffer alone (FXSAVE's reserved bytes, failed CMPXCHG), an
      * x87 one all of it (an unmasked stack fault or invalid operation stores nothing). */

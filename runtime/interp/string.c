@@ -128,6 +128,27 @@ static uint64_t fast_run(struct vcpu *vcpu, struct decoded *d, enum string_opera
     return run;
 }
 
+static bool wraps(const struct vcpu *vcpu, uint64_t offset, unsigned size) {
+    return UNLIKELY(offset + size - 1 > UINT32_MAX) && !cpu_is_code64(vcpu);
+}
+
+static int string_read(struct vcpu *vcpu, unsigned segment, uint64_t offset, unsigned size, uint64_t *value) {
+    if (LIKELY(!wraps(vcpu, offset, size)))
+        return memory_read(vcpu, segment, offset, size, value);
+    uint64_t linear;
+    *value = 0;
+    int result = memory_linear_wrapping(vcpu, segment, offset, size, size, VMEM_READ, &linear);
+    return result ? result : vmem_read(vcpu, linear, value, size, AS_CURRENT);
+}
+
+static int string_write(struct vcpu *vcpu, unsigned segment, uint64_t offset, unsigned size, uint64_t value) {
+    if (LIKELY(!wraps(vcpu, offset, size)))
+        return memory_write(vcpu, segment, offset, size, value);
+    uint64_t linear;
+    int result = memory_linear_wrapping(vcpu, segment, offset, size, size, VMEM_WRITE, &linear);
+    return result ? result : vmem_write(vcpu, linear, &value, size, AS_CURRENT);
+}
+
 static int one_iteration(struct vcpu *vcpu, struct decoded *d, enum string_operation operation,
                          unsigned source, unsigned size) {
     uint64_t to = vcpu->gpr[GPR_RDI] & d->address_mask, from = vcpu->gpr[GPR_RSI] & d->address_mask;
@@ -135,28 +156,28 @@ static int one_iteration(struct vcpu *vcpu, struct decoded *d, enum string_opera
     int result = CPU_OK;
     switch (operation) {
     case STRING_MOVS:
-        result = memory_read(vcpu, source, from, size, &a);
+        result = string_read(vcpu, source, from, size, &a);
         if (!result)
-            result = memory_write(vcpu, SEG_ES, to, size, a);
+            result = string_write(vcpu, SEG_ES, to, size, a);
         break;
     case STRING_STOS:
-        result = memory_write(vcpu, SEG_ES, to, size, vcpu->gpr[GPR_RAX]);
+        result = string_write(vcpu, SEG_ES, to, size, vcpu->gpr[GPR_RAX]);
         break;
     case STRING_LODS:
-        result = memory_read(vcpu, source, from, size, &a);
+        result = string_read(vcpu, source, from, size, &a);
         if (!result)
             gpr_put(vcpu, GPR_RAX, size, a);
         break;
     case STRING_CMPS:
         /* In the order of the processor: it shows when both fault. */
-        result = memory_read(vcpu, SEG_ES, to, size, &b);
+        result = string_read(vcpu, SEG_ES, to, size, &b);
         if (!result)
-            result = memory_read(vcpu, source, from, size, &a);
+            result = string_read(vcpu, source, from, size, &a);
         if (!result)
             flags_sub(vcpu, a, b, 0, size);
         break;
     case STRING_SCAS:
-        result = memory_read(vcpu, SEG_ES, to, size, &b);
+        result = string_read(vcpu, SEG_ES, to, size, &b);
         if (!result)
             flags_sub(vcpu, vcpu->gpr[GPR_RAX] & size_mask(size), b, 0, size);
         break;

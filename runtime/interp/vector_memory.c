@@ -244,10 +244,10 @@ int masked_execute(struct vcpu *vcpu, struct decoded *d) {
 }
 
 /* All of the operand of MASKMOVQ and its kin must be writable, whatever the mask (SDM vol. 2, MASKMOVDQU, leaves
- * it open), the upper half first, as the processor does it. */
+ * it open), the upper half first, and aligned to its halves (#AC), as the processor has it. */
 static int maskmov_check(struct vcpu *vcpu, struct decoded *d, uint64_t offset, unsigned size) {
     uint64_t linear;
-    int result = memory_linear_aligned(vcpu, d->segment, offset, size, 1, VMEM_WRITE, &linear);
+    int result = memory_linear_aligned(vcpu, d->segment, offset, size, 8, VMEM_WRITE, &linear);
     for (unsigned half = size; half && !result; half -= 8)
         result = vmem_probe(vcpu, linear + half - 8, 8, VMEM_WRITE, AS_CURRENT);
     return result;
@@ -260,6 +260,11 @@ int maskmov_execute(struct vcpu *vcpu, struct decoded *d) {
     if (result)
         return result;
     bool mmx = d->insn.z.mnemonic == ZYDIS_MNEMONIC_MASKMOVQ;
+    if (mmx) {
+        result = native_check_x87_error(vcpu);
+        if (result)
+            return result;
+    }
     ZydisRegister data_register = ZYDIS_REGISTER_NONE, mask_register = ZYDIS_REGISTER_NONE;
     for (unsigned i = 0; i < d->insn.z.operand_count; i++) {
         if (d->insn.op[i].type != ZYDIS_OPERAND_TYPE_REGISTER)

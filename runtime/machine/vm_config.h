@@ -86,6 +86,7 @@ struct vm_config {
     uint64_t code_cache; /* bytes; 0: the engine's default */
     bool prealloc;
     bool no_reboot;
+    bool sandbox;           /* confine the process before the guest runs */
     uint32_t debug_exit;    /* I/O port, or VM_NO_PORT */
     const char *stats;      /* a path, "-" for standard output, NULL: none */
     uint32_t trace;         /* TRACE_* */

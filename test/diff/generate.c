@@ -279,6 +279,19 @@ static bool place_memory(struct generator *g, struct draft *draft) {
     return true;
 }
 
+/* Whether parts of a state image may wrap around in a segment of 4 GiB is an implementation's own (SDM vol. 3,
+ * 5.3). */
+static bool image_wraps(const struct generator *g, const struct draft *draft) {
+    if (g->mode != 32 || draft->memory < 0 || !rule_is_state_image(draft->instruction.mnemonic))
+        return false;
+    uint64_t base = 0;
+    if (draft->operand[draft->memory].mem.segment == ZYDIS_REGISTER_FS)
+        base = g->test->regs.fs_base;
+    else if (draft->operand[draft->memory].mem.segment == ZYDIS_REGISTER_GS)
+        base = g->test->regs.gs_base;
+    return (uint32_t)(draft->wish.target - base) > UINT32_MAX - DIFF_XSAVE_SIZE;
+}
+
 bool generate_form(struct generator *g, struct form *form) {
     struct draft draft;
     uint16_t written = 0;
@@ -298,7 +311,8 @@ bool generate_form(struct generator *g, struct form *form) {
     }
     struct rule_flags flags = rule_flags(&draft.instruction, draft.operand);
     g->refused = false;
-    if (!special_before(g, &draft) || (draft.memory >= 0 && !place_memory(g, &draft)) || g->refused)
+    if (!special_before(g, &draft) || (draft.memory >= 0 && !place_memory(g, &draft)) || g->refused ||
+        image_wraps(g, &draft))
         return false;
     if (flags.read & g->undefined) {
         /* The helper changes nothing that the instruction's address depends on, but RIP. */

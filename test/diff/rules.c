@@ -97,6 +97,15 @@ bool rule_is_state_image(ZydisMnemonic mnemonic) {
     }
 }
 
+bool rule_is_masked(const ZydisDecodedInstruction *instruction) {
+    return instruction->encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX &&
+           instruction->avx.mask.reg != ZYDIS_REGISTER_NONE && instruction->avx.mask.reg != ZYDIS_REGISTER_K0;
+}
+
+bool rule_is_converting_store(ZydisMnemonic mnemonic) {
+    return mnemonic == ZYDIS_MNEMONIC_VCVTPS2PH;
+}
+
 bool rule_is_repeated_comparison(const ZydisDecodedInstruction *instruction) {
     return instruction->attributes & (ZYDIS_ATTRIB_HAS_REPE | ZYDIS_ATTRIB_HAS_REPNE);
 }

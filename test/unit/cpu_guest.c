@@ -92,13 +92,13 @@ void guest_create(struct guest *guest, bool long_mode) {
     char error[128];
     struct vcpu *vcpu = &guest->vcpu;
     memset(guest, 0, sizeof *guest);
+    vcpu->mem = &guest->mem;
     if (guest_mem_create(&guest->mem, GUEST_RAM, false) ||
         cpu_model_create(&guest->model, "host", 2, error, sizeof error) || vtlb_create(vcpu)) {
         perror("cpu test: cannot make a guest");
         exit(1);
     }
     vcpu->self = vcpu;
-    vcpu->mem = &guest->mem;
     vcpu->model = &guest->model;
     vcpu->model_1g_pages = guest->model.has_1g_pages;
     static _Thread_local struct vcpu_env env;

@@ -285,6 +285,10 @@ int option_parse_no_reboot(struct run_options *options, const struct option_sour
     return parse_switch(source, value, &options->vm.no_reboot);
 }
 
+int option_parse_sandbox(struct run_options *options, const struct option_source *source, const char *value) {
+    return parse_switch(source, value, &options->vm.sandbox);
+}
+
 int option_parse_debug_exit(struct run_options *options, const struct option_source *source,
                             const char *value) {
     uint64_t port;

@@ -13,6 +13,13 @@
 static int parse_config(struct run_options *options, const struct option_source *source, const char *value);
 static int parse_help(struct run_options *options, const struct option_source *source, const char *value);
 
+/* The sanitizers' runtime makes calls of its own. */
+#ifdef __SANITIZE_ADDRESS__
+#define SANDBOX_DEFAULT false
+#else
+#define SANDBOX_DEFAULT true
+#endif
+
 const struct option run_option_table[] = {
     {.name = "name",
      .argument = "NAME",
@@ -103,6 +110,11 @@ const struct option run_option_table[] = {
      .help = "log stages of the translation: guest, decoded, emitted, exits, all",
      .choices = "guest,decoded,emitted,exits,all",
      .parse = option_parse_dump},
+    {.name = "sandbox",
+     .argument = "on|off",
+     .help = "confine this process before the guest runs (default: on)",
+     .choices = "on,off",
+     .parse = option_parse_sandbox},
     {.name = "config",
      .argument = "FILE",
      .help = "read options from a JSON file first; its keys are the names of options",
@@ -259,6 +271,7 @@ int run_options_parse(struct run_options *options, int argc, char **argv) {
                                            .serial = {.kind = VM_SERIAL_STDIO},
                                            .engine = VM_ENGINE_AUTO,
                                            .cpu = "host",
+                                           .sandbox = SANDBOX_DEFAULT,
                                            .debug_exit = VM_NO_PORT}};
     /* Two passes: configurations, wherever they stand, come before what overrides them. */
     for (int pass = 0; pass < 2; pass++) {

@@ -4,10 +4,12 @@
 
 #include <errno.h>
 #include <stdio.h>
+#include <string.h>
 
 #include "base/diag.h"
 #include "machine/machine.h"
 #include "options.h"
+#include "sandbox.h"
 #include "serial.h"
 #include "signals.h"
 #include "stats_file.h"
@@ -110,6 +112,13 @@ static int exit_code_of(const struct run *run, const struct machine_outcome *out
     return EXIT_CODE_FAILURE;
 }
 
+static void lock_process(const struct vm_config *config) {
+    struct sandbox_needs needs = {.writes_files = config->stats && strcmp(config->stats, "-")};
+    for (size_t i = 0; i < config->net_count; i++)
+        needs.network |= config->net[i].kind == VM_NET_USER;
+    sandbox_lock(&needs);
+}
+
 int run_machine(const struct vm_config *config) {
     static const struct serial_client client = {.receive = host_sent, .key = host_key};
     static const struct signal_actions actions = {
@@ -119,6 +128,8 @@ int run_machine(const struct vm_config *config) {
         .serial_write = guest_wrote, .serial_ready = guest_ready, .context = &run};
     int code = EXIT_CODE_FAILURE;
     vm_set_crash_hook(terminal_restore);
+    if (config->sandbox)
+        sandbox_shed_privileges();
     if (machine_create(&run.machine, config, &host))
         return code;
     if (serial_port_create(&run.serial, &config->serial))
@@ -128,6 +139,8 @@ int run_machine(const struct vm_config *config) {
     if (signal_watch_start(&run.watch, &actions, &run))
         goto destroy_serial;
 
+    if (config->sandbox)
+        lock_process(config);
     struct machine_outcome outcome;
     machine_run(run.machine, &outcome);
     code = exit_code_of(&run, &outcome);

@@ -1,0 +1,193 @@
+/* Capabilities are a thread's, not a process's: most go before there is a second thread, the rest on the main
+ * thread, whose children the vCPU threads are. The filter is put on all threads at once (TSYNC). What is not
+ * on its list fails with ENOSYS, as on a kernel that is too old for it, which libraries have an answer to.
+ */
+#define _GNU_SOURCE
+#include "sandbox.h"
+
+#include <asm/prctl.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/capability.h>
+#include <linux/fs.h>
+#include <sched.h>
+#include <seccomp.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "base/diag.h"
+
+/* For disks that belong to somebody else, and for --net's hostfwd of low ports. */
+#define CAPABILITIES_TO_OPEN (1u << CAP_DAC_OVERRIDE | 1u << CAP_DAC_READ_SEARCH | 1u << CAP_NET_BIND_SERVICE)
+
+static void keep_capabilities(uint32_t keep) {
+    struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
+    struct __user_cap_data_struct data[2];
+    if (syscall(SYS_capget, &header, data))
+        return;
+    data[0].effective &= keep;
+    data[0].permitted &= keep;
+    data[0].inheritable = 0;
+    data[1] = (struct __user_cap_data_struct){0};
+    (void)syscall(SYS_capset, &header, data);
+}
+
+void sandbox_shed_privileges(void) {
+    prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+    prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
+    keep_capabilities(CAPABILITIES_TO_OPEN);
+}
+
+/* Calls that are allowed whatever their arguments. */
+static const int calls_always[] = {
+    /* time, scheduling, synchronisation */
+    SCMP_SYS(futex),
+    SCMP_SYS(clock_gettime),
+    SCMP_SYS(clock_getres),
+    SCMP_SYS(gettimeofday),
+    SCMP_SYS(nanosleep),
+    SCMP_SYS(clock_nanosleep),
+    SCMP_SYS(sched_yield),
+    SCMP_SYS(sched_getaffinity),
+    SCMP_SYS(getpid),
+    SCMP_SYS(gettid),
+    SCMP_SYS(restart_syscall),
+    SCMP_SYS(timerfd_settime),
+    /* memory; mmap and mprotect have rules of their own */
+    SCMP_SYS(munmap),
+    SCMP_SYS(mremap),
+    SCMP_SYS(madvise),
+    SCMP_SYS(brk),
+    /* descriptors that are open already */
+    SCMP_SYS(read),
+    SCMP_SYS(write),
+    SCMP_SYS(readv),
+    SCMP_SYS(writev),
+    SCMP_SYS(pread64),
+    SCMP_SYS(pwrite64),
+    SCMP_SYS(preadv),
+    SCMP_SYS(pwritev),
+    SCMP_SYS(preadv2),
+    SCMP_SYS(pwritev2),
+    SCMP_SYS(lseek),
+    SCMP_SYS(fallocate),
+    SCMP_SYS(fdatasync),
+    SCMP_SYS(fsync),
+    SCMP_SYS(close),
+    SCMP_SYS(fstat),
+    SCMP_SYS(fcntl),
+    SCMP_SYS(poll),
+    SCMP_SYS(ppoll),
+    SCMP_SYS(epoll_wait),
+    SCMP_SYS(epoll_pwait),
+    SCMP_SYS(epoll_ctl),
+    SCMP_SYS(io_uring_enter),
+
+    SCMP_SYS(accept4),
+    /* signals */
+    SCMP_SYS(rt_sigreturn),
+    SCMP_SYS(rt_sigaction),
+    SCMP_SYS(rt_sigprocmask),
+    SCMP_SYS(rt_sigtimedwait),
+    SCMP_SYS(sigaltstack),
+    /* threads: vCPUs are started anew after a reset; clone has a rule of its own */
+    SCMP_SYS(set_robust_list),
+    SCMP_SYS(rseq),
+    SCMP_SYS(exit),
+    SCMP_SYS(exit_group),
+    SCMP_SYS(wait4),
+    SCMP_SYS(getrandom),
+};
+
+static const int calls_of_network[] = {
+    SCMP_SYS(socket),     SCMP_SYS(connect),    SCMP_SYS(bind),        SCMP_SYS(listen),
+    SCMP_SYS(accept),     SCMP_SYS(shutdown),   SCMP_SYS(sendto),      SCMP_SYS(recvfrom),
+    SCMP_SYS(sendmsg),    SCMP_SYS(recvmsg),    SCMP_SYS(getsockname), SCMP_SYS(getpeername),
+    SCMP_SYS(getsockopt), SCMP_SYS(setsockopt), SCMP_SYS(newfstatat),
+};
+
+static const int calls_of_files[] = {
+    SCMP_SYS(rename),
+    SCMP_SYS(unlink),
+    SCMP_SYS(newfstatat),
+};
+
+static const unsigned long ioctls[] = {TCGETS,  TCSETS,   TCSETSW,    TIOCGWINSZ,
+                                       FIONBIO, FIONREAD, BLKDISCARD, BLKZEROOUT};
+
+static int allow_all(scmp_filter_ctx filter, const int *calls, size_t count) {
+    int result = 0;
+    for (size_t i = 0; i < count && !result; i++)
+        result = seccomp_rule_add(filter, SCMP_ACT_ALLOW, calls[i], 0);
+    return result;
+}
+
+/* Calls that depend on their arguments. */
+static int allow_some(scmp_filter_ctx filter, const struct sandbox_needs *needs) {
+    int result = 0;
+    for (size_t i = 0; i < ARRAY_SIZE(ioctls) && !result; i++)
+        result =
+            seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(ioctl), 1, SCMP_A1(SCMP_CMP_EQ, ioctls[i]));
+    /* The code cache is mapped by now: nothing becomes executable any more. */
+    if (!result)
+        result = seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(mmap), 1,
+                                  SCMP_A2(SCMP_CMP_MASKED_EQ, PROT_EXEC, 0));
+    if (!result)
+        result = seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(mprotect), 1,
+                                  SCMP_A2(SCMP_CMP_MASKED_EQ, PROT_EXEC, 0));
+    /* Threads, not processes. clone3 keeps its flags where a filter cannot look; without it the C library
+     * uses clone. */
+    if (!result)
+        result =
+            seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(clone), 1,
+                             SCMP_A0(SCMP_CMP_MASKED_EQ, CLONE_THREAD | CLONE_VM, CLONE_THREAD | CLONE_VM));
+    if (!result)
+        result =
+            seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(prctl), 1, SCMP_A0(SCMP_CMP_EQ, PR_SET_NAME));
+    if (!result)
+        result = seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(arch_prctl), 1,
+                                  SCMP_A0(SCMP_CMP_EQ, ARCH_SET_GS));
+    /* Kicks and abort(): signals to this process alone. */
+    if (!result)
+        result = seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(tgkill), 1,
+                                  SCMP_A0(SCMP_CMP_EQ, (scmp_datum_t)getpid()));
+    const unsigned writing = O_WRONLY | O_RDWR | O_CREAT | O_TRUNC | O_APPEND | O_TMPFILE;
+    if (!result && needs->writes_files)
+        result = seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(openat), 0);
+    else if (!result && needs->network)
+        result = seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(openat), 1,
+                                  SCMP_A2(SCMP_CMP_MASKED_EQ, writing, 0));
+    return result;
+}
+
+static int build(scmp_filter_ctx filter, const struct sandbox_needs *needs) {
+    int result = seccomp_attr_set(filter, SCMP_FLTATR_CTL_TSYNC, 1);
+    /* A tree instead of a chain: hot calls cost the same wherever they stand in the list. */
+    if (!result)
+        (void)seccomp_attr_set(filter, SCMP_FLTATR_CTL_OPTIMIZE, 2);
+    if (!result)
+        result = allow_all(filter, calls_always, ARRAY_SIZE(calls_always));
+    if (!result && needs->network)
+        result = allow_all(filter, calls_of_network, ARRAY_SIZE(calls_of_network));
+    if (!result && needs->writes_files)
+        result = allow_all(filter, calls_of_files, ARRAY_SIZE(calls_of_files));
+    return result ? result : allow_some(filter, needs);
+}
+
+void sandbox_lock(const struct sandbox_needs *needs) {
+    keep_capabilities(0);
+    scmp_filter_ctx filter = seccomp_init(SCMP_ACT_ERRNO(ENOSYS));
+    int result = filter ? build(filter, needs) : -ENOMEM;
+    if (!result)
+        result = seccomp_load(filter);
+    if (filter)
+        seccomp_release(filter);
+    if (result)
+        diag_warn("the process is not confined: no system call filter on this host (%s); --sandbox off "
+                  "accepts that",
+                  strerror(-result));
+}
