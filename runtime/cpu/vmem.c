@@ -64,7 +64,8 @@ static void fill(struct vcpu *vcpu, struct vtlb_view *view, uint64_t linear, uin
     if (translation->writable) {
         uint16_t *hint = &vcpu->write_hint[ram_page >> PAGE_SHIFT];
         if (*hint != index + 1)
-            *hint = *hint == WRITE_HINT_NONE ? (uint16_t)(index + 1) : WRITE_HINT_SEVERAL;
+            __atomic_store_n(hint, *hint == WRITE_HINT_NONE ? index + 1 : WRITE_HINT_SEVERAL,
+                             __ATOMIC_SEQ_CST);
         /* Publish the tag, then look at the state: a page that starts to hold code does the reverse. */
         __atomic_store_n(&entry->tag_write, page, __ATOMIC_SEQ_CST);
         if (__atomic_load_n(&vcpu->mem->state[ram_page >> PAGE_SHIFT], __ATOMIC_SEQ_CST))

@@ -24,11 +24,16 @@ uint32_t block_find(struct dbt_vcpu *dbt, uint64_t ram_offset, uint64_t rip, uin
     return NO_INDEX;
 }
 
+static uint32_t holder_bit(const struct vcpu *vcpu) {
+    return 1u << vcpu->index % 32;
+}
+
 void block_hold_page(struct vcpu *vcpu, uint64_t ram_page) {
-    uint8_t *state = &vcpu->mem->state[ram_page >> PAGE_SHIFT];
-    if (__atomic_load_n(state, __ATOMIC_RELAXED) & PAGE_HOLDS_CODE)
+    uint32_t *holders = &vcpu->mem->code_holders[ram_page >> PAGE_SHIFT];
+    if (__atomic_load_n(holders, __ATOMIC_RELAXED) & holder_bit(vcpu))
         return;
-    __atomic_fetch_or(state, PAGE_HOLDS_CODE, __ATOMIC_SEQ_CST);
+    __atomic_fetch_or(holders, holder_bit(vcpu), __ATOMIC_SEQ_CST);
+    __atomic_fetch_or(&vcpu->mem->state[ram_page >> PAGE_SHIFT], PAGE_HOLDS_CODE, __ATOMIC_SEQ_CST);
     vtlb_write_protect(vcpu, ram_page);
     vtlb_forget_write_hint(vcpu, ram_page);
     if (vcpu->env->hold_code)
@@ -169,6 +174,13 @@ struct block *block_at(struct dbt_vcpu *dbt, uint64_t host_pc, struct pc_entry *
     return block;
 }
 
+static bool holds_code(struct dbt_vcpu *dbt, uint64_t page) {
+    for (uint32_t at = *page_list(dbt, page); at != NO_INDEX; at = dbt->block[at >> 1].page_next[at & 1])
+        if ((at & 1 ? dbt->block[at >> 1].ram_page2 : dbt->block[at >> 1].ram_offset & PAGE_MASK) == page)
+            return true;
+    return false;
+}
+
 void dbt_code_written(struct vcpu *vcpu, uint64_t ram_offset, uint64_t length) {
     struct dbt_vcpu *dbt = vcpu->dbt;
     uint64_t page = ram_offset & PAGE_MASK, end = ram_offset + length;
@@ -198,15 +210,8 @@ void dbt_code_written(struct vcpu *vcpu, uint64_t ram_offset, uint64_t length) {
                 next = *page_list(dbt, page);
         }
     }
-}
-
-bool dbt_holds_code(struct vcpu *vcpu, uint64_t ram_offset) {
-    struct dbt_vcpu *dbt = vcpu->dbt;
-    uint64_t page = ram_offset & PAGE_MASK;
-    for (uint32_t at = *page_list(dbt, page); at != NO_INDEX; at = dbt->block[at >> 1].page_next[at & 1])
-        if ((at & 1 ? dbt->block[at >> 1].ram_page2 : dbt->block[at >> 1].ram_offset & PAGE_MASK) == page)
-            return true;
-    return false;
+    if (!holds_code(dbt, page))
+        __atomic_fetch_and(&vcpu->mem->code_holders[page >> PAGE_SHIFT], ~holder_bit(vcpu), __ATOMIC_SEQ_CST);
 }
 
 void dbt_drop_all(struct vcpu *vcpu) {

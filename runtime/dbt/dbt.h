@@ -52,8 +52,6 @@ void dbt_kick_from_handler(struct vcpu *vcpu);
 /* Drop what was translated from guest RAM [ram_offset, ram_offset + length), within one page. On the vCPU's
  * thread, outside translated code. */
 void dbt_code_written(struct vcpu *vcpu, uint64_t ram_offset, uint64_t length);
-/* Is any translation of the page left? */
-bool dbt_holds_code(struct vcpu *vcpu, uint64_t ram_offset);
 void dbt_drop_all(struct vcpu *vcpu);
 
 const struct dbt_stats *dbt_vcpu_stats(const struct vcpu *vcpu);

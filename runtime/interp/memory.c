@@ -34,8 +34,7 @@ int memory_linear_aligned(struct vcpu *vcpu, unsigned segment, uint64_t offset, 
 
 int memory_linear(struct vcpu *vcpu, unsigned segment, uint64_t offset, unsigned size,
                   enum vmem_access access, uint64_t *linear) {
-    unsigned alignment = size == 2 || size == 4 || size == 8 ? size : size == 10 ? 8 : size == 6 ? 4 : 1;
-    return memory_linear_aligned(vcpu, segment, offset, size, alignment, access, linear);
+    return memory_linear_aligned(vcpu, segment, offset, size, memory_alignment(size), access, linear);
 }
 
 int memory_linear_wrapping(struct vcpu *vcpu, unsigned segment, uint64_t offset, unsigned size,

@@ -16,6 +16,11 @@ static inline uint64_t address_compute(const struct vcpu *vcpu, const struct dec
     return address & d->address_mask;
 }
 
+/* What an operand is aligned to for #AC by its size alone (SDM vol. 3, table 6-7). */
+static inline unsigned memory_alignment(unsigned size) {
+    return size == 2 || size == 4 || size == 8 ? size : size == 10 ? 8 : size == 6 ? 4 : 1;
+}
+
 /* Linear address of [segment:offset, +size) with every check but paging: limits, canonicality, alignment
  * (#AC), and the data breakpoints noted. */
 MUST_CHECK int memory_linear(struct vcpu *vcpu, unsigned segment, uint64_t offset, unsigned size,

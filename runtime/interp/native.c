@@ -97,10 +97,13 @@ int native_memory_fault(struct vcpu *vcpu, struct decoded *d, uint64_t linear) {
     memcpy(gpr, vcpu->gpr, sizeof gpr);
     memset(vcpu->interp->frame->bounce, 0, THUNK_BOUNCE_SIZE);
     int result = native_run(vcpu, d, vcpu->interp->frame->bounce + (linear & 63), 0);
-    memcpy(vcpu->xsave, image, vcpu->xsave_size);
+    /* A conversion's own exception comes before the store: what it had in MXCSR stays. */
+    bool is_numeric = result && vcpu->exception.vector == VECTOR_XM && d->memory_access == 2;
+    if (!is_numeric)
+        memcpy(vcpu->xsave, image, vcpu->xsave_size);
     memcpy(vcpu->gpr, gpr, sizeof gpr);
     vcpu->rflags = rflags;
-    if (!result || (vcpu->exception.vector != VECTOR_UD && vcpu->exception.vector != VECTOR_GP))
+    if (!result || (vcpu->exception.vector != VECTOR_UD && vcpu->exception.vector != VECTOR_GP && !is_numeric))
         vcpu->exception = exception;
     return CPU_FAULT;
 }
@@ -137,6 +140,31 @@ static unsigned required_alignment(const struct decoded *d) {
     }
 }
 
+/* FNSTENV, FNSAVE and their loads, whose images are fields of 2 or 4 bytes. */
+static bool is_x87_image(const struct decoded *d) {
+    switch (d->insn.z.mnemonic) {
+    case ZYDIS_MNEMONIC_FNSAVE:
+    case ZYDIS_MNEMONIC_FNSTENV:
+    case ZYDIS_MNEMONIC_FRSTOR:
+    case ZYDIS_MNEMONIC_FLDENV:
+        return true;
+    default:
+        return false;
+    }
+}
+
+/* What the operand is aligned to for #AC. */
+static unsigned checked_alignment(const struct decoded *d) {
+    switch (d->insn.z.meta.exception_class) {
+    case ZYDIS_EXCEPTION_CLASS_AVX11: /* conversions of half precision: unchecked */
+    case ZYDIS_EXCEPTION_CLASS_E11:
+    case ZYDIS_EXCEPTION_CLASS_E11NF:
+        return 1;
+    default:
+        return is_x87_image(d) ? (d->operand_size == 2 ? 2 : 4) : memory_alignment(d->memory_size);
+    }
+}
+
 /* LOCKed instructions and XCHG work on guest RAM itself, so that they are atomic to other vCPUs. */
 static int execute_locked(struct vcpu *vcpu, struct decoded *d, uint64_t offset, uint64_t linear,
                           bool *done) {
@@ -170,18 +198,6 @@ static bool waits_for_x87(const struct decoded *d) {
         return false;
     default:
         return true;
-    }
-}
-
-static bool is_x87_image(const struct decoded *d) {
-    switch (d->insn.z.mnemonic) {
-    case ZYDIS_MNEMONIC_FNSAVE:
-    case ZYDIS_MNEMONIC_FNSTENV:
-    case ZYDIS_MNEMONIC_FRSTOR:
-    case ZYDIS_MNEMONIC_FLDENV:
-        return true;
-    default:
-        return false;
     }
 }
 
@@ -253,11 +269,7 @@ int native_execute(struct vcpu *vcpu, struct decoded *d) {
     if (UNLIKELY(!size || size > THUNK_BOUNCE_SIZE - 64))
         return fault_ud(vcpu);
     enum vmem_access access = writes ? VMEM_WRITE : VMEM_READ;
-    if (is_x87_image(d)) /* #AC by its fields */
-        result = memory_linear_aligned(vcpu, d->segment, offset, size, d->operand_size == 2 ? 2 : 4, access,
-                                       &linear);
-    else
-        result = memory_linear(vcpu, d->segment, offset, size, access, &linear);
+    result = memory_linear_aligned(vcpu, d->segment, offset, size, checked_alignment(d), access, &linear);
     if (result && is_x87_image(d) && vcpu->exception.vector != VECTOR_AC)
         return x87_image_fault(vcpu, d, offset, access);
     if (result)

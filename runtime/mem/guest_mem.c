@@ -27,7 +27,15 @@ int guest_mem_create(struct guest_mem *mem, uint64_t size, bool prealloc) {
         result = -errno;
         goto unmap_base;
     }
+    mem->code_holders = mmap(NULL, (size >> PAGE_SHIFT) * sizeof *mem->code_holders, PROT_READ | PROT_WRITE,
+                             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (mem->code_holders == MAP_FAILED) {
+        result = -errno;
+        goto unmap_state;
+    }
     return 0;
+unmap_state:
+    munmap(mem->state, size >> PAGE_SHIFT);
 unmap_base:
     munmap(mem->base, size);
 close_fd:
@@ -36,6 +44,7 @@ close_fd:
 }
 
 void guest_mem_destroy(struct guest_mem *mem) {
+    munmap(mem->code_holders, (mem->size >> PAGE_SHIFT) * sizeof *mem->code_holders);
     munmap(mem->state, mem->size >> PAGE_SHIFT);
     munmap(mem->base, mem->size);
     close(mem->fd);
@@ -53,7 +62,8 @@ void guest_mem_written(struct guest_mem *mem, uint64_t gpa, uint64_t length) {
     uint64_t offset = guest_mem_offset(mem, gpa);
     if (offset == GUEST_NO_RAM || !length || !mem->on_code_written)
         return;
-    /* The stores before the states: who makes a page hold code sets its state first and then reads its bytes. */
+    /* The stores before the states: who makes a page hold code sets its state first and then reads its bytes.
+     */
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
     uint64_t end = offset + length < mem->size ? offset + length : mem->size;
     while (offset < end) {

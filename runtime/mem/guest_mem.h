@@ -29,6 +29,9 @@ struct guest_mem {
     uint64_t low_size; /* bytes of it below the hole */
     int fd;            /* the memfd */
     uint8_t *state;    /* page states, size >> PAGE_SHIFT of them */
+    /* Which vCPUs hold translations of a page: bit n for vCPU n (set and cleared by that vCPU alone,
+     * atomically). A bit implies PAGE_HOLDS_CODE. */
+    uint32_t *code_holders;
     /* Called after (a part of) a page in state PAGE_HOLDS_CODE was written by anyone but the engine itself.
      * May be NULL. Set once, before any vCPU or device runs. */
     void (*on_code_written)(void *context, uint64_t ram_offset, uint64_t length);

@@ -47,16 +47,12 @@ static const int calls_always[] = {
     /* time, scheduling, synchronisation */
     SCMP_SYS(futex),
     SCMP_SYS(clock_gettime),
-    SCMP_SYS(clock_getres),
     SCMP_SYS(gettimeofday),
-    SCMP_SYS(nanosleep),
-    SCMP_SYS(clock_nanosleep),
     SCMP_SYS(sched_yield),
     SCMP_SYS(sched_getaffinity),
     SCMP_SYS(getpid),
     SCMP_SYS(gettid),
     SCMP_SYS(restart_syscall),
-    SCMP_SYS(timerfd_settime),
     /* memory; mmap and mprotect have rules of their own */
     SCMP_SYS(munmap),
     SCMP_SYS(mremap),
@@ -79,14 +75,9 @@ static const int calls_always[] = {
     SCMP_SYS(fsync),
     SCMP_SYS(close),
     SCMP_SYS(fstat),
-    SCMP_SYS(fcntl),
     SCMP_SYS(poll),
     SCMP_SYS(ppoll),
-    SCMP_SYS(epoll_wait),
-    SCMP_SYS(epoll_pwait),
-    SCMP_SYS(epoll_ctl),
     SCMP_SYS(io_uring_enter),
-
     SCMP_SYS(accept4),
     /* signals */
     SCMP_SYS(rt_sigreturn),
@@ -111,13 +102,53 @@ static const int calls_of_network[] = {
 };
 
 static const int calls_of_files[] = {
+    SCMP_SYS(openat),
     SCMP_SYS(rename),
     SCMP_SYS(unlink),
     SCMP_SYS(newfstatat),
 };
 
-static const unsigned long ioctls[] = {TCGETS,  TCSETS,   TCSETSW,    TIOCGWINSZ,
-                                       FIONBIO, FIONREAD, BLKDISCARD, BLKZEROOUT};
+/* Calls that are allowed when (argument & mask) == value. */
+struct condition {
+    int call;
+    unsigned argument;
+    uint64_t mask, value;
+};
+#define EXACTLY UINT64_MAX
+#define OPENS_TO_WRITE (O_WRONLY | O_RDWR | O_CREAT | O_TRUNC | O_APPEND | O_TMPFILE)
+
+static const struct condition conditions_always[] = {
+    {SCMP_SYS(ioctl), 1, EXACTLY, TCGETS},
+    {SCMP_SYS(ioctl), 1, EXACTLY, TCSETS},
+    {SCMP_SYS(ioctl), 1, EXACTLY, TCSETSW},
+    {SCMP_SYS(ioctl), 1, EXACTLY, TIOCGWINSZ},
+    {SCMP_SYS(ioctl), 1, EXACTLY, FIONBIO},
+    {SCMP_SYS(ioctl), 1, EXACTLY, FIONREAD},
+    {SCMP_SYS(ioctl), 1, EXACTLY, BLKDISCARD},
+    {SCMP_SYS(ioctl), 1, EXACTLY, BLKZEROOUT},
+    /* Not F_SETOWN: it has signals sent to other processes. */
+    {SCMP_SYS(fcntl), 1, EXACTLY, F_GETFL},
+    {SCMP_SYS(fcntl), 1, EXACTLY, F_SETFL},
+    {SCMP_SYS(fcntl), 1, EXACTLY, F_GETFD},
+    {SCMP_SYS(fcntl), 1, EXACTLY, F_SETFD},
+    /* The code cache is mapped by now: nothing becomes executable any more. */
+    {SCMP_SYS(mmap), 2, PROT_EXEC, 0},
+    {SCMP_SYS(mprotect), 2, PROT_EXEC, 0},
+    /* Threads, not processes. clone3 keeps its flags where a filter cannot look; without it the C library
+     * uses clone. */
+    {SCMP_SYS(clone), 0, CLONE_THREAD | CLONE_VM, CLONE_THREAD | CLONE_VM},
+    {SCMP_SYS(prctl), 0, EXACTLY, PR_SET_NAME},
+    {SCMP_SYS(arch_prctl), 0, EXACTLY, ARCH_SET_GS},
+};
+static const struct condition condition_of_network = {SCMP_SYS(openat), 2, OPENS_TO_WRITE, 0};
+
+static int allow_if(scmp_filter_ctx filter, const struct condition *condition) {
+    const struct scmp_arg_cmp compare = {.arg = condition->argument,
+                                         .op = SCMP_CMP_MASKED_EQ,
+                                         .datum_a = condition->mask,
+                                         .datum_b = condition->value};
+    return seccomp_rule_add_array(filter, SCMP_ACT_ALLOW, condition->call, 1, &compare);
+}
 
 static int allow_all(scmp_filter_ctx filter, const int *calls, size_t count) {
     int result = 0;
@@ -126,41 +157,12 @@ static int allow_all(scmp_filter_ctx filter, const int *calls, size_t count) {
     return result;
 }
 
-/* Calls that depend on their arguments. */
-static int allow_some(scmp_filter_ctx filter, const struct sandbox_needs *needs) {
-    int result = 0;
-    for (size_t i = 0; i < ARRAY_SIZE(ioctls) && !result; i++)
-        result =
-            seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(ioctl), 1, SCMP_A1(SCMP_CMP_EQ, ioctls[i]));
-    /* The code cache is mapped by now: nothing becomes executable any more. */
-    if (!result)
-        result = seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(mmap), 1,
-                                  SCMP_A2(SCMP_CMP_MASKED_EQ, PROT_EXEC, 0));
-    if (!result)
-        result = seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(mprotect), 1,
-                                  SCMP_A2(SCMP_CMP_MASKED_EQ, PROT_EXEC, 0));
-    /* Threads, not processes. clone3 keeps its flags where a filter cannot look; without it the C library
-     * uses clone. */
-    if (!result)
-        result =
-            seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(clone), 1,
-                             SCMP_A0(SCMP_CMP_MASKED_EQ, CLONE_THREAD | CLONE_VM, CLONE_THREAD | CLONE_VM));
-    if (!result)
-        result =
-            seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(prctl), 1, SCMP_A0(SCMP_CMP_EQ, PR_SET_NAME));
-    if (!result)
-        result = seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(arch_prctl), 1,
-                                  SCMP_A0(SCMP_CMP_EQ, ARCH_SET_GS));
-    /* Kicks and abort(): signals to this process alone. */
-    if (!result)
-        result = seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(tgkill), 1,
-                                  SCMP_A0(SCMP_CMP_EQ, (scmp_datum_t)getpid()));
-    const unsigned writing = O_WRONLY | O_RDWR | O_CREAT | O_TRUNC | O_APPEND | O_TMPFILE;
-    if (!result && needs->writes_files)
-        result = seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(openat), 0);
-    else if (!result && needs->network)
-        result = seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(openat), 1,
-                                  SCMP_A2(SCMP_CMP_MASKED_EQ, writing, 0));
+static int allow_some(scmp_filter_ctx filter) {
+    /* Kicks of vCPUs, and abort(). */
+    const struct condition own_threads = {SCMP_SYS(tgkill), 0, EXACTLY, (uint64_t)getpid()};
+    int result = allow_if(filter, &own_threads);
+    for (size_t i = 0; i < ARRAY_SIZE(conditions_always) && !result; i++)
+        result = allow_if(filter, &conditions_always[i]);
     return result;
 }
 
@@ -171,11 +173,15 @@ static int build(scmp_filter_ctx filter, const struct sandbox_needs *needs) {
         (void)seccomp_attr_set(filter, SCMP_FLTATR_CTL_OPTIMIZE, 2);
     if (!result)
         result = allow_all(filter, calls_always, ARRAY_SIZE(calls_always));
+    if (!result)
+        result = allow_some(filter);
     if (!result && needs->network)
         result = allow_all(filter, calls_of_network, ARRAY_SIZE(calls_of_network));
     if (!result && needs->writes_files)
         result = allow_all(filter, calls_of_files, ARRAY_SIZE(calls_of_files));
-    return result ? result : allow_some(filter, needs);
+    else if (!result && needs->network)
+        result = allow_if(filter, &condition_of_network);
+    return result;
 }
 
 void sandbox_lock(const struct sandbox_needs *needs) {
