@@ -37,7 +37,7 @@ static void on_code_written(void *context, uint64_t ram_offset, uint64_t length)
         uint64_t first = page < ram_offset ? ram_offset : page;
         uint64_t end = page + PAGE_SIZE < ram_offset + length ? page + PAGE_SIZE : ram_offset + length;
         dbt_code_written(engine->vcpu, first, end - first);
-        if (!dbt_holds_code(engine->vcpu, page))
+        if (!mem->code_holders[page >> PAGE_SHIFT])
             __atomic_fetch_and(&mem->state[page >> PAGE_SHIFT], (uint8_t)~PAGE_HOLDS_CODE, __ATOMIC_SEQ_CST);
     }
 }

@@ -137,7 +137,7 @@ static void test_delivery_faults_change_nothing(void) {
     guest_set_u64(&guest, GUEST_TSS + 4, 0x40000000); /* not mapped */
     CHECK(cpu_software_interrupt(vcpu, 0x80, 0x6002, true) == CPU_FAULT);
     check_exception(vcpu, VECTOR_PF, PF_WRITE);
-    CHECK_EQUAL(vcpu->exception.cr2, 0x40000000 - 40);
+    CHECK_EQUAL(vcpu->exception.cr2, 0x40000000 - 8); /* SS is pushed first */
     CHECK_EQUAL(vcpu->cpl, 3);
     CHECK_EQUAL(vcpu->gpr[GPR_RSP], GUEST_STACK3);
     CHECK_EQUAL(vcpu->segment[SEG_CS].selector, SEL_CODE3);
