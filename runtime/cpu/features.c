@@ -97,7 +97,8 @@ const struct cpu_feature cpu_features[] = {
     {"fzrm", 7, 1, REG_EAX, 10, OFFER_HOST, 0, NULL},
     {"fsrs", 7, 1, REG_EAX, 11, OFFER_HOST, 0, NULL},
     {"fsrc", 7, 1, REG_EAX, 12, OFFER_HOST, 0, NULL},
-    /* Translated code has no branch history worth hiding: the control exists, so that no guest clears it by hand. */
+    /* Translated code has no branch history worth hiding: the control exists, so that no guest clears it by
+       hand. */
     {"bhi_ctrl", 7, 2, REG_EDX, 4, OFFER_ALWAYS, 0, NULL},
     {"mcdt_no", 7, 2, REG_EDX, 5, OFFER_HOST, 0, NULL},
 

@@ -175,7 +175,8 @@ static int iret_protected(struct vcpu *vcpu, unsigned operand_size) {
     struct stack stack = stack_current(vcpu);
     uint64_t word[5], raw = 0;
     bool was_code64 = cpu_is_code64(vcpu);
-    int result = LIKELY(operand_size == 8 && !(vcpu->mode & MODE_AC) && cpu_is_canonical(stack.sp) && cpu_is_canonical(stack.sp + 39))
+    int result = LIKELY(operand_size == 8 && !(vcpu->mode & MODE_AC) && cpu_is_canonical(stack.sp) &&
+                        cpu_is_canonical(stack.sp + 39))
                      ? frame_fetch(vcpu, stack.sp, word, 5, AS_CURRENT)
                      : pop_words(vcpu, &stack, operand_size, 0, was_code64 ? 5 : 3, word);
     if (result)

@@ -34,8 +34,8 @@ static inline uint64_t stack_pointer(const struct stack *stack, uint64_t old_rsp
                                        : value;
 }
 
-/* Store into [linear, +8) and so on without a fault in between: words of a frame, lowest first. A fault is that
- * of the highest word that cannot be stored. */
+/* Store into [linear, +8) and so on without a fault in between: words of a frame, lowest first. A fault is
+ * that of the highest word that cannot be stored. */
 MUST_CHECK int frame_store(struct vcpu *vcpu, uint64_t linear, const uint64_t *words, unsigned count,
                            enum vmem_as as);
 MUST_CHECK int frame_fetch(struct vcpu *vcpu, uint64_t linear, uint64_t *words, unsigned count,

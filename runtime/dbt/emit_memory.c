@@ -96,7 +96,8 @@ void emit_memory(struct unit *unit, const struct item *item) {
     if (!group_operand(unit, item, &use) || !group_cover(unit, item, &use, &memory)) {
         emit_flags_clobber(unit);
         emit_address(unit, item, op);
-        emit_check(unit, item, op->size / 8, access_of(op), !(item->insn.traits & INSN_MASKED));
+        emit_check(unit, item, op->size / 8, access_of(op),
+                   !(item->insn.traits & (INSN_MASKED | INSN_VECTOR)));
     }
     emit_native(unit, item, &memory);
 }

@@ -48,7 +48,8 @@ int bit_scan_execute(struct vcpu *vcpu, struct decoded *d) {
         return result;
     flags_set(vcpu, value ? 0 : FLAG_ZF, FLAG_ZF);
     if (value)
-        gpr_set(vcpu, &d->op[0], (uint64_t)(d->function ? 63 - __builtin_clzll(value) : __builtin_ctzll(value)));
+        gpr_set(vcpu, &d->op[0],
+                (uint64_t)(d->function ? 63 - __builtin_clzll(value) : __builtin_ctzll(value)));
     return CPU_OK;
 }
 

@@ -9,7 +9,7 @@ struct vsib {
     unsigned elements;
     unsigned data_size, index_size; /* bytes of one element */
     unsigned data_register, index_register, mask_register;
-    unsigned length; /* bytes that the data register's elements fill, rounded to a vector length */
+    unsigned length;        /* bytes that the data register's elements fill, rounded to a vector length */
     unsigned vector_length; /* of the instruction, in bytes */
     bool scatter;
     bool evex;
@@ -115,8 +115,8 @@ static int access_element(struct vcpu *vcpu, struct decoded *d, const struct vsi
                          : vmem_read(vcpu, linear, element, vsib->data_size, AS_CURRENT);
 }
 
-/* Store what has been done so far: at the end, or at a fault after `done` elements were loaded. With the first
- * of them the target's part above the vector length is gone. */
+/* Store what has been done so far: at the end, or at a fault after `done` elements were loaded. With the
+ * first of them the target's part above the vector length is gone. */
 static void commit(struct vcpu *vcpu, const struct vsib *vsib, const uint8_t *data, const uint8_t *mask_bytes,
                    uint64_t mask, bool complete, unsigned done) {
     if (!vsib->scatter && (complete || done)) {
@@ -125,8 +125,7 @@ static void commit(struct vcpu *vcpu, const struct vsib *vsib, const uint8_t *da
         if (complete)
             memset(value + vsib->elements * vsib->data_size, 0,
                    VECTOR_BYTES - vsib->elements * vsib->data_size);
-        xstate_write_vector(vcpu, vsib->data_register, value,
-                            complete ? vsib->length : vsib->vector_length);
+        xstate_write_vector(vcpu, vsib->data_register, value, complete ? vsib->length : vsib->vector_length);
     }
     if (vsib->evex)
         xstate_write_mask(vcpu, vsib->mask_register, mask);

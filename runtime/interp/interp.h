@@ -18,8 +18,8 @@ MUST_CHECK int interp_vcpu_create(struct vcpu *vcpu);
 void interp_vcpu_destroy(struct vcpu *vcpu);
 
 struct insn;
-/* Has the guest's CPU model this instruction? When not, no other tier may execute it: the interpreter raises #UD or
- * does what a processor without it does. One table lookup. */
+/* Has the guest's CPU model this instruction? When not, no other tier may execute it: the interpreter raises
+ * #UD or does what a processor without it does. One table lookup. */
 bool interp_insn_offered(const struct vcpu *vcpu, const struct insn *insn);
 
 enum interp_result {

@@ -39,8 +39,8 @@ int memory_linear(struct vcpu *vcpu, unsigned segment, uint64_t offset, unsigned
 
 int memory_linear_wrapping(struct vcpu *vcpu, unsigned segment, uint64_t offset, unsigned size,
                            unsigned alignment, enum vmem_access access, uint64_t *linear) {
-    bool wraps = !cpu_is_code64(vcpu) && offset + size - 1 > UINT32_MAX &&
-                 vcpu->segment[segment].limit == UINT32_MAX;
+    bool wraps =
+        !cpu_is_code64(vcpu) && offset + size - 1 > UINT32_MAX && vcpu->segment[segment].limit == UINT32_MAX;
     return memory_linear_aligned(vcpu, segment, offset, wraps ? 1 : size, alignment, access, linear);
 }
 

@@ -29,8 +29,8 @@ MUST_CHECK int memory_linear(struct vcpu *vcpu, unsigned segment, uint64_t offse
 MUST_CHECK int memory_linear_aligned(struct vcpu *vcpu, unsigned segment, uint64_t offset, unsigned size,
                                      unsigned alignment, enum vmem_access access, uint64_t *linear);
 
-/* The same for the accesses of string instructions, gathers and scatters, which may wrap around at the end of a
- * segment of 4 GiB: SDM vol. 3, 5.3, leaves open what of an instruction may. */
+/* The same for the accesses of string instructions, gathers and scatters, which may wrap around at the end of
+ * a segment of 4 GiB: SDM vol. 3, 5.3, leaves open what of an instruction may. */
 MUST_CHECK int memory_linear_wrapping(struct vcpu *vcpu, unsigned segment, uint64_t offset, unsigned size,
                                       unsigned alignment, enum vmem_access access, uint64_t *linear);
 

@@ -37,8 +37,9 @@ int native_check_guard(struct vcpu *vcpu, const struct decoded *d) {
     return CPU_OK;
 }
 
-/* An x87 error is pending before an instruction that looks for it. With CR0.NE clear it goes out as FERR#, and the
- * processor stands before that instruction until an interrupt (SDM vol. 1, 8.7.2): it is tried again and again. */
+/* An x87 error is pending before an instruction that looks for it. With CR0.NE clear it goes out as FERR#,
+ * and the processor stands before that instruction until an interrupt (SDM vol. 1, 8.7.2): it is tried again
+ * and again. */
 static int x87_error(struct vcpu *vcpu) {
     if (vcpu->cr0 & CR0_NE || !vcpu->env->ferr)
         return cpu_fault_plain(vcpu, VECTOR_MF);
@@ -103,7 +104,8 @@ int native_memory_fault(struct vcpu *vcpu, struct decoded *d, uint64_t linear) {
         memcpy(vcpu->xsave, image, vcpu->xsave_size);
     memcpy(vcpu->gpr, gpr, sizeof gpr);
     vcpu->rflags = rflags;
-    if (!result || (vcpu->exception.vector != VECTOR_UD && vcpu->exception.vector != VECTOR_GP && !is_numeric))
+    if (!result ||
+        (vcpu->exception.vector != VECTOR_UD && vcpu->exception.vector != VECTOR_GP && !is_numeric))
         vcpu->exception = exception;
     return CPU_FAULT;
 }
@@ -206,8 +208,9 @@ static bool x87_exception_pending(const struct vcpu *vcpu) {
     return vcpu->xsave[512] & 1 && vcpu->xsave[2] & 0x80;
 }
 
-/* An x87 store to memory that faults. One that raises an unmasked exception before it stores (stack underflow,
- * invalid operation, overflow) does not get as far as the fault: the instruction is done, without a store. */
+/* An x87 store to memory that faults. One that raises an unmasked exception before it stores (stack
+ * underflow, invalid operation, overflow) does not get as far as the fault: the instruction is done, without
+ * a store. */
 static int x87_store_fault(struct vcpu *vcpu, struct decoded *d, uint64_t offset) {
     struct exception exception = vcpu->exception;
     uint8_t image[NATIVE_IMAGE_MAX], *bounce = vcpu->interp->frame->bounce;
@@ -230,8 +233,8 @@ static int x87_store_fault(struct vcpu *vcpu, struct decoded *d, uint64_t offset
     return CPU_FAULT;
 }
 
-/* The environment and state images of the x87 unit are accessed from the bottom up: of one that ends beyond the
- * canonical addresses, a page fault of its beginning comes first. */
+/* The environment and state images of the x87 unit are accessed from the bottom up: of one that ends beyond
+ * the canonical addresses, a page fault of its beginning comes first. */
 static int x87_image_fault(struct vcpu *vcpu, struct decoded *d, uint64_t offset, enum vmem_access access) {
     struct exception exception = vcpu->exception;
     uint64_t linear;
@@ -287,8 +290,7 @@ int native_execute(struct vcpu *vcpu, struct decoded *d) {
     if (writes) {
         result = vmem_probe(vcpu, linear, size, VMEM_WRITE, AS_CURRENT);
         if (result)
-            return is_x87_store(d) ? x87_store_fault(vcpu, d, offset)
-                                   : native_memory_fault(vcpu, d, linear);
+            return is_x87_store(d) ? x87_store_fault(vcpu, d, offset) : native_memory_fault(vcpu, d, linear);
     }
     /* A narrow store may leave part of the bounce buffer alone (FXSAVE's reserved bytes, failed CMPXCHG), an
      * x87 one all of it (an unmasked stack fault or invalid operation stores nothing). */

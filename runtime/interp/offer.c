@@ -1,7 +1,8 @@
-/* The instructions of a CPU model, by the instruction sets that Zydis sorts them into. A set that is not listed is not
- * offered: what a host may have of it is not virtualised (features.c). Sets that are always there are those of every
- * 64-bit processor, those whose instructions the interpreter tells apart itself (the hypercalls among VMX's and SVM's),
- * and those that are hints, so no-operations where the feature is missing (CET's and MPX's encodings, prefetches). */
+/* The instructions of a CPU model, by the instruction sets that Zydis sorts them into. A set that is not
+ * listed is not offered: what a host may have of it is not virtualised (features.c). Sets that are always
+ * there are those of every 64-bit processor, those whose instructions the interpreter tells apart itself (the
+ * hypercalls among VMX's and SVM's), and those that are hints, so no-operations where the feature is missing
+ * (CET's and MPX's encodings, prefetches). */
 #include "interp/offer.h"
 #include "cpu/model.h"
 

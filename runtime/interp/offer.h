@@ -1,4 +1,5 @@
-/* Which instructions the guest's processor has: those of its CPU model, which may be fewer than the host's. */
+/* Which instructions the guest's processor has: those of its CPU model, which may be fewer than the host's.
+ */
 #ifndef NESTOR_INTERP_OFFER_H
 #define NESTOR_INTERP_OFFER_H
 
@@ -14,8 +15,8 @@ struct insn_offer {
 
 void insn_offer_read(struct insn_offer *offer, const struct cpu_model *model);
 
-/* False: the guest's processor has no such instruction. What it does with the bytes then is not always #UD (LZCNT
- * and TZCNT become BSR and BSF): the interpreter knows. */
+/* False: the guest's processor has no such instruction. What it does with the bytes then is not always #UD
+ * (LZCNT and TZCNT become BSR and BSF): the interpreter knows. */
 bool insn_offered(const struct insn_offer *offer, const struct insn *insn);
 
 #endif

@@ -119,7 +119,8 @@ int enter_execute(struct vcpu *vcpu, struct decoded *d) {
     if (!result) {
         stack_set(vcpu, vcpu->gpr[GPR_RSP] - allocate);
         /* The new top of the stack is checked as the next PUSH's last word would be. */
-        result = memory_linear(vcpu, SEG_SS, vcpu->gpr[GPR_RSP] & stack_mask(vcpu), size, VMEM_WRITE, &linear);
+        result =
+            memory_linear(vcpu, SEG_SS, vcpu->gpr[GPR_RSP] & stack_mask(vcpu), size, VMEM_WRITE, &linear);
         if (!result)
             result = vmem_probe(vcpu, linear, size, VMEM_WRITE, AS_CURRENT);
     }

@@ -243,8 +243,8 @@ int masked_execute(struct vcpu *vcpu, struct decoded *d) {
     return result;
 }
 
-/* All of the operand of MASKMOVQ and its kin must be writable, whatever the mask (SDM vol. 2, MASKMOVDQU, leaves
- * it open), the upper half first, and aligned to its halves (#AC), as the processor has it. */
+/* All of the operand of MASKMOVQ and its kin must be writable, whatever the mask (SDM vol. 2, MASKMOVDQU,
+ * leaves it open), the upper half first, and aligned to its halves (#AC), as the processor has it. */
 static int maskmov_check(struct vcpu *vcpu, struct decoded *d, uint64_t offset, unsigned size) {
     uint64_t linear;
     int result = memory_linear_aligned(vcpu, d->segment, offset, size, 8, VMEM_WRITE, &linear);

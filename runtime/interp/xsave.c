@@ -4,6 +4,10 @@
 #include "interp/memory.h"
 #include "interp/xstate.h"
 
+#define FCW_DEFINED 0x1f7fu
+#define FCW_FIXED 0x0040u
+#define FSW_SUMMARY 0x8080u /* ES and B */
+#define X87_EXCEPTIONS 0x3fu
 #define FXSAVE_SIZE 512
 #define FXSAVE_WRITTEN 464
 #define HEADER_SIZE 64
@@ -77,10 +81,21 @@ int fxsave_execute(struct vcpu *vcpu, struct decoded *d) {
     return vmem_write(vcpu, linear, image, sizeof image, AS_CURRENT);
 }
 
-/* Take the x87 part of a legacy region. */
+/* Take the x87 part of a legacy region, its control and status word as the processor takes them: reserved
+ * bits of FCW are fixed, ES and B of FSW say whether an unmasked exception is pending (SDM vol.
+ * 1, 8.1.3, 8.1.5). */
 static void load_x87(struct vcpu *vcpu, const uint8_t *image) {
     uint8_t *to = xstate_component_for_write(vcpu, 0);
+    uint16_t fcw, fsw;
+    memcpy(&fcw, image, sizeof fcw);
+    memcpy(&fsw, image + 2, sizeof fsw);
+    fcw = (fcw & FCW_DEFINED) | FCW_FIXED;
+    fsw &= (uint16_t)~FSW_SUMMARY;
+    if (fsw & ~fcw & X87_EXCEPTIONS)
+        fsw |= FSW_SUMMARY;
     memcpy(to, image, 24);
+    memcpy(to, &fcw, sizeof fcw);
+    memcpy(to + 2, &fsw, sizeof fsw);
     memcpy(to + 32, image + 32, 128);
 }
 

@@ -256,8 +256,6 @@ static bool encode_legacy(struct code_buffer *code, const struct insn *insn, str
         rex_b = high(parts->memory->base);
         rex_x = high(parts->memory->index);
     }
-    if (parts->modrm_is_new)
-        rex_r = false;
     unsigned rex = (unsigned)rex_w << 3 | (unsigned)rex_r << 2 | (unsigned)rex_x << 1 | rex_b;
     bool need_rex = rex || z->attributes & ZYDIS_ATTRIB_HAS_REX;
     if (rex && insn->traits & INSN_HIGH_BYTE)

@@ -181,7 +181,8 @@ enum insn_status insn_decode(struct insn *insn, const uint8_t *bytes, size_t cou
     }
     if (insn->z.attributes & ZYDIS_ATTRIB_HAS_LOCK)
         insn->traits |= INSN_LOCKED;
-    if (is_x87(&insn->z) || is_scalar_conversion(&insn->z) || insn->z.encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX ||
+    if (is_x87(&insn->z) || is_scalar_conversion(&insn->z) ||
+        insn->z.encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX ||
         insn->z.mnemonic == ZYDIS_MNEMONIC_VZEROUPPER || insn->z.mnemonic == ZYDIS_MNEMONIC_VZEROALL ||
         insn->z.mnemonic == ZYDIS_MNEMONIC_EMMS)
         insn->traits |= INSN_VECTOR;

@@ -208,8 +208,8 @@ static bool draft_fits(struct generator *g, const struct draft *draft, uint16_t 
         return false;
     if (g->keeps_stack && moves_stack(draft))
         return false;
-    if (g->may_trap && (rule_is_volatile(draft->instruction.mnemonic) ||
-                        rule_is_state_image(draft->instruction.mnemonic)))
+    if (g->may_trap &&
+        (rule_is_volatile(draft->instruction.mnemonic) || rule_is_state_image(draft->instruction.mnemonic)))
         return false;
     uint16_t explicit_write = 0;
     for (unsigned i = 0; i < draft->instruction.operand_count_visible; i++)
@@ -279,8 +279,8 @@ static bool place_memory(struct generator *g, struct draft *draft) {
     return true;
 }
 
-/* Whether parts of a state image may wrap around in a segment of 4 GiB is an implementation's own (SDM vol. 3,
- * 5.3). */
+/* Whether parts of a state image may wrap around in a segment of 4 GiB is an implementation's own (SDM vol.
+ * 3, 5.3). */
 static bool image_wraps(const struct generator *g, const struct draft *draft) {
     if (g->mode != 32 || draft->memory < 0 || !rule_is_state_image(draft->instruction.mnemonic))
         return false;

@@ -13,7 +13,7 @@
 #define LAYOUT_STACK 0x30000000ull         /* two pages */
 #define LAYOUT_ABOVE_2G 0xf0000000ull      /* two pages that a sign-extended displacement cannot name */
 #define LAYOUT_ABOVE_4G 0x123456780000ull  /* two pages; 64-bit streams only */
-#define LAYOUT_FILLER 0xcc /* INT3: code pages where there is no stream */
+#define LAYOUT_FILLER 0xcc                 /* INT3: code pages where there is no stream */
 /* First address that is not the user's (4-level paging; Linux's TASK_SIZE_MAX). */
 #define LAYOUT_USER_END 0x7ffffffff000ull
 

@@ -106,6 +106,11 @@ bool rule_is_converting_store(ZydisMnemonic mnemonic) {
     return mnemonic == ZYDIS_MNEMONIC_VCVTPS2PH;
 }
 
+bool rule_is_split_store(const ZydisDecodedInstruction *instruction, const ZydisDecodedOperand *operand) {
+    return (instruction->mnemonic == ZYDIS_MNEMONIC_FSTP || instruction->mnemonic == ZYDIS_MNEMONIC_FBSTP) &&
+           operand[0].type == ZYDIS_OPERAND_TYPE_MEMORY && operand[0].size == 80;
+}
+
 bool rule_is_repeated_comparison(const ZydisDecodedInstruction *instruction) {
     return instruction->attributes & (ZYDIS_ATTRIB_HAS_REPE | ZYDIS_ATTRIB_HAS_REPNE);
 }

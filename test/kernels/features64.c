@@ -1,7 +1,8 @@
 /*
- * Instructions that CPUID does not offer are undefined, whatever the host's processor would make of them: those that
- * no guest is given, and those that features64.test takes away. Encodings that are hints, or another instruction,
- * where the feature is missing are that. Source: Intel SDM volume 2 and AMD APM volume 3, the #UD of each.
+ * Instructions that CPUID does not offer are undefined, whatever the host's processor would make of them:
+ * those that no guest is given, and those that features64.test takes away. Encodings that are hints, or
+ * another instruction, where the feature is missing are that. Source: Intel SDM volume 2 and AMD APM volume
+ * 3, the #UD of each.
  */
 #include "runtime.h"
 
@@ -107,12 +108,9 @@ static const struct code withheld[] = {
 
 /* No-operations without CET, MPX, PREFETCHW, CLDEMOTE and WBNOINVD (which is WBINVD, at CPL 0). */
 static const struct code harmless[] = {
-    {"endbr64", 4, {0xf3, 0x0f, 0x1e, 0xfa}},
-    {"rdsspq", 5, {0xf3, 0x48, 0x0f, 0x1e, 0xc8}},
-    {"bndmk", 4, {0xf3, 0x0f, 0x1b, 0x00}},
-    {"prefetchw", 3, {0x0f, 0x0d, 0x08}},
-    {"prefetchwt1", 3, {0x0f, 0x0d, 0x10}},
-    {"cldemote", 3, {0x0f, 0x1c, 0x00}},
+    {"endbr64", 4, {0xf3, 0x0f, 0x1e, 0xfa}}, {"rdsspq", 5, {0xf3, 0x48, 0x0f, 0x1e, 0xc8}},
+    {"bndmk", 4, {0xf3, 0x0f, 0x1b, 0x00}},   {"prefetchw", 3, {0x0f, 0x0d, 0x08}},
+    {"prefetchwt1", 3, {0x0f, 0x0d, 0x10}},   {"cldemote", 3, {0x0f, 0x1c, 0x00}},
     {"wbnoinvd", 3, {0xf3, 0x0f, 0x09}},
 };
 
