@@ -119,6 +119,9 @@ static void plan_avx512(const struct vcpu *vcpu, const struct decoded *d, struct
         unsigned element = memory->element_size / 8u;
         bits = element ? insn->z.avx.vector_length / 8u / element : 1;
     }
+    /* What narrows its elements fills its target only in part. */
+    if (insn->z.meta.category == ZYDIS_CATEGORY_CONVERT && memory->element_size >= 8)
+        bits = lowest(bits, insn->z.avx.vector_length / memory->element_size);
     if (is_scalar(insn))
         bits = 1;
     bits = bits ? lowest(bits, 64) : 1;

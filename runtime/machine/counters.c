@@ -114,7 +114,7 @@ cJSON *counters_collect(const struct counter_sources *sources) {
         cJSON_AddStringToObject(tree, "name", config->name);
     cJSON_AddStringToObject(tree, "engine", config->engine == VM_ENGINE_INTERP ? "interp" : "dbt");
     uint64_t up = counters_now_ns() - sources->started_ns;
-    cJSON_AddNumberToObject(tree, "uptime_seconds", (double)(up / 1000000) / 1000);
+    cJSON_AddNumberToObject(tree, "uptime_seconds", (double)up / 1e9);
     cJSON_AddNumberToObject(tree, "resets", (double)sources->resets);
     add_memory(tree, sources);
     cJSON *cpus = cJSON_AddArrayToObject(tree, "vcpus");

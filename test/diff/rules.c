@@ -111,6 +111,38 @@ bool rule_is_split_store(const ZydisDecodedInstruction *instruction, const Zydis
            operand[0].type == ZYDIS_OPERAND_TYPE_MEMORY && operand[0].size == 80;
 }
 
+bool rule_is_aligned_image(ZydisMnemonic mnemonic) {
+    switch (mnemonic) {
+    case ZYDIS_MNEMONIC_FLDENV:
+    case ZYDIS_MNEMONIC_FNSTENV:
+    case ZYDIS_MNEMONIC_FRSTOR:
+    case ZYDIS_MNEMONIC_FNSAVE:
+        return false;
+    default:
+        return rule_is_state_image(mnemonic);
+    }
+}
+
+bool rule_is_repeated_store(const ZydisDecodedInstruction *instruction) {
+    bool stores = false;
+    switch (instruction->mnemonic) {
+    case ZYDIS_MNEMONIC_MOVSB:
+    case ZYDIS_MNEMONIC_MOVSW:
+    case ZYDIS_MNEMONIC_MOVSD:
+    case ZYDIS_MNEMONIC_MOVSQ:
+    case ZYDIS_MNEMONIC_STOSB:
+    case ZYDIS_MNEMONIC_STOSW:
+    case ZYDIS_MNEMONIC_STOSD:
+    case ZYDIS_MNEMONIC_STOSQ:
+        stores = instruction->meta.category == ZYDIS_CATEGORY_STRINGOP;
+        break;
+    default:
+        break;
+    }
+    return stores &&
+           instruction->attributes & (ZYDIS_ATTRIB_HAS_REP | ZYDIS_ATTRIB_HAS_REPE | ZYDIS_ATTRIB_HAS_REPNE);
+}
+
 bool rule_is_repeated_comparison(const ZydisDecodedInstruction *instruction) {
     return instruction->attributes & (ZYDIS_ATTRIB_HAS_REPE | ZYDIS_ATTRIB_HAS_REPNE);
 }

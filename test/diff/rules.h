@@ -30,6 +30,12 @@ bool rule_is_converting_store(ZydisMnemonic mnemonic);
 /* True for a store that the processor makes in two pieces, of 8 and 2 bytes: when the second one faults, the
  * first is in memory already or not, as the processor has it. */
 bool rule_is_split_store(const ZydisDecodedInstruction *instruction, const ZydisDecodedOperand *operand);
+/* True when a misaligned operand is #GP, or #AC if that is enabled, as the processor has it (SDM vol. 2,
+ * FXSAVE). */
+bool rule_is_aligned_image(ZydisMnemonic mnemonic);
+/* True for a repeated store: when it overwrites itself, the processor decides at which iteration it sees
+ * that. */
+bool rule_is_repeated_store(const ZydisDecodedInstruction *instruction);
 /* True for a repeated comparison: a fault shows the flags from when it was last resumed, and an interrupt may
  * have done that at any iteration. */
 bool rule_is_repeated_comparison(const ZydisDecodedInstruction *instruction);

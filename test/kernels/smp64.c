@@ -81,7 +81,8 @@ static void locked_work(void) {
         asm volatile("lock incq %0" : "+m"(locked_counters[0]));
         asm volatile("lock xaddq %1, %0" : "+m"(locked_counters[1]), "=r"(old) : "1"(3ul));
         old = locked_counters[2];
-        bool done;
+        bool done; /* written by the assembly, which the linter does not see:
+                      NOLINTBEGIN(bugprone-infinite-loop) */
         do
             asm volatile("lock cmpxchgq %3, %0"
                          : "+m"(locked_counters[2]), "+a"(old), "=@ccz"(done)
@@ -103,7 +104,7 @@ static void locked_work(void) {
                          : "+m"(pair[0]), "+a"(low), "+d"(high), "=@ccz"(done)
                          : "b"(low + 1), "c"(high + 2)
                          : "memory");
-        while (!done);
+        while (!done); /* NOLINTEND(bugprone-infinite-loop) */
     }
 }
 

@@ -64,7 +64,12 @@ static void native_trap(int sig, siginfo_t *info, void *opaque) {
         native_out->fault = 0;
         native_out->rip--;
     }
-    memcpy(native_out->xsave, context->uc_mcontext.fpregs, XSAVE_MAX);
+    /* How much the kernel saved stands in the software-reserved bytes (struct _fpx_sw_bytes, xstate_size). */
+    const uint8_t *saved = (const uint8_t *)context->uc_mcontext.fpregs;
+    uint32_t size;
+    memcpy(&size, saved + 464 + 16, sizeof size);
+    memset(native_out->xsave, 0, XSAVE_MAX);
+    memcpy(native_out->xsave, saved, size < XSAVE_MAX ? size : XSAVE_MAX);
     regs[REG_RIP] = native_return.uc_mcontext.gregs[REG_RIP];
     regs[REG_RSP] = native_return.uc_mcontext.gregs[REG_RSP];
     regs[REG_EFL] = 0x202;

@@ -13,8 +13,10 @@ void help_print_run(FILE *out) {
         const struct option *option = &run_option_table[i];
         int width = fprintf(out, "  --%s%s%s", option->name, option->argument ? " " : "",
                             option->argument ? option->argument : "");
-        if (width > HELP_COLUMN - 2)
-            width = fputc('\n', out) == EOF ? 0 : 0;
+        if (width > HELP_COLUMN - 2) {
+            fputc('\n', out);
+            width = 0;
+        }
         fprintf(out, "%*s%s%s\n", HELP_COLUMN - width, "", option->help,
                 option->is_repeatable ? " (may be repeated)" : "");
     }
