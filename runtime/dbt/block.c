@@ -30,14 +30,16 @@ static uint32_t holder_bit(const struct vcpu *vcpu) {
 
 void block_hold_page(struct vcpu *vcpu, uint64_t ram_page) {
     uint32_t *holders = &vcpu->mem->code_holders[ram_page >> PAGE_SHIFT];
-    if (__atomic_load_n(holders, __ATOMIC_RELAXED) & holder_bit(vcpu))
-        return;
-    __atomic_fetch_or(holders, holder_bit(vcpu), __ATOMIC_SEQ_CST);
-    __atomic_fetch_or(&vcpu->mem->state[ram_page >> PAGE_SHIFT], PAGE_HOLDS_CODE, __ATOMIC_SEQ_CST);
-    vtlb_write_protect(vcpu, ram_page);
-    vtlb_forget_write_hint(vcpu, ram_page);
-    if (vcpu->env->hold_code)
-        vcpu->env->hold_code(vcpu->env->context, vcpu, ram_page);
+    /* While it waits for others this vCPU serves their requests, and one of them may let the page go again.
+     */
+    while (!(__atomic_load_n(holders, __ATOMIC_RELAXED) & holder_bit(vcpu))) {
+        __atomic_fetch_or(holders, holder_bit(vcpu), __ATOMIC_SEQ_CST);
+        __atomic_fetch_or(&vcpu->mem->state[ram_page >> PAGE_SHIFT], PAGE_HOLDS_CODE, __ATOMIC_SEQ_CST);
+        vtlb_write_protect(vcpu, ram_page);
+        vtlb_forget_write_hint(vcpu, ram_page);
+        if (vcpu->env->hold_code)
+            vcpu->env->hold_code(vcpu->env->context, vcpu, ram_page);
+    }
 }
 
 void block_publish(struct vcpu *vcpu, uint32_t index) {

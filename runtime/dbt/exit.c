@@ -58,7 +58,9 @@ static bool arm(struct vcpu *vcpu, uint64_t host) {
         /* A kick that came in between has set its bit before its signal: it is seen here. */
         __atomic_signal_fence(__ATOMIC_SEQ_CST);
         requests = __atomic_load_n(&vcpu->requests, __ATOMIC_ACQUIRE);
-        if (dbt->current_alias != want)
+        /* With a request that waits for IF, the alias must be the one whose STI poll is shut: no second kick
+         * comes. */
+        if (dbt->current_alias != want || (requests && want == AREA_RUN))
             return false;
     }
     return !vcpu_must_serve(vcpu, requests);
@@ -291,6 +293,16 @@ static int run_helper(struct vcpu *vcpu, const struct site *site, uint64_t next,
         if (!result)
             vcpu->gpr[GPR_RSP] += 8;
         return result;
+    case HELPER_INVLPG:
+        return cpu_invlpg(vcpu, area_of(vcpu)->hot.value);
+    case HELPER_WRITE_BASE:
+        value = vcpu->gpr[site->reg & 15];
+        if (site->size == 4)
+            value = (uint32_t)value;
+        if (!cpu_is_canonical(value))
+            return cpu_fault(vcpu, VECTOR_GP, 0);
+        vcpu->segment[site->reg >> 4].base = value;
+        return CPU_OK;
     case HELPER_STRING:
         return dbt_string(vcpu, site, vcpu->rip, done);
     default:
@@ -301,6 +313,14 @@ static int run_helper(struct vcpu *vcpu, const struct site *site, uint64_t next,
 
 static bool transfers_control(enum helper helper) {
     return helper == HELPER_SYSCALL || helper == HELPER_SYSRET || helper == HELPER_IRET;
+}
+
+/* Is the page of linear among those that were just flushed? */
+static bool flush_names(const struct vcpu *vcpu, uint64_t linear) {
+    for (unsigned i = 0; i < vcpu->code_flush.pages; i++)
+        if (vcpu->code_flush.page[i] == (linear & PAGE_MASK))
+            return true;
+    return false;
 }
 
 static uint64_t serve_helper(struct vcpu *vcpu, const struct site *site, const struct block *block) {
@@ -324,6 +344,12 @@ static uint64_t serve_helper(struct vcpu *vcpu, const struct site *site, const s
     if (transfers_control(helper))
         return go(vcpu, no_origin);
     vcpu->rip = next;
+    if (!vcpu->code_flush.global && vcpu->code_flush.pages && !flush_names(vcpu, block->rip)) {
+        /* INVLPG of some other page: what was cached by address is settled here, the block itself still
+         * stands. */
+        jump_serve_flush(vcpu);
+        jump_refresh_key(vcpu);
+    }
     bool stay = vcpu->mode == (mode & ~MODE_UNGROUPED) && epoch == dbt->host_writes &&
                 !vcpu->code_flush.pages && !vcpu->code_flush.global && vcpu->run_state == RUN_ACTIVE &&
                 !vcpu->irq_shadow &&
@@ -420,6 +446,7 @@ uint64_t dbt_exit_raw(struct vcpu *vcpu) {
         dbt->stats.tlb_fills++;
         hot->resume = (uint64_t)dbt->rx + site->host;
         hot->load_flags = flags_to_lahf(hot->save_flags);
+        vcpu_fpu_unpark(vcpu); /* the walker's A or D may have met a page of code, and other vCPUs */
         return RESUME_RAW;
     }
     reconstruct(vcpu, block, site->guest, site->flags_saved);

@@ -42,7 +42,8 @@ enum helper {
     HELPER_WRITE_CR,
     HELPER_CPUID,
     HELPER_STRING,
-    HELPER_INVLPG,
+    HELPER_INVLPG,     /* the address is in hot.value */
+    HELPER_WRITE_BASE, /* WRFSBASE, WRGSBASE */
     HELPER_XSTATE,
 };
 

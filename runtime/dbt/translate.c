@@ -7,6 +7,7 @@
  */
 #include "cpu/vmem.h"
 #include "dbt/unit.h"
+#include "interp/interp.h"
 #include "mem/guest_mem.h"
 
 #define SCRATCHES 3
@@ -147,6 +148,8 @@ static enum kind classify(struct unit *unit, struct item *item) {
     const ZydisDecodedInstruction *z = &insn->z;
     uint32_t mode = unit->block->mode;
     bool system = mode & MODE_CPL0;
+    if (!interp_insn_offered(unit->vcpu, insn))
+        return KIND_INTERPRET;
     switch (z->meta.category) {
     case ZYDIS_CATEGORY_NOP:
     case ZYDIS_CATEGORY_WIDENOP:
@@ -213,7 +216,22 @@ static enum kind classify(struct unit *unit, struct item *item) {
         return unit->code64 && system ? helper(item, HELPER_SYSRET, true) : KIND_INTERPRET;
     case ZYDIS_MNEMONIC_IRETQ:
         return helper(item, HELPER_IRET, true);
+    case ZYDIS_MNEMONIC_RDFSBASE:
+    case ZYDIS_MNEMONIC_RDGSBASE:
+        return unit->code64 && mode & MODE_FSGSBASE ? KIND_READ_BASE : KIND_INTERPRET;
+    case ZYDIS_MNEMONIC_WRFSBASE:
+    case ZYDIS_MNEMONIC_WRGSBASE:
+        return unit->code64 && mode & MODE_FSGSBASE ? helper(item, HELPER_WRITE_BASE, false) : KIND_INTERPRET;
+    case ZYDIS_MNEMONIC_INVLPG:
+        return system && unit->code64 && insn_segment(insn, &insn->op[0]) < SEG_FS
+                   ? helper(item, HELPER_INVLPG, false)
+                   : KIND_INTERPRET;
     case ZYDIS_MNEMONIC_MOV:
+        if (insn->op[0].type == ZYDIS_OPERAND_TYPE_REGISTER &&
+            insn->op[1].type == ZYDIS_OPERAND_TYPE_REGISTER &&
+            ZydisRegisterGetClass(insn->op[1].reg.value) == ZYDIS_REGCLASS_SEGMENT &&
+            insn_gpr(insn->op[0].reg.value) >= 0)
+            return KIND_READ_SELECTOR;
         if (system && insn->op[0].type == ZYDIS_OPERAND_TYPE_REGISTER &&
             ZydisRegisterGetClass(insn->op[0].reg.value) == ZYDIS_REGCLASS_CONTROL)
             return helper(item, HELPER_WRITE_CR, false);
@@ -248,10 +266,13 @@ static bool needs_scratch(const struct unit *unit, const struct item *item) {
     case KIND_STI:
     case KIND_RDTSC:
     case KIND_RDTSCP:
-    case KIND_HELPER:
+    case KIND_READ_BASE:
+    case KIND_READ_SELECTOR:
     case KIND_HELPER_END:
     case KIND_INTERPRET:
         return false;
+    case KIND_HELPER:
+        return item->helper == HELPER_INVLPG;
     case KIND_JCC:
     case KIND_JCXZ:
     case KIND_JMP:
@@ -310,14 +331,16 @@ static unsigned decode_at(struct unit *unit, struct item *item, unsigned offset)
         return 0;
     /* The first instruction crosses into the next page. */
     uint8_t both[INSN_MAX_LENGTH];
-    unsigned got = vmem_fetch(vcpu, block->rip, both, sizeof both);
-    if (got <= room || insn_decode(&item->insn, both, got, code_size) != INSN_OK)
-        return 0;
     void *host;
     uint64_t second = (block->rip & PAGE_MASK) + PAGE_SIZE;
     if (vmem_host(vcpu, unit->code64 ? second : (uint32_t)second, 1, VMEM_FETCH, AS_CURRENT, &host) || !host)
         return 0;
-    block->ram_page2 = (uint64_t)((uint8_t *)host - vcpu->mem->base) & PAGE_MASK;
+    uint64_t ram_page2 = (uint64_t)((uint8_t *)host - vcpu->mem->base) & PAGE_MASK;
+    block_hold_page(vcpu, ram_page2);
+    unsigned got = vmem_fetch(vcpu, block->rip, both, sizeof both);
+    if (got <= room || insn_decode(&item->insn, both, got, code_size) != INSN_OK)
+        return 0;
+    block->ram_page2 = ram_page2;
     return item->insn.length;
 }
 
@@ -384,8 +407,45 @@ static bool gather(struct unit *unit) {
     return true;
 }
 
+static uint32_t segment_base(bool is_fs) {
+    return is_fs ? AREA_VCPU(segment[SEG_FS].base) : AREA_VCPU(segment[SEG_GS].base);
+}
+
+static void emit_read_base(struct unit *unit, const struct item *item) {
+    uint32_t base = segment_base(item->insn.z.mnemonic == ZYDIS_MNEMONIC_RDFSBASE);
+    int target = insn_gpr(item->insn.op[0].reg.value);
+    if (item->insn.op[0].size == 64)
+        asm_load_gs(&unit->code, target, base);
+    else
+        asm_load32_gs(&unit->code, target, base);
+}
+
+/* MOV r, Sreg: 16 bits into a 16-bit register, zero-extended into a wider one. */
+static void emit_read_selector(struct unit *unit, const struct item *item) {
+    struct code_buffer *c = &unit->code;
+    unsigned segment = (unsigned)(item->insn.op[1].reg.value - ZYDIS_REGISTER_ES);
+    uint32_t selector = AREA_VCPU(segment) + (uint32_t)(segment * sizeof(struct segment));
+    int target = insn_gpr(item->insn.op[0].reg.value);
+    if (item->insn.op[0].size == 16) {
+        code_u8(c, 0x66);
+        asm_load32_gs(c, target, selector);
+        return;
+    }
+    code_u8(c, 0x65); /* movzx r32, word gs:[selector] */
+    asm_rex(c, false, target, 0, 0);
+    code_u8(c, 0x0f);
+    code_u8(c, 0xb7);
+    code_u8(c, (uint8_t)((target & 7) << 3 | 4));
+    code_u8(c, 0x25);
+    code_u32(c, selector);
+}
+
 static void emit_helper(struct unit *unit, const struct item *item, enum site_kind kind) {
     const ZydisDecodedOperand *op = item->insn.op;
+    if (item->helper == HELPER_INVLPG && kind == SITE_HELPER) {
+        emit_address(unit, item, &op[0]);
+        asm_store_gs(&unit->code, AREA_HOT(value), unit->t0);
+    }
     emit_flags_for_exit(unit);
     emit_reload(unit);
     struct site *site = unit_site(unit, kind, item);
@@ -394,6 +454,11 @@ static void emit_helper(struct unit *unit, const struct item *item, enum site_ki
     switch (item->helper) {
     case HELPER_SYSRET:
         site->size = item->insn.z.raw.rex.W ? 64 : 32;
+        break;
+    case HELPER_WRITE_BASE:
+        site->reg = (uint8_t)(insn_gpr(op[0].reg.value) |
+                              (item->insn.z.mnemonic == ZYDIS_MNEMONIC_WRFSBASE ? SEG_FS : SEG_GS) << 4);
+        site->size = (uint16_t)(op[0].size / 8);
         break;
     case HELPER_READ_CR:
         site->reg = (uint8_t)(insn_gpr(op[0].reg.value) | (op[1].reg.value - ZYDIS_REGISTER_CR0) << 4);
@@ -480,6 +545,12 @@ static void emit_item(struct unit *unit, const struct item *item) {
     case KIND_SWAPGS:
         emit_swapgs(unit);
         break;
+    case KIND_READ_BASE:
+        emit_read_base(unit, item);
+        break;
+    case KIND_READ_SELECTOR:
+        emit_read_selector(unit, item);
+        break;
     case KIND_JCC:
         emit_jcc(unit, item);
         break;
@@ -552,6 +623,10 @@ uint32_t dbt_translate(struct vcpu *vcpu, uint64_t ram_offset, uint32_t mode) {
         dbt->sites + BLOCK_MAX_INSNS * 4 > dbt->max_sites ||
         dbt->pcs + BLOCK_MAX_INSNS * 2 + 2 > dbt->max_pcs)
         block_flush_all(vcpu);
+    /* The page must be known to hold code before its bytes are read: a store that comes later is then
+     * noticed. Before the tables are looked at, too: it may serve requests, which change them. */
+    block_hold_page(vcpu, ram_offset & PAGE_MASK);
+    uint64_t flushes = dbt->stats.flushes;
     struct unit *unit = dbt->unit;
     uint32_t index = dbt->blocks;
     struct block *block = &dbt->block[index];
@@ -571,10 +646,7 @@ uint32_t dbt_translate(struct vcpu *vcpu, uint64_t ram_offset, uint32_t mode) {
     unit->code = (struct code_buffer){
         .start = dbt->rw + dbt->used, .at = dbt->rw + dbt->used, .end = dbt->rw + dbt->used + BLOCK_MAX_HOST};
 
-    /* The page must be known to hold code before its bytes are read: a store that comes later is then
-     * noticed. */
-    block_hold_page(vcpu, ram_offset & PAGE_MASK);
-    if (!gather(unit))
+    if (!gather(unit) || dbt->stats.flushes != flushes)
         return NO_INDEX;
     emit_block(unit);
     if (unit->code.overflow) {

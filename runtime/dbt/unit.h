@@ -31,6 +31,8 @@ enum kind {
     KIND_STAC,
     KIND_CLAC,
     KIND_SWAPGS,
+    KIND_READ_BASE,
+    KIND_READ_SELECTOR,
     KIND_JCC,
     KIND_JCXZ,
     KIND_HELPER,

@@ -157,11 +157,20 @@ static void run_halted(struct vm_cpu *cpu) {
         sleep_for_request(cpu);
 }
 
+/* By the thread itself: naming another one takes a file to be opened. */
+static void name_thread(unsigned index) {
+    char name[16] = "vcpu";
+    name[4] = (char)('0' + index / 10);
+    name[5] = (char)('0' + index % 10);
+    pthread_setname_np(pthread_self(), name);
+}
+
 static void *vcpu_thread(void *argument) {
     struct vm_cpu *cpu = argument;
     struct vcpu *vcpu = cpu->vcpu;
     cpu->tid = (pid_t)syscall(SYS_gettid);
     current = vcpu;
+    name_thread(vcpu->index);
     block_signals();
     stack_t stack = {
         .ss_sp = cpu->signal_stack, .ss_size = SIGNAL_STACK_SIZE, .ss_flags = (int)SS_AUTODISARM};
@@ -314,10 +323,6 @@ int vm_start(struct vm *vm) {
             return -result;
         }
         cpu->has_thread = true;
-        char name[16] = "vcpu";
-        name[4] = (char)('0' + i / 10);
-        name[5] = (char)('0' + i % 10);
-        pthread_setname_np(cpu->thread, name);
     }
     return 0;
 }

@@ -79,6 +79,8 @@ static const int calls_always[] = {
     SCMP_SYS(ppoll),
     SCMP_SYS(io_uring_enter),
     SCMP_SYS(accept4),
+    SCMP_SYS(sendto),
+    SCMP_SYS(recvfrom),
     /* signals */
     SCMP_SYS(rt_sigreturn),
     SCMP_SYS(rt_sigaction),
@@ -95,10 +97,10 @@ static const int calls_always[] = {
 };
 
 static const int calls_of_network[] = {
-    SCMP_SYS(socket),     SCMP_SYS(connect),    SCMP_SYS(bind),        SCMP_SYS(listen),
-    SCMP_SYS(accept),     SCMP_SYS(shutdown),   SCMP_SYS(sendto),      SCMP_SYS(recvfrom),
-    SCMP_SYS(sendmsg),    SCMP_SYS(recvmsg),    SCMP_SYS(getsockname), SCMP_SYS(getpeername),
-    SCMP_SYS(getsockopt), SCMP_SYS(setsockopt), SCMP_SYS(newfstatat),
+    SCMP_SYS(socket),      SCMP_SYS(connect),     SCMP_SYS(bind),       SCMP_SYS(listen),
+    SCMP_SYS(accept),      SCMP_SYS(shutdown),    SCMP_SYS(sendmsg),    SCMP_SYS(recvmsg),
+    SCMP_SYS(getsockname), SCMP_SYS(getpeername), SCMP_SYS(getsockopt), SCMP_SYS(setsockopt),
+    SCMP_SYS(newfstatat),
 };
 
 static const int calls_of_files[] = {
