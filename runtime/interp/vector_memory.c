@@ -38,10 +38,6 @@ static bool is_compressing(ZydisMnemonic mnemonic) {
     }
 }
 
-static bool is_matrix_multiply(ZydisMnemonic mnemonic) {
-    return mnemonic == ZYDIS_MNEMONIC_VGF2P8AFFINEQB || mnemonic == ZYDIS_MNEMONIC_VGF2P8AFFINEINVQB;
-}
-
 static bool is_avx_masked(ZydisMnemonic mnemonic) {
     return mnemonic == ZYDIS_MNEMONIC_VMASKMOVPS || mnemonic == ZYDIS_MNEMONIC_VMASKMOVPD ||
            mnemonic == ZYDIS_MNEMONIC_VPMASKMOVD || mnemonic == ZYDIS_MNEMONIC_VPMASKMOVQ;
@@ -49,8 +45,15 @@ static bool is_avx_masked(ZydisMnemonic mnemonic) {
 
 /* Whether the mask suppresses faults of the memory operand (exception types without "NF"). */
 static bool suppresses_faults(const struct insn *insn) {
-    if (insn->z.mnemonic == ZYDIS_MNEMONIC_VDBPSADBW || insn->z.mnemonic == ZYDIS_MNEMONIC_VCVTNE2PS2BF16)
+    switch (insn->z.mnemonic) {
+    case ZYDIS_MNEMONIC_VCVTNE2PS2BF16:
+    case ZYDIS_MNEMONIC_VDBPSADBW:
+    case ZYDIS_MNEMONIC_VGF2P8AFFINEINVQB:
+    case ZYDIS_MNEMONIC_VGF2P8AFFINEQB:
         return false;
+    default:
+        break;
+    }
     switch (insn->z.meta.exception_class) {
     case ZYDIS_EXCEPTION_CLASS_E1NF:
     case ZYDIS_EXCEPTION_CLASS_E2NF:
@@ -76,7 +79,7 @@ static bool is_scalar(const struct insn *insn) {
     case ZYDIS_EXCEPTION_CLASS_E10:
         return true;
     default:
-        return false;
+        return insn->z.mnemonic == ZYDIS_MNEMONIC_VMOVSS || insn->z.mnemonic == ZYDIS_MNEMONIC_VMOVSD;
     }
 }
 
@@ -131,15 +134,6 @@ static void plan_avx512(const struct vcpu *vcpu, const struct decoded *d, struct
         plan->size = d->memory_size / bits;
         plan->count = n;
         plan->mask = n >= 64 ? UINT64_MAX : (1ull << n) - 1;
-        return;
-    }
-    if (is_matrix_multiply(insn->z.mnemonic)) {
-        /* Each mask bit is a byte of the result, for which all eight bytes of its matrix are read. */
-        plan->size = 8;
-        plan->count = d->memory_size / 8;
-        plan->mask = 0;
-        for (unsigned i = 0; i < bits; i++)
-            plan->mask |= (relevant >> i & 1) << i / 8 % plan->count;
         return;
     }
     unsigned element = memory->element_size / 8u ? memory->element_size / 8u : 1;
