@@ -97,7 +97,8 @@ void emit_memory(struct unit *unit, const struct item *item) {
         emit_flags_clobber(unit);
         emit_address(unit, item, op);
         emit_check(unit, item, op->size / 8, access_of(op),
-                   !(item->insn.traits & (INSN_MASKED | INSN_VECTOR)));
+                   !(item->insn.traits & (INSN_MASKED | INSN_VECTOR)) &&
+                       item->insn.z.mnemonic != ZYDIS_MNEMONIC_CMPXCHG16B);
     }
     emit_native(unit, item, &memory);
 }

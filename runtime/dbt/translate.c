@@ -249,7 +249,8 @@ static enum kind classify(struct unit *unit, struct item *item) {
     if (!memory_allowed(unit, insn))
         return KIND_INTERPRET;
     if (is_bit_test(insn))
-        return z->operand_width == 16 ? KIND_INTERPRET : KIND_BIT_MEMORY;
+        return z->operand_width == 16 || (unit->code64 && z->address_width != 64) ? KIND_INTERPRET
+                                                                                  : KIND_BIT_MEMORY;
     return KIND_MEMORY;
 }
 
