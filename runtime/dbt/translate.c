@@ -143,6 +143,14 @@ static enum kind classify_string(const struct unit *unit, struct item *item) {
     }
 }
 
+static enum kind classify_lea(const struct unit *unit, const struct insn *insn) {
+    ZydisRegister base = insn->op[1].mem.base;
+    bool relative = base == ZYDIS_REGISTER_RIP || base == ZYDIS_REGISTER_EIP;
+    if (unit->code64)
+        return relative && insn->z.operand_width == 16 ? KIND_INTERPRET : KIND_LEA;
+    return insn->z.operand_width == 32 && insn->z.address_width == 32 ? KIND_LEA : KIND_INTERPRET;
+}
+
 static enum kind classify(struct unit *unit, struct item *item) {
     const struct insn *insn = &item->insn;
     const ZydisDecodedInstruction *z = &insn->z;
@@ -183,9 +191,7 @@ static enum kind classify(struct unit *unit, struct item *item) {
                    ? KIND_RET
                    : KIND_INTERPRET;
     case ZYDIS_MNEMONIC_LEA:
-        return unit->code64                                       ? KIND_LEA
-               : z->operand_width == 32 && z->address_width == 32 ? KIND_LEA
-                                                                  : KIND_INTERPRET;
+        return classify_lea(unit, insn);
     case ZYDIS_MNEMONIC_PUSHFQ:
         return helper(item, HELPER_PUSHF, false);
     case ZYDIS_MNEMONIC_POPFQ:
