@@ -5,260 +5,15 @@
  * unconditional one, at an instruction for the interpreter, at the end of the page, or when scratch registers
  * would run out.
  */
+#define _GNU_SOURCE
 #include "cpu/vmem.h"
 #include "dbt/unit.h"
-#include "interp/interp.h"
 #include "mem/guest_mem.h"
 
+#include <sys/mman.h>
+
 #define SCRATCHES 3
-
-static bool vector_allowed(const struct insn *insn, uint32_t mode) {
-    const ZydisDecodedInstruction *z = &insn->z;
-    if (z->mnemonic == ZYDIS_MNEMONIC_FWAIT)
-        return !(mode & MODE_NO_WAIT);
-    if (!(insn->traits & INSN_VECTOR))
-        return true;
-    switch (z->encoding) {
-    case ZYDIS_INSTRUCTION_ENCODING_EVEX:
-        return !(mode & (MODE_AVX512_UD | MODE_SSE_NM));
-    case ZYDIS_INSTRUCTION_ENCODING_VEX:
-        return !(mode &
-                 ((z->meta.category == ZYDIS_CATEGORY_KMASK ? MODE_AVX512_UD : MODE_AVX_UD) | MODE_SSE_NM));
-    case ZYDIS_INSTRUCTION_ENCODING_LEGACY:
-        break;
-    default:
-        return false;
-    }
-    bool x87 = z->opcode_map == ZYDIS_OPCODE_MAP_DEFAULT, mmx = false;
-    for (unsigned i = 0; i < z->operand_count; i++)
-        if (insn->op[i].type == ZYDIS_OPERAND_TYPE_REGISTER &&
-            ZydisRegisterGetClass(insn->op[i].reg.value) == ZYDIS_REGCLASS_MMX)
-            mmx = true;
-    if (x87 || mmx || z->mnemonic == ZYDIS_MNEMONIC_EMMS)
-        return !(mode & (MODE_NO_X87 | (mmx ? MODE_SSE_NM | MODE_SSE_UD : 0)));
-    return !(mode & (MODE_SSE_NM | MODE_SSE_UD));
-}
-
-/* Can the memory operand be reached through the inline check? */
-static bool memory_allowed(const struct unit *unit, const struct insn *insn) {
-    const ZydisDecodedOperand *op = &insn->op[insn->memory];
-    uint32_t mode = unit->block->mode;
-    if (op->size == 0 || op->size % 8 || op->size / 8 > 64 || insn->z.address_width == 16)
-        return false;
-    if (unit->code64)
-        return true;
-    switch (insn_segment(insn, op)) {
-    case SEG_FS:
-        return mode & MODE_FS_WIDE;
-    case SEG_GS:
-        return mode & MODE_GS_WIDE;
-    case SEG_CS:
-        return !(op->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE);
-    default:
-        return true;
-    }
-}
-
-static bool is_bit_test(const struct insn *insn) {
-    switch (insn->z.mnemonic) {
-    case ZYDIS_MNEMONIC_BT:
-    case ZYDIS_MNEMONIC_BTS:
-    case ZYDIS_MNEMONIC_BTR:
-    case ZYDIS_MNEMONIC_BTC:
-        return insn->op[1].type == ZYDIS_OPERAND_TYPE_REGISTER;
-    default:
-        return false;
-    }
-}
-
-static enum kind classify_stack(const struct unit *unit, const struct insn *insn) {
-    unsigned width = unit->code64 ? 64 : 32;
-    if (!unit->code64 && !(unit->block->mode & MODE_STACK_32))
-        return KIND_INTERPRET;
-    if (insn->z.operand_width != width || (insn->z.address_width != width && insn->memory >= 0))
-        return KIND_INTERPRET;
-    const ZydisDecodedOperand *op = &insn->op[0];
-    bool pop = insn->z.meta.category == ZYDIS_CATEGORY_POP;
-    if (op->type == ZYDIS_OPERAND_TYPE_REGISTER)
-        return insn_gpr(op->reg.value) < 0 ? KIND_INTERPRET : pop ? KIND_POP : KIND_PUSH;
-    if (pop)
-        return KIND_INTERPRET;
-    if (op->type == ZYDIS_OPERAND_TYPE_MEMORY)
-        return memory_allowed(unit, insn) ? KIND_PUSH : KIND_INTERPRET;
-    return KIND_PUSH;
-}
-
-static enum kind classify_branch(const struct unit *unit, const struct insn *insn) {
-    const ZydisDecodedInstruction *z = &insn->z;
-    unsigned width = unit->code64 ? 64 : 32;
-    if (z->meta.branch_type == ZYDIS_BRANCH_TYPE_FAR ||
-        (!unit->code64 && !(unit->block->mode & MODE_STACK_32)))
-        return KIND_INTERPRET;
-    bool direct = insn->op[0].type == ZYDIS_OPERAND_TYPE_IMMEDIATE;
-    if (z->meta.category == ZYDIS_CATEGORY_COND_BR) {
-        switch (z->mnemonic) {
-        case ZYDIS_MNEMONIC_JCXZ:
-        case ZYDIS_MNEMONIC_LOOPE:
-        case ZYDIS_MNEMONIC_LOOPNE:
-            return KIND_INTERPRET;
-        case ZYDIS_MNEMONIC_JECXZ:
-        case ZYDIS_MNEMONIC_JRCXZ:
-        case ZYDIS_MNEMONIC_LOOP:
-            return z->address_width == 16 || z->operand_width == 16 ? KIND_INTERPRET : KIND_JCXZ;
-        default:
-            return z->operand_width == 16 ? KIND_INTERPRET : KIND_JCC;
-        }
-    }
-    if (z->operand_width != width)
-        return KIND_INTERPRET;
-    if (!direct && insn->op[0].type == ZYDIS_OPERAND_TYPE_MEMORY && !memory_allowed(unit, insn))
-        return KIND_INTERPRET;
-    if (z->meta.category == ZYDIS_CATEGORY_CALL)
-        return direct ? KIND_CALL : KIND_CALL_INDIRECT;
-    return direct ? KIND_JMP : KIND_JMP_INDIRECT;
-}
-
-static enum kind helper(struct item *item, enum helper which, bool ends) {
-    item->helper = which;
-    return ends ? KIND_HELPER_END : KIND_HELPER;
-}
-
-static enum kind classify_string(const struct unit *unit, struct item *item) {
-    const struct insn *insn = &item->insn;
-    unsigned width = unit->code64 ? 64 : 32;
-    if (insn->z.address_width != width || insn->z.attributes & ZYDIS_ATTRIB_HAS_SEGMENT)
-        return KIND_INTERPRET;
-    switch (insn->z.mnemonic) {
-    case ZYDIS_MNEMONIC_MOVSB:
-    case ZYDIS_MNEMONIC_MOVSW:
-    case ZYDIS_MNEMONIC_MOVSQ:
-    case ZYDIS_MNEMONIC_STOSB:
-    case ZYDIS_MNEMONIC_STOSW:
-    case ZYDIS_MNEMONIC_STOSD:
-    case ZYDIS_MNEMONIC_STOSQ:
-    case ZYDIS_MNEMONIC_MOVSD:
-        return helper(item, HELPER_STRING, false);
-    default:
-        return KIND_INTERPRET;
-    }
-}
-
-static enum kind classify_lea(const struct unit *unit, const struct insn *insn) {
-    ZydisRegister base = insn->op[1].mem.base;
-    bool relative = base == ZYDIS_REGISTER_RIP || base == ZYDIS_REGISTER_EIP;
-    if (unit->code64)
-        return relative && insn->z.operand_width == 16 ? KIND_INTERPRET : KIND_LEA;
-    return insn->z.operand_width == 32 && insn->z.address_width == 32 ? KIND_LEA : KIND_INTERPRET;
-}
-
-static enum kind classify(struct unit *unit, struct item *item) {
-    const struct insn *insn = &item->insn;
-    const ZydisDecodedInstruction *z = &insn->z;
-    uint32_t mode = unit->block->mode;
-    bool system = mode & MODE_CPL0;
-    if (!interp_insn_offered(unit->vcpu, insn))
-        return KIND_INTERPRET;
-    switch (z->meta.category) {
-    case ZYDIS_CATEGORY_NOP:
-    case ZYDIS_CATEGORY_WIDENOP:
-    case ZYDIS_CATEGORY_PREFETCH:
-    case ZYDIS_CATEGORY_PREFETCHWT1:
-    case ZYDIS_CATEGORY_CLDEMOTE:
-        return KIND_NOP;
-    case ZYDIS_CATEGORY_COND_BR:
-    case ZYDIS_CATEGORY_UNCOND_BR:
-    case ZYDIS_CATEGORY_CALL:
-        return classify_branch(unit, insn);
-    case ZYDIS_CATEGORY_STRINGOP:
-        return classify_string(unit, item);
-    default:
-        break;
-    }
-    switch (z->mnemonic) {
-    case ZYDIS_MNEMONIC_ENDBR32:
-    case ZYDIS_MNEMONIC_ENDBR64:
-        return KIND_NOP;
-    case ZYDIS_MNEMONIC_PUSH:
-    case ZYDIS_MNEMONIC_POP:
-        return classify_stack(unit, insn);
-    case ZYDIS_MNEMONIC_LEAVE:
-        return z->operand_width == (unit->code64 ? 64 : 32) && (unit->code64 || mode & MODE_STACK_32)
-                   ? KIND_LEAVE
-                   : KIND_INTERPRET;
-    case ZYDIS_MNEMONIC_RET:
-        return z->meta.branch_type != ZYDIS_BRANCH_TYPE_FAR && z->operand_width == (unit->code64 ? 64 : 32) &&
-                       (unit->code64 || mode & MODE_STACK_32)
-                   ? KIND_RET
-                   : KIND_INTERPRET;
-    case ZYDIS_MNEMONIC_LEA:
-        return classify_lea(unit, insn);
-    case ZYDIS_MNEMONIC_PUSHFQ:
-        return helper(item, HELPER_PUSHF, false);
-    case ZYDIS_MNEMONIC_POPFQ:
-        return helper(item, HELPER_POPF, false);
-    case ZYDIS_MNEMONIC_CLI:
-        return mode & MODE_IO_FREE ? KIND_CLI : KIND_INTERPRET;
-    case ZYDIS_MNEMONIC_STI:
-        return mode & MODE_IO_FREE ? KIND_STI : KIND_INTERPRET;
-    case ZYDIS_MNEMONIC_STAC:
-        return system ? KIND_STAC : KIND_INTERPRET;
-    case ZYDIS_MNEMONIC_CLAC:
-        return system ? KIND_CLAC : KIND_INTERPRET;
-    case ZYDIS_MNEMONIC_SWAPGS:
-        return system && unit->code64 ? KIND_SWAPGS : KIND_INTERPRET;
-    case ZYDIS_MNEMONIC_RDTSC:
-        return mode & (MODE_TSD | MODE_TSC_OFFSET) ? KIND_INTERPRET : KIND_RDTSC;
-    case ZYDIS_MNEMONIC_RDTSCP:
-        return mode & (MODE_TSD | MODE_TSC_OFFSET) ? KIND_INTERPRET : KIND_RDTSCP;
-    case ZYDIS_MNEMONIC_CPUID:
-        return helper(item, HELPER_CPUID, false);
-    case ZYDIS_MNEMONIC_RDMSR:
-        return system ? helper(item, HELPER_RDMSR, false) : KIND_INTERPRET;
-    case ZYDIS_MNEMONIC_WRMSR:
-        return system ? helper(item, HELPER_WRMSR, false) : KIND_INTERPRET;
-    case ZYDIS_MNEMONIC_SYSCALL:
-        return unit->code64 ? helper(item, HELPER_SYSCALL, true) : KIND_INTERPRET;
-    case ZYDIS_MNEMONIC_SYSRET:
-        return unit->code64 && system ? helper(item, HELPER_SYSRET, true) : KIND_INTERPRET;
-    case ZYDIS_MNEMONIC_IRETQ:
-        return helper(item, HELPER_IRET, true);
-    case ZYDIS_MNEMONIC_RDFSBASE:
-    case ZYDIS_MNEMONIC_RDGSBASE:
-        return unit->code64 && mode & MODE_FSGSBASE ? KIND_READ_BASE : KIND_INTERPRET;
-    case ZYDIS_MNEMONIC_WRFSBASE:
-    case ZYDIS_MNEMONIC_WRGSBASE:
-        return unit->code64 && mode & MODE_FSGSBASE ? helper(item, HELPER_WRITE_BASE, false) : KIND_INTERPRET;
-    case ZYDIS_MNEMONIC_INVLPG:
-        return system && unit->code64 && insn_segment(insn, &insn->op[0]) < SEG_FS
-                   ? helper(item, HELPER_INVLPG, false)
-                   : KIND_INTERPRET;
-    case ZYDIS_MNEMONIC_MOV:
-        if (insn->op[0].type == ZYDIS_OPERAND_TYPE_REGISTER &&
-            insn->op[1].type == ZYDIS_OPERAND_TYPE_REGISTER &&
-            ZydisRegisterGetClass(insn->op[1].reg.value) == ZYDIS_REGCLASS_SEGMENT &&
-            insn_gpr(insn->op[0].reg.value) >= 0)
-            return KIND_READ_SELECTOR;
-        if (system && insn->op[0].type == ZYDIS_OPERAND_TYPE_REGISTER &&
-            ZydisRegisterGetClass(insn->op[0].reg.value) == ZYDIS_REGCLASS_CONTROL)
-            return helper(item, HELPER_WRITE_CR, false);
-        if (system && insn->op[1].type == ZYDIS_OPERAND_TYPE_REGISTER &&
-            ZydisRegisterGetClass(insn->op[1].reg.value) == ZYDIS_REGCLASS_CONTROL)
-            return helper(item, HELPER_READ_CR, false);
-        break;
-    default:
-        break;
-    }
-    if (!vector_allowed(insn, mode) || !insn_can_encode(insn))
-        return KIND_INTERPRET;
-    if (insn->memory < 0)
-        return KIND_COPY;
-    if (!memory_allowed(unit, insn))
-        return KIND_INTERPRET;
-    if (is_bit_test(insn))
-        return z->operand_width == 16 || (unit->code64 && z->address_width != 64) ? KIND_INTERPRET
-                                                                                  : KIND_BIT_MEMORY;
-    return KIND_MEMORY;
-}
+#define RELEASE_BYTES (1 * MIB)
 
 static bool ends_block(enum kind kind) {
     return kind >= KIND_JMP;
@@ -378,7 +133,7 @@ static bool gather(struct unit *unit) {
             break;
         item->guest = (uint16_t)offset;
         item->helper = HELPER_NONE;
-        item->kind = classify(unit, item);
+        item->kind = unit_classify(unit, item);
         uint16_t now = used | item->insn.gprs_read | item->insn.gprs_written;
         if (free_registers(now) < SCRATCHES && unit->items)
             break;
@@ -412,98 +167,6 @@ static bool gather(struct unit *unit) {
         }
     }
     return true;
-}
-
-static uint32_t segment_base(bool is_fs) {
-    return is_fs ? AREA_VCPU(segment[SEG_FS].base) : AREA_VCPU(segment[SEG_GS].base);
-}
-
-static void emit_read_base(struct unit *unit, const struct item *item) {
-    uint32_t base = segment_base(item->insn.z.mnemonic == ZYDIS_MNEMONIC_RDFSBASE);
-    int target = insn_gpr(item->insn.op[0].reg.value);
-    if (item->insn.op[0].size == 64)
-        asm_load_gs(&unit->code, target, base);
-    else
-        asm_load32_gs(&unit->code, target, base);
-}
-
-/* MOV r, Sreg: 16 bits into a 16-bit register, zero-extended into a wider one. */
-static void emit_read_selector(struct unit *unit, const struct item *item) {
-    struct code_buffer *c = &unit->code;
-    unsigned segment = (unsigned)(item->insn.op[1].reg.value - ZYDIS_REGISTER_ES);
-    uint32_t selector = AREA_VCPU(segment) + (uint32_t)(segment * sizeof(struct segment));
-    int target = insn_gpr(item->insn.op[0].reg.value);
-    if (item->insn.op[0].size == 16) {
-        code_u8(c, 0x66);
-        asm_load32_gs(c, target, selector);
-        return;
-    }
-    code_u8(c, 0x65); /* movzx r32, word gs:[selector] */
-    asm_rex(c, false, target, 0, 0);
-    code_u8(c, 0x0f);
-    code_u8(c, 0xb7);
-    code_u8(c, (uint8_t)((target & 7) << 3 | 4));
-    code_u8(c, 0x25);
-    code_u32(c, selector);
-}
-
-static void emit_helper(struct unit *unit, const struct item *item, enum site_kind kind) {
-    const ZydisDecodedOperand *op = item->insn.op;
-    if (item->helper == HELPER_INVLPG && kind == SITE_HELPER) {
-        emit_address(unit, item, &op[0]);
-        asm_store_gs(&unit->code, AREA_HOT(value), unit->t0);
-    }
-    emit_flags_for_exit(unit);
-    emit_reload(unit);
-    struct site *site = unit_site(unit, kind, item);
-    site->access = (uint8_t)item->helper;
-    site->size = item->insn.z.operand_width;
-    switch (item->helper) {
-    case HELPER_SYSRET:
-        site->size = item->insn.z.raw.rex.W ? 64 : 32;
-        break;
-    case HELPER_WRITE_BASE:
-        site->reg = (uint8_t)(insn_gpr(op[0].reg.value) |
-                              (item->insn.z.mnemonic == ZYDIS_MNEMONIC_WRFSBASE ? SEG_FS : SEG_GS) << 4);
-        site->size = (uint16_t)(op[0].size / 8);
-        break;
-    case HELPER_READ_CR:
-        site->reg = (uint8_t)(insn_gpr(op[0].reg.value) | (op[1].reg.value - ZYDIS_REGISTER_CR0) << 4);
-        break;
-    case HELPER_WRITE_CR:
-        site->reg = (uint8_t)(insn_gpr(op[1].reg.value) | (op[0].reg.value - ZYDIS_REGISTER_CR0) << 4);
-        break;
-    case HELPER_STRING: {
-        bool stos =
-            item->insn.z.meta.category == ZYDIS_CATEGORY_STRINGOP &&
-            (item->insn.z.mnemonic == ZYDIS_MNEMONIC_STOSB || item->insn.z.mnemonic == ZYDIS_MNEMONIC_STOSW ||
-             item->insn.z.mnemonic == ZYDIS_MNEMONIC_STOSD || item->insn.z.mnemonic == ZYDIS_MNEMONIC_STOSQ);
-        bool rep =
-            item->insn.z.attributes & (ZYDIS_ATTRIB_HAS_REP | ZYDIS_ATTRIB_HAS_REPE | ZYDIS_ATTRIB_HAS_REPNE);
-        site->size = (uint8_t)(item->insn.op[0].size / 8);
-        site->reg = (uint8_t)(stos | rep << 1);
-        break;
-    }
-    default:
-        break;
-    }
-    emit_exit_to_c(unit, unit_site_index(unit, site));
-    site->host = (uint32_t)(unit->code.at - unit->dbt->rw);
-}
-
-static void emit_swapgs(struct unit *unit) {
-    struct code_buffer *c = &unit->code;
-    asm_load_gs(c, unit->t0, AREA_VCPU(segment[SEG_GS].base));
-    asm_load_gs(c, unit->t1, AREA_VCPU(kernel_gs_base));
-    asm_store_gs(c, AREA_VCPU(segment[SEG_GS].base), unit->t1);
-    asm_store_gs(c, AREA_VCPU(kernel_gs_base), unit->t0);
-}
-
-static void emit_set_ac(struct unit *unit, bool set) {
-    struct code_buffer *c = &unit->code;
-    asm_store8_imm_gs(c, AREA_HOT(acflag), set ? 4 : 0);
-    asm_load_gs(c, unit->t0, set ? AREA_HOT(view_kernel_ac) : AREA_HOT(view_kernel));
-    asm_store_gs(c, AREA_VCPU(view), unit->t0);
 }
 
 static void emit_item(struct unit *unit, const struct item *item) {
@@ -624,6 +287,14 @@ static void emit_block(struct unit *unit) {
         code_u8(c, 0x90);
 }
 
+/* Both mappings of the code region count as resident. The writing one of what is finished is given back; a
+ * later patch faults its page in again. */
+static void release_written(struct dbt_vcpu *dbt, uint64_t before) {
+    uint64_t from = before & ~(RELEASE_BYTES - 1), to = dbt->used & ~(RELEASE_BYTES - 1);
+    if (from < to)
+        (void)madvise(dbt->rw + from, to - from, MADV_DONTNEED);
+}
+
 uint32_t dbt_translate(struct vcpu *vcpu, uint64_t ram_offset, uint32_t mode) {
     struct dbt_vcpu *dbt = vcpu->dbt;
     if (dbt->used + BLOCK_MAX_HOST > dbt->size || dbt->blocks == dbt->max_blocks ||
@@ -665,7 +336,9 @@ uint32_t dbt_translate(struct vcpu *vcpu, uint64_t ram_offset, uint32_t mode) {
     block->loop_entry = (uint32_t)(unit->loop_entry - dbt->rw);
     block->spilled = unit->spilled;
     block->guest_length = (uint16_t)(unit->end_rip - block->rip);
+    uint64_t before = dbt->used;
     dbt->used = align_up(dbt->used + block->host_size, 16);
+    release_written(dbt, before);
     dbt->blocks++;
     dbt->stats.blocks++;
     dbt->stats.guest_instructions += unit->items;

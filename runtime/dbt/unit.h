@@ -93,6 +93,19 @@ struct unit {
     unsigned colds;
 };
 
+/* -- classify.c -- */
+/* The item's kind; sets item->helper with it. */
+enum kind unit_classify(struct unit *unit, struct item *item);
+
+/* -- emit_system.c -- */
+void emit_read_base(struct unit *unit, const struct item *item);
+void emit_read_selector(struct unit *unit, const struct item *item);
+void emit_swapgs(struct unit *unit);
+/* STAC or CLAC. */
+void emit_set_ac(struct unit *unit, bool set);
+/* An exit to C that the block may be resumed behind: kind is SITE_HELPER or SITE_INTERPRET. */
+void emit_helper(struct unit *unit, const struct item *item, enum site_kind kind);
+
 /* -- emit.c: shared pieces -- */
 struct site *unit_site(struct unit *unit, enum site_kind kind, const struct item *item);
 uint32_t unit_site_index(const struct unit *unit, const struct site *site);
