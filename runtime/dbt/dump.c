@@ -34,6 +34,8 @@ static const char *const kind_names[] = {
     [KIND_STAC] = "stac",
     [KIND_CLAC] = "clac",
     [KIND_SWAPGS] = "swapgs",
+    [KIND_READ_BASE] = "read-base",
+    [KIND_READ_SELECTOR] = "read-selector",
     [KIND_JCC] = "jcc",
     [KIND_JCXZ] = "jcxz",
     [KIND_HELPER] = "helper",
@@ -53,11 +55,11 @@ static const char *const site_names[] = {
 };
 
 static const char *const helper_names[] = {
-    [HELPER_NONE] = "none",         [HELPER_SYSCALL] = "syscall", [HELPER_SYSRET] = "sysret",
-    [HELPER_IRET] = "iret",         [HELPER_PUSHF] = "pushf",     [HELPER_POPF] = "popf",
-    [HELPER_RDMSR] = "rdmsr",       [HELPER_WRMSR] = "wrmsr",     [HELPER_READ_CR] = "read-cr",
-    [HELPER_WRITE_CR] = "write-cr", [HELPER_CPUID] = "cpuid",     [HELPER_STRING] = "string",
-    [HELPER_INVLPG] = "invlpg",     [HELPER_XSTATE] = "xstate",
+    [HELPER_NONE] = "none",         [HELPER_SYSCALL] = "syscall",       [HELPER_SYSRET] = "sysret",
+    [HELPER_IRET] = "iret",         [HELPER_PUSHF] = "pushf",           [HELPER_POPF] = "popf",
+    [HELPER_RDMSR] = "rdmsr",       [HELPER_WRMSR] = "wrmsr",           [HELPER_READ_CR] = "read-cr",
+    [HELPER_WRITE_CR] = "write-cr", [HELPER_CPUID] = "cpuid",           [HELPER_STRING] = "string",
+    [HELPER_INVLPG] = "invlpg",     [HELPER_WRITE_BASE] = "write-base",
 };
 
 static const char *const gpr_names[16] = {"rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi",

@@ -44,7 +44,6 @@ enum helper {
     HELPER_STRING,
     HELPER_INVLPG,     /* the address is in hot.value */
     HELPER_WRITE_BASE, /* WRFSBASE, WRGSBASE */
-    HELPER_XSTATE,
 };
 
 struct site {

@@ -273,10 +273,15 @@ int native_execute(struct vcpu *vcpu, struct decoded *d) {
         return fault_ud(vcpu);
     enum vmem_access access = writes ? VMEM_WRITE : VMEM_READ;
     result = memory_linear_aligned(vcpu, d->segment, offset, size, checked_alignment(d), access, &linear);
-    if (result && is_x87_image(d) && vcpu->exception.vector != VECTOR_AC)
+    bool failed = result;
+    if (failed && is_x87_image(d) && vcpu->exception.vector != VECTOR_AC)
         return x87_image_fault(vcpu, d, offset, access);
-    if (result)
-        return is_x87_store(d) ? x87_store_fault(vcpu, d, offset) : native_memory_fault(vcpu, d, offset);
+    if (failed)
+        result = is_x87_store(d) ? x87_store_fault(vcpu, d, offset) : native_memory_fault(vcpu, d, offset);
+    if (result == CPU_FAULT && is_x87_store(d) && size == 10 && vcpu->exception.vector != VECTOR_AC)
+        return x87_image_fault(vcpu, d, offset, access); /* it, too, is stored in pieces */
+    if (result || failed)
+        return result;
     unsigned alignment = required_alignment(d);
     if (linear & (alignment - 1))
         return fault_gp(vcpu);

@@ -98,6 +98,15 @@ bool rule_is_state_image(ZydisMnemonic mnemonic) {
 }
 
 bool rule_is_masked(const ZydisDecodedInstruction *instruction) {
+    switch (instruction->mnemonic) {
+    case ZYDIS_MNEMONIC_VMASKMOVPS:
+    case ZYDIS_MNEMONIC_VMASKMOVPD:
+    case ZYDIS_MNEMONIC_VPMASKMOVD:
+    case ZYDIS_MNEMONIC_VPMASKMOVQ:
+        return true;
+    default:
+        break;
+    }
     return instruction->encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX &&
            instruction->avx.mask.reg != ZYDIS_REGISTER_NONE && instruction->avx.mask.reg != ZYDIS_REGISTER_K0;
 }

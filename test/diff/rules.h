@@ -21,8 +21,8 @@ struct rule_flags rule_flags(const ZydisDecodedInstruction *instruction, const Z
 /* True when the instruction reads or writes a state image in parts, in an order of the processor's own: the
  * CR2 of its page fault may be that of any part in the faulting page. */
 bool rule_is_state_image(ZydisMnemonic mnemonic);
-/* True when the instruction accesses its memory operand under an AVX-512 mask: the CR2 of its page fault may
- * be that of any byte of it in the faulting page. */
+/* True when the instruction accesses its memory operand under an AVX or AVX-512 mask: the CR2 of its page
+ * fault may be that of any byte of it in the faulting page. */
 bool rule_is_masked(const ZydisDecodedInstruction *instruction);
 /* True for a store that converts: when it faults, the exceptions of the conversion are in MXCSR already or
  * not, as the processor has it. */
