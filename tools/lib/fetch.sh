@@ -2,21 +2,25 @@
 # architectures), so the host's package system is neither read for versions nor changed, i386 packages included.
 # Sourced; needs lib/host.sh.
 
-# The Debian 12 mirrors that the host itself uses, one "URI suite component" each, and the public one for a suite that it
-# lacks (newer kernels come by bookworm-security). NESTOR_MIRROR=URI overrides.
+# The Debian 12 mirrors that the host itself uses, one "URI suite component" each; a suite that it lacks (newer kernels come
+# by bookworm-security) is looked for beside its main one. NESTOR_MIRROR=URI overrides.
 fetch_sources() {
-    local found= suite mirror=${NESTOR_MIRROR:-http://deb.debian.org/debian}
-    if [ -z "${NESTOR_MIRROR:-}" ]; then
+    local found= suite mirror=${NESTOR_MIRROR:-}
+    if [ -z "$mirror" ]; then
         found=$(apt-get indextargets --format '$(REPO_URI) $(RELEASE) $(COMPONENT)' 'Created-By: Packages' 2>/dev/null |
             awk '$2 ~ /^bookworm(-security|-updates)?$/ && $3 == "main"' | sort -u) || true
+        mirror=$(awk '$2 == "bookworm" { print $1; exit }' <<<"$found")
+        mirror=${mirror%/}
+        [ -n "$mirror" ] || die "apt has no Debian 12 source; set NESTOR_MIRROR=URI to one and try again"
     fi
     for suite in bookworm bookworm-updates bookworm-security; do
-        if ! grep -F " $suite main" <<<"$found"; then
-            case $suite in
-            *-security) printf '%s %s main\n' "${mirror%/debian}/debian-security" "$suite" ;;
-            *) printf '%s %s main\n' "$mirror" "$suite" ;;
-            esac
+        if grep -F " $suite main" <<<"$found"; then
+            continue
         fi
+        case $suite in
+        *-security) printf '%s %s main\n' "${mirror%/debian}/debian-security" "$suite" ;;
+        *) printf '%s %s main\n' "$mirror" "$suite" ;;
+        esac
     done
 }
 
