@@ -32,16 +32,18 @@ void jump_refresh_key(struct vcpu *vcpu) {
     struct dbt_vcpu *dbt = vcpu->dbt;
     bool kernel = !(vcpu->mode & MODE_CPL3);
     uint64_t generation = kernel ? dbt->kernel_generation : vcpu->space->generation;
-    const struct jump_context *last = dbt->last_context;
-    if (LIKELY(last && last->mode == vcpu->mode && last->generation == generation && last->kernel == kernel &&
-               last->key))
+    const struct jump_context *recent = dbt->recent[kernel];
+    if (LIKELY(recent && recent->mode == vcpu->mode && recent->generation == generation &&
+               recent->kernel == kernel && recent->key)) {
+        dbt->area->hot.jump_key = recent->key;
         return;
+    }
     for (unsigned i = 0; i < JUMP_CONTEXTS; i++) {
         const struct jump_context *context = &dbt->context[i];
         if (context->mode == vcpu->mode && context->generation == generation && context->kernel == kernel &&
             context->key) {
             dbt->area->hot.jump_key = context->key;
-            dbt->last_context = context;
+            dbt->recent[kernel] = context;
             return;
         }
     }
@@ -50,7 +52,7 @@ void jump_refresh_key(struct vcpu *vcpu) {
     *context =
         (struct jump_context){.generation = generation, .key = key, .mode = vcpu->mode, .kernel = kernel};
     dbt->area->hot.jump_key = key;
-    dbt->last_context = context;
+    dbt->recent[kernel] = context;
 }
 
 static struct relied_page *relied_slot(struct dbt_vcpu *dbt, uint64_t page) {

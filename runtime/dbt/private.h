@@ -13,7 +13,7 @@
 #include "isa/insn.h"
 
 #define BLOCK_MAX_INSNS 48
-#define BLOCK_MAX_EXITS 6
+#define BLOCK_MAX_EXITS 3
 #define BLOCK_MAX_HOST 12288 /* bytes kept free before a translation starts */
 #define NO_INDEX UINT32_MAX
 /* In struct block.mode only: translated without shared checks (emit_group.c). */
@@ -130,7 +130,7 @@ struct dbt_vcpu {
     uint32_t page_hash[1u << PAGE_HASH_BITS];
 
     struct jump_context context[JUMP_CONTEXTS];
-    const struct jump_context *last_context; /* the one jump_key stands for */
+    const struct jump_context *recent[2]; /* the last one of user and of kernel code */
     uint64_t next_key;
     unsigned next_context;
     uint64_t kernel_generation;
