@@ -126,6 +126,13 @@ struct origin {
 
 static const struct origin no_origin = {.site = NO_INDEX};
 
+/* Remember the global pages of a kernel block. False: they cannot be, so nothing may lead to it from
+ * elsewhere. */
+static bool rely_on(struct dbt_vcpu *dbt, const struct block *block) {
+    return jump_rely(dbt, block->rip, block->ram_offset) &&
+           (block->ram_page2 == GUEST_NO_RAM || jump_rely(dbt, block->rip + PAGE_SIZE, block->ram_page2));
+}
+
 static void connect(struct vcpu *vcpu, const struct origin *origin, uint32_t index, bool global) {
     struct dbt_vcpu *dbt = vcpu->dbt;
     struct block *block = &dbt->block[index];
@@ -136,20 +143,15 @@ static void connect(struct vcpu *vcpu, const struct origin *origin, uint32_t ind
         const struct site *site = &dbt->site[origin->site];
         bool same_page = !((dbt->block[site->block].rip ^ block->rip) & PAGE_MASK) && !two_pages;
         if (!((dbt->block[site->block].mode ^ block->mode) & ~MODE_UNGROUPED) &&
-            (same_page || (kernel && global))) {
-            if (!same_page) {
-                jump_rely(dbt, block->rip, block->ram_offset);
-                if (two_pages)
-                    jump_rely(dbt, block->rip + PAGE_SIZE, block->ram_page2);
-            }
+            (same_page || (kernel && global && rely_on(dbt, block)))) {
             block_link(dbt, origin->site, index);
             return;
         }
     }
     if (block->mode & MODE_UNGROUPED)
         return;
-    if (two_pages)
-        jump_rely(dbt, block->rip + PAGE_SIZE, block->ram_page2);
+    if (two_pages && !rely_on(dbt, block))
+        return;
     jump_insert(vcpu, block->rip, index, global);
 }
 
@@ -192,6 +194,10 @@ static uint64_t go(struct vcpu *vcpu, struct origin origin) {
             if (host)
                 continue;
         }
+        if (UNLIKELY(cpu_is_code64(vcpu) && !cpu_is_canonical(vcpu->rip))) {
+            interpret(vcpu); /* raises the #GP of the fetch */
+            continue;
+        }
         uint64_t ram_offset;
         bool global;
         if (code_page(vcpu, vcpu->rip, &ram_offset, &global)) {
@@ -217,7 +223,9 @@ static uint64_t go(struct vcpu *vcpu, struct origin origin) {
 static uint64_t bad_target(struct vcpu *vcpu, const struct site *site, const struct block *block) {
     vcpu->rip = block->rip + site->guest;
     uint8_t first = 0, second = 0;
-    const uint8_t *bytes = vcpu->mem->base + block->ram_offset + site->guest;
+    uint8_t bytes[INSN_MAX_LENGTH] = {0};
+    if (vmem_fetch(vcpu, vcpu->rip, bytes, site->length) < site->length)
+        return go(vcpu, no_origin); /* its page is gone: the fetch faults */
     for (unsigned i = 0; i < site->length; i++) {
         first = bytes[i];
         second = i + 1 < site->length ? bytes[i + 1] : 0;

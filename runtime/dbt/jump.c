@@ -55,6 +55,9 @@ void jump_refresh_key(struct vcpu *vcpu) {
     dbt->recent[kernel] = context;
 }
 
+/* A part of the table stays empty: that is what ends a search. */
+#define RELIED_MAX ((1u << RELIED_BITS) * 3 / 4)
+
 static struct relied_page *relied_slot(struct dbt_vcpu *dbt, uint64_t page) {
     unsigned at = (unsigned)((page >> PAGE_SHIFT) * 0x9e3779b97f4a7c15ull >> 40);
     for (;; at++) {
@@ -64,13 +67,16 @@ static struct relied_page *relied_slot(struct dbt_vcpu *dbt, uint64_t page) {
     }
 }
 
-void jump_rely(struct dbt_vcpu *dbt, uint64_t linear, uint64_t ram_offset) {
+bool jump_rely(struct dbt_vcpu *dbt, uint64_t linear, uint64_t ram_offset) {
     uint64_t page = linear & PAGE_MASK;
     struct relied_page *slot = relied_slot(dbt, page);
     if (slot->linear)
-        return;
+        return true;
+    if (dbt->relied_count >= RELIED_MAX)
+        return false;
     *slot = (struct relied_page){.linear = page, .ram_page = ram_offset & PAGE_MASK};
     dbt->relied_count++;
+    return true;
 }
 
 static void bloom_set(struct dbt_vcpu *dbt, uint64_t linear) {
@@ -86,9 +92,8 @@ static bool bloom_test(const struct dbt_vcpu *dbt, uint64_t linear) {
 void jump_insert(struct vcpu *vcpu, uint64_t rip, uint32_t index, bool global) {
     struct dbt_vcpu *dbt = vcpu->dbt;
     if (!(vcpu->mode & MODE_CPL3)) {
-        if (!global || dbt->relied_count > (1u << RELIED_BITS) * 3 / 4)
+        if (!global || !jump_rely(dbt, rip, dbt->block[index].ram_offset))
             return;
-        jump_rely(dbt, rip, dbt->block[index].ram_offset);
     } else {
         bloom_set(dbt, rip);
     }

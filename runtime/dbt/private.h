@@ -103,7 +103,7 @@ struct relied_page {
     uint64_t linear; /* 0: empty */
     uint64_t ram_page;
 };
-#define RELIED_BITS 12
+#define RELIED_BITS 13
 #define USER_BLOOM_WORDS 16
 
 struct unit;
@@ -174,8 +174,9 @@ void jump_insert(struct vcpu *vcpu, uint64_t rip, uint32_t block, bool global);
 uint64_t jump_find(const struct vcpu *vcpu, uint64_t rip);
 void jump_forget(struct vcpu *vcpu, uint64_t rip);
 void jump_clear(struct dbt_vcpu *dbt);
-/* A kernel mapping is relied on: remember it so that flushes can check it. */
-void jump_rely(struct dbt_vcpu *dbt, uint64_t linear, uint64_t ram_offset);
+/* A kernel mapping is to be relied on: remember it so that flushes can check it. False: the table is full, do
+ * not rely on it. */
+MUST_CHECK bool jump_rely(struct dbt_vcpu *dbt, uint64_t linear, uint64_t ram_offset);
 /* Act on vcpu->code_flush. */
 void jump_serve_flush(struct vcpu *vcpu);
 
