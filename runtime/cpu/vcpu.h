@@ -1,7 +1,7 @@
 /* The virtual CPU: the one state that every tier reads and writes. No tier keeps private guest state.
  *
  * Translated code addresses this struct through GS. While it runs, the general registers, the flags of
- * FLAGS_IN_HOST and (fpu_live) the extended state are in the host's registers; at every entry to C the
+ * FLAGS_ARITHMETIC and (fpu_live) the extended state are in the host's registers; at every entry to C the
  * general registers and flags are here, and the extended state is wherever fpu_live says.
  *
  * Ownership: everything is the vCPU thread's own, except the fields marked (any thread), which are atomic.

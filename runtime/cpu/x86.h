@@ -48,7 +48,6 @@ enum segment_index { SEG_ES, SEG_CS, SEG_SS, SEG_DS, SEG_FS, SEG_GS, SEG_COUNT }
 #define FLAG_ID (1u << 21)
 #define FLAGS_ARITHMETIC (FLAG_CF | FLAG_PF | FLAG_AF | FLAG_ZF | FLAG_SF | FLAG_OF)
 /* What lives in the host's flags while translated code runs; all others live in struct vcpu only. */
-#define FLAGS_IN_HOST (FLAGS_ARITHMETIC | FLAG_DF)
 
 #define CR0_PE (1ull << 0)
 #define CR0_MP (1ull << 1)

@@ -38,12 +38,17 @@ struct dbt_hot {
     uint8_t iflag;                                  /* RFLAGS bits 8-15, IF only: 0 or 2 */
     uint8_t acflag;                                 /* RFLAGS bits 16-23, AC only: 0 or 4 */
     uint64_t save[16];                              /* host registers at a slow exit, as they stood */
-    uint64_t save_flags;                            /* RFLAGS as PUSHF gives them */
-    uint32_t load_flags;                            /* the same as LAHF and SETO give them: AH, AL */
+    uint64_t save_flags;                            /* RFLAGS at a fault, as PUSHF gives them */
     uint64_t fault_pc;                              /* host PC of a fault in translated code; 0: none */
     bool fault_is_poll;
     uint64_t resume; /* where a slow exit goes on */
 };
+
+/* General registers that are in vcpu->gpr, not in the host's, whenever one block ends and the next begins.
+ * Their host registers are free at that point and inside every block that does not name them. */
+#define HOMED ((uint16_t)(1u << GPR_R8 | 1u << GPR_R9 | 1u << GPR_R10 | 1u << GPR_R11))
+/* The one that the code between two blocks may use. */
+#define BOUNDARY_SCRATCH GPR_R11
 
 enum area_alias { AREA_RUN, AREA_MASKED, AREA_STOP, AREA_ALIASES };
 

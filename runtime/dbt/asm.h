@@ -186,6 +186,11 @@ static inline void asm_jmp_to(struct code_buffer *c, const uint8_t *target) {
     if (!c->overflow)
         asm_patch_rel32(place, target);
 }
+static inline void asm_jmp_reg(struct code_buffer *c, int reg) {
+    asm_rex(c, false, 0, 0, reg);
+    code_u8(c, 0xff);
+    code_u8(c, (uint8_t)(0xe0 | (reg & 7)));
+}
 static inline void asm_jmp_gs(struct code_buffer *c, uint32_t offset) {
     asm_gs(c, false, 0xff, 4, offset);
 }

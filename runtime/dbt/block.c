@@ -69,7 +69,7 @@ void block_link(struct dbt_vcpu *dbt, uint32_t index, uint32_t target) {
     site->linked_to = target;
     site->next_incoming = block->incoming;
     block->incoming = index;
-    asm_patch_rel32(dbt->rw + site->host, dbt->rw + block->host);
+    asm_patch_rel32(dbt->rw + site->host, dbt->rw + block->entry[site->flags_saved]);
     dbt->stats.links++;
 }
 
@@ -120,7 +120,8 @@ void block_kill(struct dbt_vcpu *dbt, uint32_t index) {
         unlink_site(dbt, i);
     block->incoming = NO_INDEX;
     block->dead = true;
-    struct code_buffer code = {.at = dbt->rw + block->host, .end = dbt->rw + block->host + block->host_size};
+    struct code_buffer code = {.at = dbt->rw + block->entry[true],
+                               .end = dbt->rw + block->host + block->host_size};
     asm_store32_imm_gs(&code, AREA_HOT(site), block->first_site);
     asm_jmp_to(&code, dbt->rw + (dbt->stub_exit - dbt->rx));
     dbt->stats.invalidations++;

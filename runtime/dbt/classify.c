@@ -167,6 +167,9 @@ enum kind unit_classify(struct unit *unit, struct item *item) {
         break;
     }
     switch (z->mnemonic) {
+    case ZYDIS_MNEMONIC_STD:
+        return KIND_INTERPRET; /* and so is what follows: dbt_can_run() */
+    case ZYDIS_MNEMONIC_CLD:
     case ZYDIS_MNEMONIC_ENDBR32:
     case ZYDIS_MNEMONIC_ENDBR64:
         return KIND_NOP;

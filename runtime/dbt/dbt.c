@@ -147,7 +147,7 @@ void dbt_thread_enter(struct vcpu *vcpu) {
 
 bool dbt_can_run(const struct vcpu *vcpu) {
     uint32_t mode = vcpu->mode;
-    if (mode & (MODE_STEP | MODE_AC | MODE_VM86) || !(mode & MODE_PROTECTED))
+    if (mode & (MODE_STEP | MODE_AC | MODE_VM86) || !(mode & MODE_PROTECTED) || vcpu->rflags & FLAG_DF)
         return false;
     return (mode & MODE_CODE_MASK) == MODE_CODE_64 ||
            ((mode & MODE_CODE_MASK) == MODE_CODE_32 && mode & MODE_FLAT);
@@ -171,7 +171,7 @@ bool dbt_handle_signal(struct vcpu *vcpu, int signal, siginfo_t *info, void *con
     struct dbt_hot *hot = &dbt->area->hot;
     hot->fault_pc = pc;
     hot->fault_is_poll = signal == SIGSEGV && is_poll_address(dbt, info->si_addr);
-    user->uc_mcontext.gregs[REG_RIP] = (greg_t)dbt->stub_raw;
+    user->uc_mcontext.gregs[REG_RIP] = (greg_t)dbt->stub_fault;
     return true;
 }
 

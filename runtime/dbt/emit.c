@@ -22,54 +22,56 @@ uint32_t unit_site_index(const struct unit *unit, const struct site *site) {
     return (uint32_t)(site - unit->dbt->site);
 }
 
-void unit_cold(struct unit *unit, uint8_t *place, enum site_kind kind, uint32_t site, bool reload,
-               bool restore) {
+struct cold *unit_cold(struct unit *unit, uint8_t *place, enum site_kind kind, uint32_t site) {
     if (unit->colds == ARRAY_SIZE(unit->cold)) {
         unit->code.overflow = true;
-        return;
+        unit->colds--;
     }
-    unit->cold[unit->colds++] =
-        (struct cold){.place = place, .site = site, .kind = kind, .reload = reload, .restore_flags = restore};
+    struct cold *cold = &unit->cold[unit->colds++];
+    *cold = (struct cold){.place = place, .site = site, .kind = kind};
+    return cold;
 }
 
-void emit_reload(struct unit *unit) {
+static void emit_load(struct unit *unit, uint16_t registers) {
     for (int reg = 0; reg < 16; reg++)
-        if (unit->spilled >> reg & 1)
+        if (registers >> reg & 1)
             asm_load_gs(&unit->code, reg, AREA_GPR(reg));
 }
 
-/* lahf; seto al; mov gs:[flags], eax — around a move of RAX unless RAX is a scratch. */
-void emit_save_flags(struct unit *unit) {
+void emit_reload(struct unit *unit) {
+    emit_load(unit, unit_spilled_here(unit));
+}
+
+void emit_load_resident(struct unit *unit) {
+    emit_load(unit, unit_resident(unit));
+}
+
+void emit_store_resident(struct unit *unit, const struct item *item) {
+    uint16_t written = item->insn.gprs_written & HOMED;
+    for (int reg = 0; reg < 16; reg++)
+        if (written >> reg & 1)
+            asm_store_gs(&unit->code, AREA_GPR(reg), reg);
+}
+
+/* lahf; seto al; mov gs:[flags], eax -- around a move of RAX */
+void emit_save_flags(struct unit *unit, int keep) {
     static const uint8_t take[] = {0x9f, 0x0f, 0x90, 0xc0};
     struct code_buffer *c = &unit->code;
-    bool spare = unit->spilled & 1;
-    if (!spare)
-        asm_mov(c, unit->t1, GPR_RAX);
+    asm_mov(c, keep, GPR_RAX);
     code_bytes(c, take, sizeof take);
     asm_store32_gs(c, AREA_HOT(flags), GPR_RAX);
-    if (!spare)
-        asm_mov(c, GPR_RAX, unit->t1);
+    asm_mov(c, GPR_RAX, keep);
     unit->flags_saved = true;
 }
 
 /* mov eax, gs:[flags]; add al, 127 (OF); sahf (the rest) */
-static void emit_flags_from_slot(struct unit *unit) {
+void emit_restore_flags(struct unit *unit, int keep) {
     static const uint8_t give[] = {0x04, 0x7f, 0x9e};
     struct code_buffer *c = &unit->code;
-    bool spare = unit->spilled & 1;
-    int keep = unit->t1;
-    if (!spare)
-        asm_mov(c, keep, GPR_RAX);
+    asm_mov(c, keep, GPR_RAX);
     asm_load32_gs(c, GPR_RAX, AREA_HOT(flags));
     code_bytes(c, give, sizeof give);
-    if (!spare)
-        asm_mov(c, GPR_RAX, keep);
-}
-
-/* When RAX itself is t0 (a host address in use), the value must survive: t0 is never RAX, see
- * choose_scratches(). */
-void emit_restore_flags(struct unit *unit) {
-    emit_flags_from_slot(unit);
+    asm_mov(c, GPR_RAX, keep);
     unit->flags_saved = false;
 }
 
@@ -91,7 +93,7 @@ void emit_native(struct unit *unit, const struct item *item, const struct host_m
     uint32_t written = item->insn.flags_written & FLAGS_ARITHMETIC;
     if (unit->flags_saved) {
         if (read || (written && written != FLAGS_ARITHMETIC))
-            emit_restore_flags(unit);
+            emit_restore_flags(unit, unit->t1);
         /* Should the instruction fault, its flags are found where they are now. */
         unit_note_pc(unit, item->guest);
     }
@@ -102,49 +104,65 @@ void emit_native(struct unit *unit, const struct item *item, const struct host_m
 
 void emit_flags_clobber(struct unit *unit) {
     if (!unit->flags_saved)
-        emit_save_flags(unit);
+        emit_save_flags(unit, unit->t1);
 }
 
-void emit_flags_for_exit(struct unit *unit) {
+void emit_flags_live(struct unit *unit) {
     if (unit->flags_saved)
-        emit_restore_flags(unit);
+        emit_restore_flags(unit, unit->t1);
 }
 
-void emit_exit_to_c(struct unit *unit, uint32_t site) {
-    asm_store32_imm_gs(&unit->code, AREA_HOT(site), site);
-    asm_jmp_to(&unit->code, unit->dbt->rw + (unit->dbt->stub_exit - unit->dbt->rx));
+void emit_exit_to_c(struct unit *unit, const struct site *site) {
+    struct dbt_vcpu *dbt = unit->dbt;
+    asm_store32_imm_gs(&unit->code, AREA_HOT(site), unit_site_index(unit, site));
+    asm_jmp_to(&unit->code, dbt->rw + ((site->flags_saved ? dbt->stub_exit : dbt->stub_exit_live) - dbt->rx));
+}
+
+void emit_unlinked(struct unit *unit, struct site *site) {
+    struct code_buffer *c = &unit->code;
+    uint8_t *place = asm_jmp(c);
+    if (c->overflow)
+        return;
+    asm_patch_rel32(place, c->at);
+    site->host = (uint32_t)(place - unit->dbt->rw);
+    site->cold = (uint32_t)(c->at - unit->dbt->rw);
+    emit_exit_to_c(unit, site);
 }
 
 /* Raw state, to C. A group's check that can never be met here is turned (block_skip_group()) into a jump to
- * the same instructions without groups: jmp raw                    <- site.cold: patched to `plain` raw: mov
- * site; jmp stub_raw plain: (flags, spilled registers); jmp translation without groups
+ * the same instructions without groups:
+ *          jmp raw                     <- site.cold: patched to `plain`
+ *   raw:   mov site; jmp stub_memory
+ *   plain: (spilled registers); jmp translation without groups
  */
 static void emit_cold_memory(struct unit *unit, const struct cold *cold, struct site *site) {
     struct code_buffer *c = &unit->code;
-    uint8_t *to_raw = NULL;
     if (site->group) {
-        to_raw = asm_jmp(c);
+        uint8_t *to_raw = asm_jmp(c);
         if (c->overflow)
             return;
         asm_patch_rel32(to_raw, c->at);
         site->cold = (uint32_t)(to_raw - unit->dbt->rw);
     }
     asm_store32_imm_gs(c, AREA_HOT(site), cold->site);
-    asm_jmp_to(c, unit->dbt->rw + (unit->dbt->stub_raw - unit->dbt->rx));
+    asm_jmp_to(c, unit->dbt->rw + (unit->dbt->stub_memory - unit->dbt->rx));
     if (!site->group)
         return;
-    struct site *plain = &unit->dbt->site[cold->ungrouped];
     site->target = (int32_t)(c->at - unit->dbt->rw);
-    if (site->flags_saved)
-        emit_flags_from_slot(unit);
     emit_reload(unit);
-    uint8_t *place = asm_jmp(c);
-    if (c->overflow)
-        return;
-    asm_patch_rel32(place, c->at);
-    plain->host = (uint32_t)(place - unit->dbt->rw);
-    plain->cold = (uint32_t)(c->at - unit->dbt->rw);
-    emit_exit_to_c(unit, cold->ungrouped);
+    emit_unlinked(unit, &unit->dbt->site[cold->ungrouped]);
+}
+
+/* A side exit that is not linked yet, or that cannot be linked directly. */
+static void emit_cold_link(struct unit *unit, struct site *site) {
+    struct code_buffer *c = &unit->code;
+    if (unit_spilled_here(unit)) {
+        emit_reload(unit);
+        emit_unlinked(unit, site);
+    } else {
+        site->cold = (uint32_t)(c->at - unit->dbt->rw);
+        emit_exit_to_c(unit, site);
+    }
 }
 
 void emit_colds(struct unit *unit) {
@@ -160,26 +178,14 @@ void emit_colds(struct unit *unit) {
             emit_cold_memory(unit, cold, site);
             break;
         case SITE_LINK:
-            if (cold->reload) {
-                /* A side exit: the jump to patch comes behind the reloads. */
-                emit_reload(unit);
-                uint8_t *place = asm_jmp(c);
-                if (c->overflow)
-                    return;
-                asm_patch_rel32(place, c->at);
-                site->host = (uint32_t)(place - unit->dbt->rw);
-            }
-            site->cold = (uint32_t)(c->at - unit->dbt->rw);
-            emit_exit_to_c(unit, cold->site);
+            emit_cold_link(unit, site);
             break;
         case SITE_JUMP_MISS:
             if (cold->look_up)
-                emit_cold_lookup(unit, cold);
+                emit_cold_lookup(unit, site);
             asm_store_gs(c, AREA_HOT(target), unit->t0);
-            if (cold->restore_flags)
-                emit_flags_from_slot(unit);
             emit_reload(unit);
-            emit_exit_to_c(unit, cold->site);
+            emit_exit_to_c(unit, site);
             break;
         default:
             break;

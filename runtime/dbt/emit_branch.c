@@ -4,8 +4,9 @@
  * block_link() patches it.
  *
  * The jump cache is asked with the guest's target in t0 and the flags saved: t1 = target ^ gs:[jump_key] is
- * the key, its low half times JUMP_CACHE_MULTIPLIER the index (in t2). On a hit the host's target goes
- * through gs:[target], because by the jump every register holds a guest value again.
+ * the key, its low half times JUMP_CACHE_MULTIPLIER the index (in t2). What is cached is the entry for saved
+ * flags. If the block spilled registers of its own, the host's target goes through gs:[target], because by
+ * the jump they hold guest values again.
  */
 #include "dbt/unit.h"
 
@@ -19,7 +20,7 @@ uint64_t branch_target(const struct unit *unit, const struct item *item) {
     return unit->code64 ? target : (uint32_t)target;
 }
 
-/* The lookup; returns the place of the miss branch. Flags are saved on entry and real at the jump. */
+/* The lookup; returns the place of the miss branch. Flags are saved. */
 static uint8_t *emit_jump_lookup(struct unit *unit) {
     struct code_buffer *c = &unit->code;
     asm_mov(c, unit->t1, unit->t0);
@@ -38,8 +39,11 @@ static uint8_t *emit_jump_lookup(struct unit *unit) {
     uint8_t *miss = asm_jcc(c, COND_NE);
     code_u8(c, 0x65);
     asm_mem(c, true, 0x8b, unit->t2, unit->t2, -1, 0, JUMP_HOST);
+    if (!unit_spilled_here(unit)) {
+        asm_jmp_reg(c, unit->t2);
+        return miss;
+    }
     asm_store_gs(c, AREA_HOT(target), unit->t2);
-    emit_restore_flags(unit);
     emit_reload(unit);
     asm_jmp_gs(c, AREA_HOT(target));
     return miss;
@@ -47,11 +51,11 @@ static uint8_t *emit_jump_lookup(struct unit *unit) {
 
 /* End the block with a jump to the guest address in t0. */
 static void emit_jump(struct unit *unit, const struct item *item) {
-    if (!unit->flags_saved)
-        emit_save_flags(unit);
+    emit_flags_clobber(unit);
     uint8_t *miss = emit_jump_lookup(unit);
     struct site *site = unit_site(unit, SITE_JUMP_MISS, item);
-    unit_cold(unit, miss, SITE_JUMP_MISS, unit_site_index(unit, site), true, true);
+    site->flags_saved = true;
+    unit_cold(unit, miss, SITE_JUMP_MISS, unit_site_index(unit, site));
 }
 
 /* Must a direct branch to target be looked up each time? In user mode a block may be shared between address
@@ -74,16 +78,18 @@ void emit_link(struct unit *unit, const struct item *item, uint64_t target) {
         emit_jump(unit, item);
         return;
     }
-    emit_flags_for_exit(unit);
     if (target == unit->block->rip && item) {
-        asm_jmp_to(c, unit->loop_entry);
+        if (unit->body_saved)
+            emit_flags_clobber(unit);
+        else
+            emit_flags_live(unit);
+        asm_jmp_to(c, unit->body);
         return;
     }
     emit_reload(unit);
-    uint8_t *place = asm_jmp(c);
     struct site *site = link_site(unit, item, target);
-    site->host = (uint32_t)(place - unit->dbt->rw);
-    unit_cold(unit, place, SITE_LINK, unit_site_index(unit, site), false, false);
+    site->flags_saved = unit->flags_saved;
+    emit_unlinked(unit, site);
 }
 
 /* A conditional exit whose rel32 is at place; flags are real there. */
@@ -91,25 +97,24 @@ static void emit_side_exit(struct unit *unit, const struct item *item, uint8_t *
     if (unit->code.overflow)
         return;
     if (target == unit->block->rip && !branch_needs_lookup(unit, target)) {
-        asm_patch_rel32(place, unit->loop_entry);
+        asm_patch_rel32(place, unit->loop_live);
         return;
     }
     struct site *site = link_site(unit, item, target);
     uint32_t index = unit_site_index(unit, site);
     if (branch_needs_lookup(unit, target)) {
         site->kind = SITE_JUMP_MISS;
-        unit_cold(unit, place, SITE_JUMP_MISS, index, true, true);
-        unit->cold[unit->colds - 1].look_up = true;
+        site->flags_saved = true;
+        unit_cold(unit, place, SITE_JUMP_MISS, index)->look_up = true;
         return;
     }
     site->host = (uint32_t)(place - unit->dbt->rw);
-    unit_cold(unit, place, SITE_LINK, index, unit->spilled != 0, false);
+    (void)unit_cold(unit, place, SITE_LINK, index);
 }
 
-void emit_cold_lookup(struct unit *unit, const struct cold *cold) {
+void emit_cold_lookup(struct unit *unit, const struct site *site) {
     struct code_buffer *c = &unit->code;
-    const struct site *site = &unit->dbt->site[cold->site];
-    emit_save_flags(unit);
+    emit_save_flags(unit, unit->t1);
     asm_mov_imm(c, unit->t0, unit->block->rip + (uint64_t)(int64_t)site->target);
     uint8_t *miss = emit_jump_lookup(unit);
     if (!c->overflow)
@@ -117,7 +122,7 @@ void emit_cold_lookup(struct unit *unit, const struct cold *cold) {
 }
 
 void emit_jcc(struct unit *unit, const struct item *item) {
-    emit_flags_for_exit(unit);
+    emit_flags_live(unit);
     const ZydisDecodedInstruction *z = &item->insn.z;
     enum asm_cond cond = (enum asm_cond)(z->opcode & 15);
     uint8_t *place = asm_jcc(&unit->code, cond);
@@ -128,7 +133,7 @@ void emit_jcc(struct unit *unit, const struct item *item) {
 void emit_jcxz(struct unit *unit, const struct item *item) {
     struct code_buffer *c = &unit->code;
     bool wide = item->insn.z.address_width == 64, loop = item->insn.z.mnemonic == ZYDIS_MNEMONIC_LOOP;
-    emit_flags_for_exit(unit);
+    emit_flags_live(unit);
     if (loop)
         asm_lea(c, wide, GPR_RCX, GPR_RCX, -1, 0, -1);
     if (!wide)

@@ -211,8 +211,11 @@ static struct group *begin(struct unit *unit, const struct item *item, const str
     struct site *site =
         emit_probe(unit, item, (unsigned)(hi - lo), use->access, (uint32_t)(c->at - unit->dbt->rw));
     site->group = true;
-    if (unit->colds)
-        unit->cold[unit->colds - 1].ungrouped = unit_site_index(unit, unit_site(unit, SITE_UNGROUPED, item));
+    if (unit->colds) {
+        struct site *plain = unit_site(unit, SITE_UNGROUPED, item);
+        plain->flags_saved = true;
+        unit->cold[unit->colds - 1].ungrouped = unit_site_index(unit, plain);
+    }
     if (use->index < 0) {
         asm_load(c, group->reg, unit->t1, offsetof(struct vtlb_entry, addend));
     } else {

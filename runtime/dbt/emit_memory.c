@@ -69,9 +69,9 @@ struct site *emit_probe(struct unit *unit, const struct item *item, unsigned siz
     site->reg = (uint8_t)unit->t0;
     site->size = (uint16_t)size;
     site->access = (uint8_t)access;
-    site->flags_saved = unit->flags_saved;
+    site->flags_saved = true;
     site->host = retry;
-    unit_cold(unit, place, SITE_MEMORY, unit_site_index(unit, site), false, false);
+    unit_cold(unit, place, SITE_MEMORY, unit_site_index(unit, site));
     return site;
 }
 

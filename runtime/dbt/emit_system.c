@@ -40,9 +40,9 @@ void emit_helper(struct unit *unit, const struct item *item, enum site_kind kind
         emit_address(unit, item, &op[0]);
         asm_store_gs(&unit->code, AREA_HOT(value), unit->t0);
     }
-    emit_flags_for_exit(unit);
     emit_reload(unit);
     struct site *site = unit_site(unit, kind, item);
+    site->flags_saved = unit->flags_saved;
     site->access = (uint8_t)item->helper;
     site->size = item->insn.z.operand_width;
     switch (item->helper) {
@@ -74,8 +74,11 @@ void emit_helper(struct unit *unit, const struct item *item, enum site_kind kind
     default:
         break;
     }
-    emit_exit_to_c(unit, unit_site_index(unit, site));
+    emit_exit_to_c(unit, site);
     site->host = (uint32_t)(unit->code.at - unit->dbt->rw);
+    unit->flags_saved = true;
+    if (item->kind == KIND_HELPER)
+        emit_load_resident(unit);
 }
 
 void emit_swapgs(struct unit *unit) {

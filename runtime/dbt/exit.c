@@ -12,11 +12,11 @@
 #include "interp/interp.h"
 #include "mem/guest_mem.h"
 
-/* rflags whole again: the host's part, and IF and AC from their hot bytes. */
-static void merge_flags(struct vcpu *vcpu, uint64_t host) {
+/* rflags whole again: the arithmetic flags, and IF and AC from their hot bytes. */
+static void merge_flags(struct vcpu *vcpu, uint64_t arithmetic) {
     const struct dbt_hot *hot = &area_of(vcpu)->hot;
-    vcpu->rflags = (vcpu->rflags & ~(uint64_t)(FLAGS_IN_HOST | FLAG_IF | FLAG_AC)) | (host & FLAGS_IN_HOST) |
-                   (uint64_t)hot->iflag << 8 | (uint64_t)hot->acflag << 16;
+    vcpu->rflags = (vcpu->rflags & ~(uint64_t)(FLAGS_ARITHMETIC | FLAG_IF | FLAG_AC)) |
+                   (arithmetic & FLAGS_ARITHMETIC) | (uint64_t)hot->iflag << 8 | (uint64_t)hot->acflag << 16;
 }
 
 /* The guest's state at an instruction of a block, from the host registers in hot.save. */
@@ -25,8 +25,7 @@ static void reconstruct(struct vcpu *vcpu, const struct block *block, unsigned g
     for (unsigned reg = 0; reg < 16; reg++)
         if (!(block->spilled >> reg & 1))
             vcpu->gpr[reg] = hot->save[reg];
-    merge_flags(vcpu,
-                flags_saved ? lahf_to_flags(hot->flags) | (hot->save_flags & FLAG_DF) : hot->save_flags);
+    merge_flags(vcpu, flags_saved ? lahf_to_flags(hot->flags) : hot->save_flags);
     vcpu->rip = block->rip + guest;
     if (!(block->mode & MODE_CODE_64))
         vcpu->rip = (uint32_t)vcpu->rip;
@@ -45,8 +44,7 @@ static bool arm(struct vcpu *vcpu, uint64_t host) {
     hot->resume = host;
     hot->iflag = (uint8_t)(vcpu->rflags >> 8 & 2);
     hot->acflag = (uint8_t)(vcpu->rflags >> 16 & 4);
-    hot->save_flags = (vcpu->rflags & FLAGS_IN_HOST) | FLAG_FIXED;
-    hot->load_flags = flags_to_lahf(vcpu->rflags);
+    hot->flags = flags_to_lahf(vcpu->rflags);
     hot->view_kernel = &vcpu->space->view[VIEW_KERNEL];
     hot->view_kernel_ac = &vcpu->space->view[vcpu->cr4 & CR4_SMAP ? VIEW_KERNEL_AC : VIEW_KERNEL];
     vcpu_fpu_unpark(vcpu);
@@ -213,7 +211,7 @@ static uint64_t go(struct vcpu *vcpu, struct origin origin) {
             continue;
         }
         connect(vcpu, &origin, index, global);
-        if (arm(vcpu, (uint64_t)dbt->rx + dbt->block[index].host))
+        if (arm(vcpu, (uint64_t)dbt->rx + dbt->block[index].entry[true]))
             return RESUME_LOAD;
     }
 }
@@ -360,7 +358,7 @@ static uint64_t serve_helper(struct vcpu *vcpu, const struct site *site, const s
     }
     bool stay = vcpu->mode == (mode & ~MODE_UNGROUPED) && epoch == dbt->host_writes &&
                 !vcpu->code_flush.pages && !vcpu->code_flush.global && vcpu->run_state == RUN_ACTIVE &&
-                !vcpu->irq_shadow &&
+                !vcpu->irq_shadow && !(vcpu->rflags & FLAG_DF) &&
                 !vcpu_must_serve(vcpu, __atomic_load_n(&vcpu->requests, __ATOMIC_RELAXED));
     if (stay && arm(vcpu, (uint64_t)dbt->rx + host))
         return RESUME_LOAD;
@@ -372,7 +370,7 @@ uint64_t dbt_exit_guest(struct vcpu *vcpu) {
     struct dbt_hot *hot = &dbt->area->hot;
     const struct site *site = &dbt->site[hot->site];
     const struct block *block = &dbt->block[site->block];
-    merge_flags(vcpu, hot->save_flags);
+    merge_flags(vcpu, lahf_to_flags(hot->flags));
     dbt->stats.exits++;
     dump_exit(vcpu, DUMP_EXIT_GUEST);
     switch ((enum site_kind)site->kind) {
@@ -407,10 +405,11 @@ uint64_t dbt_exit_guest(struct vcpu *vcpu) {
 }
 
 /* A fault signal in translated code: a poll, or the guest's own instruction. */
-static uint64_t serve_fault(struct vcpu *vcpu) {
+uint64_t dbt_exit_fault(struct vcpu *vcpu) {
     struct dbt_vcpu *dbt = vcpu->dbt;
     struct dbt_hot *hot = &dbt->area->hot;
     struct pc_entry pc;
+    dump_exit(vcpu, DUMP_EXIT_FAULT);
     const struct block *block = block_at(dbt, hot->fault_pc, &pc);
     bool poll = hot->fault_is_poll;
     hot->fault_pc = 0;
@@ -438,26 +437,23 @@ static int fill_for(struct vcpu *vcpu, const struct site *site, uint64_t linear,
     return CPU_OK;
 }
 
-uint64_t dbt_exit_raw(struct vcpu *vcpu) {
+uint64_t dbt_exit_memory(struct vcpu *vcpu) {
     struct dbt_vcpu *dbt = vcpu->dbt;
     struct dbt_hot *hot = &dbt->area->hot;
-    dump_exit(vcpu, hot->fault_pc ? DUMP_EXIT_FAULT : DUMP_EXIT_RAW);
-    if (hot->fault_pc)
-        return serve_fault(vcpu);
+    dump_exit(vcpu, DUMP_EXIT_RAW);
     const struct site *site = &dbt->site[hot->site];
     const struct block *block = &dbt->block[site->block];
     dbt->stats.tlb_slow++;
-    merge_flags(vcpu, hot->save_flags);
+    merge_flags(vcpu, lahf_to_flags(hot->flags));
     bool filled;
     int result = fill_for(vcpu, site, hot->save[site->reg], &filled);
     if (filled) {
         dbt->stats.tlb_fills++;
         hot->resume = (uint64_t)dbt->rx + site->host;
-        hot->load_flags = flags_to_lahf(hot->save_flags);
         vcpu_fpu_unpark(vcpu); /* the walker's A or D may have met a page of code, and other vCPUs */
         return RESUME_RAW;
     }
-    reconstruct(vcpu, block, site->guest, site->flags_saved);
+    reconstruct(vcpu, block, site->guest, true);
     if (result) {
         dbt->stats.exceptions++;
         cpu_deliver_exception(vcpu);

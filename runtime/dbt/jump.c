@@ -1,9 +1,10 @@
 /* Caching code by virtual address: the jump cache of indirect branches, and what cross-page links rely on.
  *
- * A jump-cache entry matches when key == rip ^ hot.jump_key. Keys keep contexts apart: a context is
- * (generation of the address space, mode); kernel code on global pages has a generation of its own that
- * outlives CR3 loads. A key's bits 48-62 number the context and bit 63 is clear, so that two canonical
- * addresses under two keys never collide; its low bits spread the contexts over the table.
+ * A jump-cache entry matches when key == rip ^ hot.jump_key and leads to the block's entry for saved flags.
+ * Keys keep contexts apart: a context is (generation of the address space, mode); kernel code on global pages
+ * has a generation of its own that outlives CR3 loads. A key's bits 48-62 number the context and bit 63 is
+ * clear, so that two canonical addresses under two keys never collide; its low bits spread the contexts over
+ * the table.
  */
 #include "base/light.h"
 #include "cpu/paging.h"
@@ -99,7 +100,7 @@ void jump_insert(struct vcpu *vcpu, uint64_t rip, uint32_t index, bool global) {
     }
     uint64_t key = rip ^ dbt->area->hot.jump_key;
     dbt->area->jump[jump_cache_index(key)] =
-        (struct jump_cache_entry){.key = key, .host = (uint64_t)dbt->rx + dbt->block[index].host};
+        (struct jump_cache_entry){.key = key, .host = (uint64_t)dbt->rx + dbt->block[index].entry[true]};
 }
 
 uint64_t jump_find(const struct vcpu *vcpu, uint64_t rip) {

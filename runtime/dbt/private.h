@@ -56,11 +56,11 @@ struct site {
     uint16_t guest;         /* rip of the instruction - block rip */
     uint8_t length;         /* of the instruction */
     uint8_t kind;
-    uint8_t reg;    /* MEMORY: host register with the linear address; HELPER: operand */
-    uint16_t size;  /* MEMORY: bytes; HELPER: operand size in bits */
-    uint8_t access; /* MEMORY: enum vmem_access; HELPER: enum helper */
-    uint8_t flags_saved : 1;
-    uint8_t plain : 1; /* MEMORY: a fault of this access is the instruction's fault */
+    uint8_t reg;             /* MEMORY: host register with the linear address; HELPER: operand */
+    uint16_t size;           /* MEMORY: bytes; HELPER: operand size in bits */
+    uint8_t access;          /* MEMORY: enum vmem_access; HELPER: enum helper */
+    uint8_t flags_saved : 1; /* where the guest's flags are when the site is left: hot.flags, or the host's */
+    uint8_t plain : 1;       /* MEMORY: a fault of this access is the instruction's fault */
     uint8_t group : 1; /* MEMORY: a check for several accesses; when it cannot be met, go on without groups */
 };
 
@@ -75,14 +75,15 @@ struct block {
     uint64_t ram_offset;
     uint64_t ram_page2; /* of the second page, or GUEST_NO_RAM */
     uint32_t mode;
-    uint32_t host, host_size, loop_entry;
+    uint32_t host, host_size;
+    uint32_t entry[2]; /* where to enter with the flags live, with the flags saved in hot.flags */
     uint32_t hash_next;
     uint32_t page_next[2]; /* lists of the blocks on a page */
     uint32_t incoming;     /* first site linked to this block */
     uint32_t first_site, first_pc;
     uint16_t sites, pcs;
     uint16_t guest_length;
-    uint16_t spilled; /* mask of the registers that live in vcpu->gpr behind the entry */
+    uint16_t spilled; /* mask of the registers that live in vcpu->gpr alone behind the entry */
     bool dead;
 };
 
@@ -118,7 +119,7 @@ struct dbt_vcpu {
     uint8_t *rx, *rw; /* two mappings of the code region */
     uint64_t size, used, stubs_end;
     int code_fd;
-    uint8_t *stub_enter, *stub_exit, *stub_raw, *stub_load;
+    uint8_t *stub_enter, *stub_load, *stub_exit, *stub_exit_live, *stub_memory, *stub_fault;
 
     struct block *block;
     uint32_t blocks, max_blocks;
@@ -182,8 +183,9 @@ void jump_serve_flush(struct vcpu *vcpu);
 
 /* -- exit.c: called from the stubs -- */
 enum resume { RESUME_RAW = 0, RESUME_LOAD = 1, RESUME_LEAVE = 2 };
-uint64_t dbt_exit_guest(struct vcpu *vcpu); /* guest state saved in vcpu->gpr */
-uint64_t dbt_exit_raw(struct vcpu *vcpu);   /* host registers in hot.save */
+uint64_t dbt_exit_guest(struct vcpu *vcpu);  /* guest state saved in vcpu->gpr, flags in hot.flags */
+uint64_t dbt_exit_memory(struct vcpu *vcpu); /* host registers in hot.save, flags in hot.flags */
+uint64_t dbt_exit_fault(struct vcpu *vcpu);  /* host registers in hot.save and hot.save_flags */
 
 /* -- dump.c -- */
 /* dbt_translate() with its time counted and its result told to --dump. */

@@ -1,53 +1,41 @@
 /* The code between translated code and C, emitted once at the start of every code region.
  *
- *   stub_enter(vcpu, host)  C function: saves the callee-saved registers, then stub_load.
- *   stub_load               guest registers and flags from the vCPU, then jmp gs:[resume].
- *   stub_exit               jumped to with the whole guest state in the host's registers: saves it, calls
- * dbt_exit_guest(). stub_raw                jumped to in mid-instruction: saves the host registers as they
- * stand, calls dbt_exit_raw(), which either resumes them unchanged or goes on as stub_exit does. The C
- * functions return enum resume. RSP holds a guest value outside the stubs, so nothing but the stubs uses the
- * stack.
+ *   stub_enter       C function: saves the callee-saved registers, then stub_load.
+ *   stub_load        guest registers but those of HOMED from the vCPU, then jmp gs:[resume] with the flags
+ * saved. stub_exit        jumped to between two instructions, with the flags saved: stores those registers,
+ * calls dbt_exit_guest(). stub_exit_live   the same with the flags live. stub_memory      jumped to in
+ * mid-instruction: saves the host registers as they stand, calls dbt_exit_memory(), which may resume them
+ * unchanged. stub_fault       where the handler of a fault signal returns to: the same with the host's flags,
+ * calls dbt_exit_fault().
+ *
+ * The C functions return enum resume. RSP holds a guest value outside the stubs, so nothing but the stubs
+ * uses the stack.
  */
 #include "dbt/asm.h"
 #include "dbt/private.h"
 
-static void emit_save_registers(struct code_buffer *c, uint32_t offset) {
+static void emit_save_registers(struct code_buffer *c, uint32_t offset, uint16_t registers) {
     for (int reg = 0; reg < 16; reg++)
-        asm_store_gs(c, offset + (uint32_t)reg * 8, reg);
+        if (registers >> reg & 1)
+            asm_store_gs(c, offset + (uint32_t)reg * 8, reg);
 }
 
-static void emit_load_registers(struct code_buffer *c, uint32_t offset) {
+static void emit_load_registers(struct code_buffer *c, uint32_t offset, uint16_t registers) {
     for (int reg = 0; reg < 16; reg++)
-        asm_load_gs(c, reg, offset + (uint32_t)reg * 8);
+        if (registers >> reg & 1)
+            asm_load_gs(c, reg, offset + (uint32_t)reg * 8);
 }
 
-/* pushfq; pop gs:[save_flags] — on the C stack. */
-static void emit_save_flags(struct code_buffer *c) {
-    code_u8(c, 0x9c);
-    asm_gs(c, false, 0x8f, 0, AREA_HOT(save_flags));
-}
-
-/* Clobbers RAX. POPF is slow and needed for DF only:
- *   test byte gs:[save_flags + 1], DF >> 8;  jnz slow
- *   mov eax, gs:[load_flags];  add al, 127;  sahf;  jmp done
- *   slow: push gs:[save_flags];  popfq;  done:
- */
-static void emit_load_flags(struct code_buffer *c) {
-    static const uint8_t give[] = {0x04, 0x7f, 0x9e};
-    asm_gs(c, false, 0xf6, 0, AREA_HOT(save_flags) + 1);
-    code_u8(c, FLAG_DF >> 8);
-    uint8_t *slow = asm_jcc(c, COND_NE);
-    asm_load32_gs(c, GPR_RAX, AREA_HOT(load_flags));
-    code_bytes(c, give, sizeof give);
-    uint8_t *done = asm_jmp(c);
-    asm_patch_rel32(slow, c->at);
-    asm_gs(c, false, 0xff, 6, AREA_HOT(save_flags));
-    code_u8(c, 0x9d);
-    asm_patch_rel32(done, c->at);
+/* mov r11, rax; lahf; seto al; mov gs:[flags], eax; mov rax, r11 */
+static void emit_save_live_flags(struct code_buffer *c) {
+    static const uint8_t take[] = {0x9f, 0x0f, 0x90, 0xc0};
+    asm_mov(c, BOUNDARY_SCRATCH, GPR_RAX);
+    code_bytes(c, take, sizeof take);
+    asm_store32_gs(c, AREA_HOT(flags), GPR_RAX);
+    asm_mov(c, GPR_RAX, BOUNDARY_SCRATCH);
 }
 
 static void emit_call_c(struct code_buffer *c, uint64_t (*function)(struct vcpu *)) {
-    code_u8(c, 0xfc); /* cld */
     asm_load_gs(c, GPR_RDI, AREA_VCPU(self));
     asm_mov_imm(c, GPR_RAX, (uint64_t)function);
     code_u8(c, 0xff);
@@ -72,10 +60,11 @@ static uint8_t *emit_branch_on(struct code_buffer *c, uint8_t value) {
 void dbt_emit_stubs(struct dbt_vcpu *dbt) {
     struct code_buffer code = {.start = dbt->rw, .at = dbt->rw, .end = dbt->rw + dbt->size}, *c = &code;
 
+    const uint16_t all = UINT16_MAX, carried = (uint16_t)~HOMED;
+
     dbt->stub_load = dbt->rx + (c->at - dbt->rw);
     uint8_t *load = c->at;
-    emit_load_flags(c);
-    emit_load_registers(c, AREA_GPR(0));
+    emit_load_registers(c, AREA_GPR(0), carried);
     asm_jmp_gs(c, AREA_HOT(resume));
 
     dbt->stub_enter = dbt->rx + (c->at - dbt->rw);
@@ -86,26 +75,34 @@ void dbt_emit_stubs(struct dbt_vcpu *dbt) {
     asm_store_gs(c, AREA_HOT(host_rsp), GPR_RSP);
     asm_jmp_to(c, load);
 
+    dbt->stub_exit_live = dbt->rx + (c->at - dbt->rw);
+    emit_save_live_flags(c);
     dbt->stub_exit = dbt->rx + (c->at - dbt->rw);
-    emit_save_registers(c, AREA_GPR(0));
+    emit_save_registers(c, AREA_GPR(0), carried);
     asm_load_gs(c, GPR_RSP, AREA_HOT(host_rsp));
-    emit_save_flags(c);
     emit_call_c(c, dbt_exit_guest);
     asm_patch_rel32(emit_branch_on(c, RESUME_LOAD), load);
     emit_leave(c);
 
-    dbt->stub_raw = dbt->rx + (c->at - dbt->rw);
-    emit_save_registers(c, AREA_HOT(save));
+    dbt->stub_memory = dbt->rx + (c->at - dbt->rw);
+    emit_save_registers(c, AREA_HOT(save), all);
     asm_load_gs(c, GPR_RSP, AREA_HOT(host_rsp));
-    emit_save_flags(c);
-    emit_call_c(c, dbt_exit_raw);
+    emit_call_c(c, dbt_exit_memory);
     asm_patch_rel32(emit_branch_on(c, RESUME_LOAD), load);
     uint8_t *raw = emit_branch_on(c, RESUME_RAW);
     emit_leave(c);
     asm_patch_rel32(raw, c->at);
-    emit_load_flags(c);
-    emit_load_registers(c, AREA_HOT(save));
+    emit_load_registers(c, AREA_HOT(save), all);
     asm_jmp_gs(c, AREA_HOT(resume));
+
+    dbt->stub_fault = dbt->rx + (c->at - dbt->rw);
+    emit_save_registers(c, AREA_HOT(save), all);
+    asm_load_gs(c, GPR_RSP, AREA_HOT(host_rsp));
+    code_u8(c, 0x9c); /* pushfq; pop gs:[save_flags] */
+    asm_gs(c, false, 0x8f, 0, AREA_HOT(save_flags));
+    emit_call_c(c, dbt_exit_fault);
+    asm_patch_rel32(emit_branch_on(c, RESUME_LOAD), load);
+    emit_leave(c);
 
     dbt->used = dbt->stubs_end = align_up((uint64_t)(c->at - dbt->rw), 64);
 }

@@ -33,8 +33,6 @@ static bool needs_scratch(const struct unit *unit, const struct item *item) {
     case KIND_HELPER_END:
     case KIND_INTERPRET:
         return false;
-    case KIND_HELPER:
-        return item->helper == HELPER_INVLPG;
     case KIND_JCC:
     case KIND_JCXZ:
     case KIND_JMP:
@@ -44,37 +42,47 @@ static bool needs_scratch(const struct unit *unit, const struct item *item) {
     }
 }
 
-/* Registers in the order in which they are taken as scratches; RAX only ever as t2 (flags go through it). */
-static const int8_t scratch_order[] = {GPR_RDI, GPR_RSI, GPR_RBP, GPR_RBX, GPR_RDX, GPR_RCX, GPR_R8,
-                                       GPR_R9,  GPR_R10, GPR_R11, GPR_R12, GPR_R13, GPR_R14, GPR_R15};
+/* Registers in the order in which they are taken as scratches: first those of HOMED, which cost nothing.
+ * Never RAX, which the flags go through. */
+static const int8_t scratch_order[] = {GPR_R11, GPR_R10, GPR_R9,  GPR_R8,  GPR_R15, GPR_R14, GPR_R13,
+                                       GPR_R12, GPR_RBP, GPR_RBX, GPR_RCX, GPR_RDX, GPR_RSI, GPR_RDI};
+/* The same with those first that an instruction naming AH, BH, CH or DH can be given as an address. */
+static const int8_t low_order[] = {GPR_RBP, GPR_RBX, GPR_RCX, GPR_RDX, GPR_RSI, GPR_RDI};
 
 static unsigned free_registers(uint16_t used) {
-    return 16 - (unsigned)__builtin_popcount((unsigned)used | 1u << GPR_RSP);
+    return 16 - (unsigned)__builtin_popcount((unsigned)used | 1u << GPR_RSP | 1u << GPR_RAX);
 }
 
-static void choose_scratches(struct unit *unit, uint16_t used) {
-    int chosen[SCRATCHES];
-    unsigned count = 0;
-    bool rax = !(used & 1);
-    for (unsigned i = 0; i < ARRAY_SIZE(scratch_order) && count < (rax ? 2u : 3u); i++)
-        if (!(used >> scratch_order[i] & 1))
-            chosen[count++] = scratch_order[i];
-    if (rax)
-        chosen[count++] = GPR_RAX;
-    unit->t0 = chosen[0];
-    unit->t1 = chosen[1];
-    unit->t2 = chosen[2];
-    unit->spilled = (uint16_t)(1u << unit->t0 | 1u << unit->t1 | 1u << unit->t2);
-    if (unit->block->mode & MODE_UNGROUPED || !unit->code64)
-        return;
-    unsigned wanted = group_count(unit);
-    used |= unit->spilled;
-    for (unsigned i = 0, taken = 0; i < ARRAY_SIZE(scratch_order) && taken < wanted; i++) {
-        if (used >> scratch_order[i] & 1)
-            continue;
-        unit->group[taken++].reg = scratch_order[i];
-        unit->spilled |= (uint16_t)(1u << scratch_order[i]);
+/* The first register of order that is not in *taken, which gains it; -1: none. */
+static int take_register(uint16_t *taken, const int8_t *order, unsigned count) {
+    for (unsigned i = 0; i < count; i++)
+        if (!(*taken >> order[i] & 1)) {
+            *taken |= (uint16_t)(1u << order[i]);
+            return order[i];
+        }
+    return -1;
+}
+
+static bool is_high_byte(const struct item *item) {
+    return (item->kind == KIND_MEMORY || item->kind == KIND_BIT_MEMORY) && item->insn.traits & INSN_HIGH_BYTE;
+}
+
+static void choose_scratches(struct unit *unit) {
+    uint16_t taken = unit->used;
+    bool high_byte = false;
+    for (unsigned i = 0; i < unit->items; i++)
+        high_byte |= is_high_byte(&unit->item[i]);
+    unit->t0 = high_byte ? take_register(&taken, low_order, ARRAY_SIZE(low_order)) : -1;
+    if (unit->t0 < 0)
+        unit->t0 = take_register(&taken, scratch_order, ARRAY_SIZE(scratch_order));
+    unit->t1 = take_register(&taken, scratch_order, ARRAY_SIZE(scratch_order));
+    unit->t2 = take_register(&taken, scratch_order, ARRAY_SIZE(scratch_order));
+    if (!(unit->block->mode & MODE_UNGROUPED) && unit->code64) {
+        unsigned wanted = group_count(unit);
+        for (unsigned i = 0; i < wanted; i++)
+            unit->group[i].reg = take_register(&taken, scratch_order, ARRAY_SIZE(scratch_order));
     }
+    unit->spilled |= taken & (uint16_t)~unit->used;
 }
 
 /* Decode one instruction at offset from the block's start. 0 when the block must end before it. */
@@ -153,14 +161,14 @@ static bool gather(struct unit *unit) {
     if (!ends_block(unit->item[unit->items - 1].kind))
         scratch |= branch_needs_lookup(unit, unit->code64 ? unit->end_rip : (uint32_t)unit->end_rip);
     unit->t0 = unit->t1 = unit->t2 = -1;
-    unit->spilled = 0;
+    unit->used = used;
+    unit->spilled = HOMED & (uint16_t)~used;
     group_reset(unit);
     if (scratch)
-        choose_scratches(unit, used);
+        choose_scratches(unit);
     for (unsigned i = 0; i < unit->items; i++) {
         struct item *item = &unit->item[i];
-        if ((item->kind == KIND_MEMORY || item->kind == KIND_BIT_MEMORY) &&
-            item->insn.traits & INSN_HIGH_BYTE && unit->t0 >= 8) {
+        if (is_high_byte(item) && unit->t0 >= 8) {
             item->kind = KIND_INTERPRET;
             unit->items = i + 1;
             unit->end_rip = unit->block->rip + item->guest + item->insn.length;
@@ -252,15 +260,87 @@ static void emit_item(struct unit *unit, const struct item *item) {
     }
 }
 
+/* Does the body want the flags saved: is the first thing that happens to them a check that clobbers them? */
+static bool wants_flags_saved(const struct unit *unit) {
+    for (unsigned i = 0; i < unit->items; i++) {
+        const struct item *item = &unit->item[i];
+        switch (item->kind) {
+        case KIND_COPY:
+            if ((item->insn.flags_read | item->insn.flags_written) & FLAGS_ARITHMETIC)
+                return false;
+            break;
+        case KIND_JCC:
+        case KIND_JCXZ:
+            return false;
+        case KIND_MEMORY:
+        case KIND_BIT_MEMORY:
+        case KIND_PUSH:
+        case KIND_POP:
+        case KIND_LEAVE:
+            return true;
+        default:
+            break;
+        }
+    }
+    return true;
+}
+
+static bool loops_to_itself(const struct unit *unit) {
+    for (unsigned i = 0; i < unit->items; i++) {
+        const struct item *item = &unit->item[i];
+        if ((item->kind == KIND_JCC || item->kind == KIND_JCXZ) &&
+            branch_target(unit, item) == unit->block->rip)
+            return true;
+    }
+    return false;
+}
+
+static void emit_registers_at_entry(struct unit *unit) {
+    for (int reg = 0; reg < 16; reg++)
+        if (unit_spilled_here(unit) >> reg & 1)
+            asm_store_gs(&unit->code, AREA_GPR(reg), reg);
+    emit_load_resident(unit);
+}
+
+/* The two entries: see unit.h. */
+static void emit_entries(struct unit *unit) {
+    struct code_buffer *c = &unit->code;
+    uint8_t *entry[2];
+    unit->body_saved = wants_flags_saved(unit);
+    if (!unit->body_saved) {
+        entry[true] = c->at;
+        emit_restore_flags(unit, BOUNDARY_SCRATCH);
+        entry[false] = c->at;
+        emit_registers_at_entry(unit);
+        unit->loop_live = c->at;
+    } else if (!loops_to_itself(unit) || !(unit_spilled_here(unit) | unit_resident(unit))) {
+        unit->loop_live = entry[false] = c->at;
+        emit_save_flags(unit, BOUNDARY_SCRATCH);
+        entry[true] = c->at;
+        emit_registers_at_entry(unit);
+    } else {
+        /* Iterations save the flags but pass the registers by. */
+        entry[true] = c->at;
+        emit_registers_at_entry(unit);
+        uint8_t *over = asm_jmp(c);
+        entry[false] = c->at;
+        emit_registers_at_entry(unit);
+        unit->loop_live = c->at;
+        emit_save_flags(unit, unit->t1);
+        if (!c->overflow)
+            asm_patch_rel32(over, c->at);
+    }
+    unit->flags_saved = unit->body_saved;
+    unit->body = c->at;
+    for (unsigned saved = 0; saved < 2; saved++)
+        unit->block->entry[saved] = (uint32_t)(entry[saved] - unit->dbt->rw);
+}
+
 static void emit_block(struct unit *unit) {
     struct code_buffer *c = &unit->code;
-    unit->flags_saved = false;
     unit->colds = 0;
-    unit_site(unit, SITE_DEAD, NULL);
-    for (int reg = 0; reg < 16; reg++)
-        if (unit->spilled >> reg & 1)
-            asm_store_gs(c, AREA_GPR(reg), reg);
-    unit->loop_entry = c->at;
+    unit_site(unit, SITE_DEAD, NULL)->flags_saved = true;
+    emit_entries(unit);
     unit_note_pc(unit, 0);
     asm_store8_imm_gs(c, (uint32_t)offsetof(struct dbt_area, poll), 0);
     bool sti = false;
@@ -272,6 +352,8 @@ static void emit_block(struct unit *unit) {
             asm_store8_imm_gs(c, (uint32_t)offsetof(struct dbt_area, sti_poll), 0);
         sti = i && unit->item[i - 1].kind == KIND_STI;
         emit_item(unit, item);
+        if (item->kind < KIND_HELPER)
+            emit_store_resident(unit, item);
         group_after(unit, item);
         /* The poll comes when the instruction behind STI is done, that is, before the one after it. */
     }
@@ -283,7 +365,7 @@ static void emit_block(struct unit *unit) {
     }
     emit_colds(unit);
     /* A killed block's entry is overwritten with an exit: keep room for it. */
-    while (c->at - c->start < 24)
+    while (c->at - c->start < 40)
         code_u8(c, 0x90);
 }
 
@@ -333,7 +415,6 @@ uint32_t dbt_translate(struct vcpu *vcpu, uint64_t ram_offset, uint32_t mode) {
         return NO_INDEX;
     }
     block->host_size = (uint32_t)(unit->code.at - unit->code.start);
-    block->loop_entry = (uint32_t)(unit->loop_entry - dbt->rw);
     block->spilled = unit->spilled;
     block->guest_length = (uint16_t)(unit->end_rip - block->rip);
     uint64_t before = dbt->used;

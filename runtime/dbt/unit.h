@@ -2,10 +2,19 @@
  *
  * Conventions inside a block, between two guest instructions:
  *   - guest general registers are in the host's, but for those in `spilled`, which live in vcpu->gpr and
- * whose host registers are the scratches t0, t1, t2 (chosen among registers the block does not name);
+ *     whose host registers are the scratches t0, t1, t2 (chosen among registers the block does not name);
+ *   - a register of HOMED that the block names is in both places: loaded at entry, stored after each
+ *     instruction that writes it;
  *   - guest arithmetic flags are in the host's or (flags_saved) in hot.flags: never lost, so that a fault
- * finds them;
- *   - DF, vector and x87 state are in the host's.
+ *     finds them;
+ *   - vector and x87 state are in the host's; DF is clear.
+ *
+ * Between two blocks HOMED is in vcpu->gpr and everything else in the host's; the flags may be in either
+ * place: a block has an entry for each. Which of the two leads straight into the body depends on what the
+ * body wants first:
+ *
+ *   live:  save flags                saved: restore flags
+ *   saved: body (flags saved)        live:  body (flags live)
  */
 #ifndef NESTOR_DBT_UNIT_H
 #define NESTOR_DBT_UNIT_H
@@ -57,7 +66,6 @@ struct cold {
     uint8_t *place; /* the rel32 that leads here */
     uint32_t site;
     enum site_kind kind;
-    bool reload, restore_flags;
     uint32_t ungrouped; /* MEMORY of a group: the SITE_UNGROUPED behind it */
     bool look_up;       /* JUMP_MISS: a side exit that goes through the jump cache first */
 };
@@ -84,11 +92,14 @@ struct unit {
     bool code64;
     uint64_t end_rip; /* of the last item */
     int t0, t1, t2;   /* scratches; -1 when the block needs none */
+    uint16_t used;    /* registers that its instructions name */
     uint16_t spilled;
     bool flags_saved;
+    bool body_saved; /* flags_saved at the body's start */
     struct group group[GROUPS];
     unsigned next_group; /* the one to replace next */
-    uint8_t *loop_entry;
+    uint8_t *body;       /* behind what the entries do */
+    uint8_t *loop_live;  /* where a side exit to the block itself goes, with the flags live */
     struct cold cold[BLOCK_MAX_INSNS * 3];
     unsigned colds;
 };
@@ -109,21 +120,34 @@ void emit_helper(struct unit *unit, const struct item *item, enum site_kind kind
 /* -- emit.c: shared pieces -- */
 struct site *unit_site(struct unit *unit, enum site_kind kind, const struct item *item);
 uint32_t unit_site_index(const struct unit *unit, const struct site *site);
-void unit_cold(struct unit *unit, uint8_t *place, enum site_kind kind, uint32_t site, bool reload,
-               bool restore);
+struct cold *unit_cold(struct unit *unit, uint8_t *place, enum site_kind kind, uint32_t site);
+/* Registers that the block spilled itself: at its exits they are loaded again. */
+static inline uint16_t unit_spilled_here(const struct unit *unit) {
+    return unit->spilled & (uint16_t)~HOMED;
+}
+/* Homed registers that the block names. */
+static inline uint16_t unit_resident(const struct unit *unit) {
+    return unit->used & HOMED;
+}
 void emit_colds(struct unit *unit);
+/* Before the block is left. */
 void emit_reload(struct unit *unit);
-void emit_save_flags(struct unit *unit);
-void emit_restore_flags(struct unit *unit);
+void emit_load_resident(struct unit *unit);
+void emit_store_resident(struct unit *unit, const struct item *item);
+/* keep: a register that may be overwritten, not RAX. */
+void emit_save_flags(struct unit *unit, int keep);
+void emit_restore_flags(struct unit *unit, int keep);
 void unit_note_pc(struct unit *unit, unsigned guest);
 /* The guest's instruction itself, on the host: restores saved flags first unless it has nothing to do with
  * flags or writes them all. */
 void emit_native(struct unit *unit, const struct item *item, const struct host_memory *memory);
 /* Before anything that clobbers flags. */
 void emit_flags_clobber(struct unit *unit);
-/* Before leaving the block. */
-void emit_flags_for_exit(struct unit *unit);
-void emit_exit_to_c(struct unit *unit, uint32_t site);
+/* A direct exit: the jump that a link patches, leading for now to the exit behind it. */
+void emit_unlinked(struct unit *unit, struct site *site);
+/* Before anything that reads flags. */
+void emit_flags_live(struct unit *unit);
+void emit_exit_to_c(struct unit *unit, const struct site *site);
 
 /* -- emit_memory.c -- */
 /* t0 = linear address of the memory operand. False: not for the DBT. */
@@ -175,7 +199,7 @@ void emit_jump_indirect(struct unit *unit, const struct item *item);
 void emit_call_indirect(struct unit *unit, const struct item *item);
 void emit_ret(struct unit *unit, const struct item *item);
 /* A JUMP_MISS cold path's lookup; falls through on a miss, with the target in t0. */
-void emit_cold_lookup(struct unit *unit, const struct cold *cold);
+void emit_cold_lookup(struct unit *unit, const struct site *site);
 bool branch_needs_lookup(const struct unit *unit, uint64_t target);
 uint64_t branch_target(const struct unit *unit, const struct item *item);
 

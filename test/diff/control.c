@@ -156,7 +156,7 @@ static bool return_to(struct generator *g, struct draft *draft) {
         memcpy(draft->bytes + instruction->raw.imm[0].offset, &release, 2);
     }
     unsigned at;
-    uint32_t flags = ((uint32_t)rng_u64(&g->rng) & FLAGS_IN_HOST) | FLAG_IF | FLAG_FIXED;
+    uint32_t flags = ((uint32_t)rng_u64(&g->rng) & (FLAGS_ARITHMETIC | FLAG_DF)) | FLAG_IF | FLAG_FIXED;
     if (is_far && width == 32 && g->mode == 64) {
         if (is_iret) { /* 32-bit slots: EIP, CS, EFLAGS, ESP, SS */
             gen_push(g, DIFF_DS);

@@ -67,7 +67,7 @@ static void before_divide(struct generator *g, const struct draft *draft) {
 }
 
 static void before_flags_pop(struct generator *g, const struct draft *draft) {
-    uint32_t flags = (uint32_t)rng_u64(&g->rng) & FLAGS_IN_HOST;
+    uint32_t flags = (uint32_t)rng_u64(&g->rng) & (FLAGS_ARITHMETIC | FLAG_DF);
     static const uint32_t rare[] = {FLAG_TF, FLAG_NT, FLAG_AC, FLAG_ID, FLAG_RF, FLAG_IOPL, FLAG_IF, FLAG_VM};
     for (unsigned i = 0; i < ARRAY_SIZE(rare); i++)
         if (rng_permille(&g->rng, 25))

@@ -442,7 +442,7 @@ static const char *difference(const struct insn *insn, struct state *native, str
                      (unsigned long long)native->gpr[i], (unsigned long long)interp->gpr[i]);
             return text;
         }
-    uint64_t mask = FLAGS_IN_HOST & ~(uint64_t)(insn->flags_undefined);
+    uint64_t mask = (FLAGS_ARITHMETIC | FLAG_DF) & ~(uint64_t)(insn->flags_undefined);
     if (!native->fault && (native->rflags ^ interp->rflags) & mask) {
         snprintf(text, sizeof text, "flags: native %#llx, interp %#llx",
                  (unsigned long long)(native->rflags & mask), (unsigned long long)(interp->rflags & mask));

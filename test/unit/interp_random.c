@@ -44,7 +44,8 @@ static void randomise(struct test_guest *guest, const struct vcpu *initial) {
     *vcpu = fresh;
     for (unsigned i = 0; i < 16; i++)
         vcpu->gpr[i] = random_value();
-    vcpu->rflags = FLAG_FIXED | (random_u64() & (FLAGS_IN_HOST | FLAG_IF | FLAG_IOPL | FLAG_NT | FLAG_AC)) |
+    vcpu->rflags = FLAG_FIXED |
+                   (random_u64() & (FLAGS_ARITHMETIC | FLAG_DF | FLAG_IF | FLAG_IOPL | FLAG_NT | FLAG_AC)) |
                    (random_u64() % 16 ? 0 : FLAG_TF);
     vcpu->rip = (vcpu->cr0 & CR0_PE ? TEST_CODE : 0x1000) + (random_u64() & 0xfff);
     if (random_u64() & 1)
