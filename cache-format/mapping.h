@@ -1,0 +1,50 @@
+/* A sealed cache file mapped for execution: code shared and read-only, link slots and constants private and
+ * writable, at the distance that the code's RIP-relative operands were made for. Code memory is never
+ * writable here, through any mapping.
+ *
+ * A mapping belongs to one vCPU (slots lead into its own code cache); a file may be mapped any number of
+ * times. No page of slots is touched before a unit that owns some is put to use: a slot on disk holds an
+ * offset, and becomes an address when its page is prepared.
+ */
+#ifndef NESTOR_CACHE_MAPPING_H
+#define NESTOR_CACHE_MAPPING_H
+
+#include "cache-format/file.h"
+
+struct ntc_mapping {
+    const struct ntc_view *view;
+    uint8_t *base;
+    uint64_t size;
+    const uint8_t *code;
+    uint64_t code_size;
+    uint64_t *slots; /* the first NTC_RUNTIME_SLOTS are the run time's to set, at any time */
+    uint64_t slot_count;
+    uint64_t *consts;
+    uint64_t const_count;
+    uint8_t *prepared;      /* a bit for each page of slots */
+    uint64_t private_pages; /* pages of slots that were prepared */
+};
+
+/* near: map within 1 GiB of it if there is room, else anywhere; NULL: anywhere. */
+MUST_CHECK int ntc_mapping_create(struct ntc_mapping *mapping, const struct ntc_file *file, const void *near,
+                                  struct ntc_error *error);
+void ntc_mapping_destroy(struct ntc_mapping *mapping);
+
+/* (light) Make the slots [first, first + count) lead to their units' unlinked exits, unless that was done.
+ * Call it before a unit's code is first reached and before its slots are written. */
+void ntc_mapping_prepare(struct ntc_mapping *mapping, uint32_t first, uint32_t count);
+
+/* Host address of a unit's code. */
+static inline const uint8_t *ntc_mapping_code(const struct ntc_mapping *mapping,
+                                              const struct ntc_unit *unit) {
+    return mapping->code + unit->code_offset;
+}
+/* (light) Is host_pc in the mapped code? */
+static inline bool ntc_mapping_holds(const struct ntc_mapping *mapping, uint64_t host_pc) {
+    return host_pc - (uint64_t)(uintptr_t)mapping->code < mapping->code_size;
+}
+/* (light) The unit whose code host_pc lies in: its number and the offset in its code. False: none. */
+MUST_CHECK bool ntc_mapping_find(const struct ntc_mapping *mapping, uint64_t host_pc, uint32_t *unit,
+                                 uint32_t *offset);
+
+#endif

@@ -1,0 +1,168 @@
+/* Reading a cache file that lies in memory. Nothing is parsed when a view is opened but the header; every
+ * offset, length and number is checked before it is used, so a file whose digests are right and whose
+ * contents are nonsense is refused piece by piece and never followed out of its bounds.
+ *
+ *   struct ntc_search search;
+ *   struct ntc_hit hit;
+ *   ntc_search_content(&search, view, bytes, available, mode);
+ *   while (ntc_search_next(&search, &hit)) {
+ *       struct ntc_unit unit;
+ *       if (ntc_unit_open(view, hit.unit, &unit))
+ *           continue;
+ *       slide = rip - hit.address;
+ *       ... compare the unit's bytes with ntc_unit_compare(), then use it
+ *   }
+ *
+ * The memory must be stable: sealed, or private to this process (file.h). A view may be used by any number of
+ * threads at a time. Functions marked (light) touch no vector registers, so that they can run while a guest's
+ * are live; they take no locks, allocate nothing and print nothing.
+ */
+#ifndef NESTOR_CACHE_VIEW_H
+#define NESTOR_CACHE_VIEW_H
+
+#include "cache-format/error.h"
+#include "cache-format/format.h"
+
+struct ntc_view {
+    const uint8_t *base;
+    uint64_t size; /* load_size, or all of the file */
+    const struct ntc_header *header;
+    /* Inside base; counts are of records, or of bytes where there are none. */
+    const uint8_t *code;
+    const uint64_t *slots;
+    const uint64_t *consts;
+    const struct ntc_image_record *images;
+    const struct ntc_unit_record *units;
+    const struct ntc_entry_record *entries;
+    const uint32_t *pages;
+    const struct ntc_index_record *index;
+    const uint8_t *bytes;
+    const struct ntc_site *sites;
+    const struct ntc_reloc *relocs;
+    const struct ntc_field *fields;
+    const uint8_t *maps;
+    const struct ntc_state *states;
+    const char *strings;
+    const uint32_t *places;
+    const uint8_t *leaves;
+    const char *ir; /* NULL when not loaded */
+    uint64_t count[NTC_SECTION_KINDS];
+};
+
+/* Check header and section table. size: load_size at least. 0 or -errno with *error set. */
+MUST_CHECK int ntc_view_open(struct ntc_view *view, const void *base, uint64_t size, struct ntc_error *error);
+
+/* A string; "" for an offset that is none. */
+const char *ntc_view_string(const struct ntc_view *view, uint32_t offset);
+
+/* A unit whose every record has been checked. The writer takes the same structure. Pointers go into the view.
+ */
+struct ntc_unit {
+    uint64_t link_address;
+    uint32_t guest_length;
+    uint32_t mode;
+    uint32_t image;
+    uint32_t heat;
+    uint16_t generator; /* enum ntc_generator */
+    uint32_t abi_data;
+    uint64_t host_features;
+    const uint8_t *bytes;
+    const uint8_t *code;
+    uint32_t code_length;
+    uint32_t code_offset; /* in CODE; 0 in what a writer is given first */
+    /* Where each link slot leads while it is not linked: offset in the unit's code + code_offset. */
+    const uint64_t *slots;
+    const uint64_t *consts; /* their values without a slide */
+    const struct ntc_site *sites;
+    const struct ntc_reloc *relocs;
+    const struct ntc_field *fields; /* ascending, not overlapping */
+    const uint8_t *map;             /* map.h */
+    uint32_t map_length;
+    const struct ntc_state *states; /* what the map's state numbers mean */
+    uint32_t state_count;
+    /* Number of the first one in the file: code and relocations count from here. */
+    uint32_t first_slot, first_const, first_site;
+    uint16_t slot_count, const_count, site_count, reloc_count, field_count, entry_count;
+    /* Only what a writer is given; a reader walks them with ntc_unit_entry(). */
+    const struct ntc_unit_entry *entries;
+    const char *name; /* never NULL from a reader; NULL for a writer: none */
+    uint32_t name_offset;
+    const char *ir; /* NULL: none, or not loaded */
+    uint32_t ir_length;
+};
+
+/* A place where a unit may be entered. */
+struct ntc_unit_entry {
+    uint16_t guest; /* offset from the unit's first byte */
+    uint32_t host;  /* offset in its code */
+};
+
+/* (light) Check unit number `number` completely and describe it. 0, or -EBADMSG. */
+MUST_CHECK int ntc_unit_open(const struct ntc_view *view, uint32_t number, struct ntc_unit *unit);
+/* What ntc_unit_open() has against a unit, for people; NULL: nothing. */
+const char *ntc_unit_complaint(const struct ntc_view *view, uint32_t number);
+
+/* Walk the entries of an open unit: *at starts as 0. False behind the last. */
+bool ntc_unit_entry(const struct ntc_view *view, uint32_t number, const struct ntc_unit *unit, uint64_t *at,
+                    struct ntc_unit_entry *entry);
+
+/* How far each image of a file has moved; known[i] false: not found yet. */
+struct ntc_slides {
+    const uint64_t *slide;
+    const bool *known;
+    uint32_t count; /* images */
+};
+
+/* (light) Are guest bytes [from, from + length) of the unit as recorded, when it stands at its link address
+ * + slide? bytes points at the first of them. Fields that lie across either end are compared as far as they
+ * lie inside, so that a unit may be compared page by page. A field that depends on an image whose slide is
+ * not known does not match. */
+bool ntc_unit_compare(const struct ntc_unit *unit, uint64_t slide, const struct ntc_slides *slides,
+                      const uint8_t *bytes, uint32_t from, uint32_t length);
+
+/* (light) The value of field number `number`, sign-extended, from the whole unit's guest bytes. */
+int64_t ntc_field_value(const struct ntc_field *field, const uint8_t *unit_bytes);
+
+/* -- Search -- */
+
+/* What a search yields: bounds are checked, the unit is not yet. */
+struct ntc_hit {
+    uint32_t unit, entry;
+    uint64_t address; /* link address of the entry */
+    uint32_t image;
+    uint32_t guest; /* offset in the unit */
+    uint32_t host;  /* offset in the unit's code */
+};
+
+struct ntc_search {
+    const struct ntc_view *view;
+    const uint8_t *bytes;
+    uint32_t available;
+    uint32_t mode;
+    /* by content: which digest length, where in its run */
+    uint32_t length_class, at, probes, tag;
+    bool started;
+    /* by address: entries [at, end) */
+    bool by_address;
+    uint32_t image, offset, end;
+};
+
+/* (light) Entries whose first bytes are those at `bytes` (NTC_DIGEST_MAX are enough; at a page's end give
+ * what there is), made for mode. */
+void ntc_search_content(struct ntc_search *search, const struct ntc_view *view, const uint8_t *bytes,
+                        uint32_t available, uint32_t mode);
+/* (light) Entries at a link address of an image, made for mode, the hottest first. */
+void ntc_search_address(struct ntc_search *search, const struct ntc_view *view, uint32_t image,
+                        uint64_t link_address, uint32_t mode);
+/* (light) The next one; false: no more. Looks at a bounded number of records. */
+bool ntc_search_next(struct ntc_search *search, struct ntc_hit *hit);
+
+#define NTC_DIGEST_MAX 64u
+/* Bytes under an entry's digest: the longest of these that fits into the unit's rest before its next field.
+ */
+#define NTC_DIGEST_CLASSES 5u
+static const uint8_t ntc_digest_lengths[NTC_DIGEST_CLASSES] = {64, 32, 16, 8, 4};
+/* (light) The digest of the index: XXH3-64 with the seed mode | length << 32. */
+uint64_t ntc_entry_digest(const uint8_t *bytes, uint32_t length, uint32_t mode);
+
+#endif
