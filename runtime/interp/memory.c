@@ -1,6 +1,19 @@
 /* Linear addresses and read-modify-write accesses. */
 #include "interp/memory.h"
 
+/* An access that segmentation refuses. One that begins inside the segment is checked for alignment first. */
+static int segmentation_fault(struct vcpu *vcpu, unsigned segment, uint64_t offset, unsigned alignment,
+                              enum vmem_access access) {
+    struct exception exception = vcpu->exception;
+    uint64_t linear;
+    if (!(vcpu->mode & MODE_AC))
+        return CPU_FAULT;
+    if (!cpu_linear(vcpu, segment, offset, 1, access, &linear) && linear & (alignment - 1))
+        return cpu_fault(vcpu, VECTOR_AC, 0);
+    vcpu->exception = exception;
+    return CPU_FAULT;
+}
+
 int memory_linear_aligned(struct vcpu *vcpu, unsigned segment, uint64_t offset, unsigned size,
                           unsigned alignment, enum vmem_access access, uint64_t *linear) {
     uint32_t mode = vcpu->mode;
@@ -9,10 +22,8 @@ int memory_linear_aligned(struct vcpu *vcpu, unsigned segment, uint64_t offset, 
         if (segment >= SEG_FS)
             address += vcpu->segment[segment].base;
         if (UNLIKELY(!cpu_is_canonical(address) || !cpu_is_canonical(address + size - 1))) {
-            /* Only what begins in a canonical address is checked for alignment first. */
-            if (mode & MODE_AC && cpu_is_canonical(address) && address & (alignment - 1))
-                return cpu_fault(vcpu, VECTOR_AC, 0);
-            return cpu_linear(vcpu, segment, offset, size, access, linear);
+            int result = cpu_linear(vcpu, segment, offset, size, access, linear);
+            return result ? segmentation_fault(vcpu, segment, offset, alignment, access) : CPU_OK;
         }
         *linear = address;
     } else if (mode & MODE_FLAT && segment < SEG_FS && (segment != SEG_CS || access != VMEM_WRITE) &&
@@ -20,8 +31,8 @@ int memory_linear_aligned(struct vcpu *vcpu, unsigned segment, uint64_t offset, 
         *linear = offset;
     } else {
         int result = cpu_linear(vcpu, segment, offset, size, access, linear);
-        if (result)
-            return result;
+        if (UNLIKELY(result))
+            return segmentation_fault(vcpu, segment, offset, alignment, access);
     }
     if (UNLIKELY(mode & (MODE_AC | MODE_STEP))) {
         if (mode & MODE_AC && *linear & (alignment - 1))

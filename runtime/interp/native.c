@@ -233,13 +233,22 @@ static int x87_store_fault(struct vcpu *vcpu, struct decoded *d, uint64_t offset
     return CPU_FAULT;
 }
 
-/* The environment and state images of the x87 unit are accessed from the bottom up: of one that ends beyond
- * the canonical addresses, a page fault of its beginning comes first. */
-static int x87_image_fault(struct vcpu *vcpu, struct decoded *d, uint64_t offset, enum vmem_access access) {
+/* The first access of an x87 operand that the unit takes in several: 8 bytes of a number of 10, a word or
+ * doubleword of an environment or state image; 0 for all others. */
+static unsigned x87_first_piece(const struct decoded *d) {
+    if (is_x87_image(d))
+        return d->operand_size == 2 ? 2 : 4;
+    return d->guard == GUARD_X87 && d->memory_size == 10 ? 8 : 0;
+}
+
+/* Such an operand, which does not lie within the segment or the canonical addresses as a whole. Its pieces
+ * are accessed from the bottom up: a page fault of the first comes before the violation of a later one. */
+static int x87_piece_fault(struct vcpu *vcpu, struct decoded *d, uint64_t offset, enum vmem_access access) {
     struct exception exception = vcpu->exception;
+    unsigned size = x87_first_piece(d);
     uint64_t linear;
-    if (!memory_linear_aligned(vcpu, d->segment, offset, 1, 1, access, &linear) &&
-        vmem_probe(vcpu, linear, 1, access, AS_CURRENT))
+    if (!memory_linear_aligned(vcpu, d->segment, offset, size, 1, access, &linear) &&
+        vmem_probe(vcpu, linear, size, access, AS_CURRENT))
         return CPU_FAULT;
     vcpu->exception = exception;
     return CPU_FAULT;
@@ -274,14 +283,15 @@ int native_execute(struct vcpu *vcpu, struct decoded *d) {
     enum vmem_access access = writes ? VMEM_WRITE : VMEM_READ;
     result = memory_linear_aligned(vcpu, d->segment, offset, size, checked_alignment(d), access, &linear);
     bool failed = result;
-    if (failed && is_x87_image(d) && vcpu->exception.vector != VECTOR_AC)
-        return x87_image_fault(vcpu, d, offset, access);
-    if (failed)
-        result = is_x87_store(d) ? x87_store_fault(vcpu, d, offset) : native_memory_fault(vcpu, d, offset);
-    if (result == CPU_FAULT && is_x87_store(d) && size == 10 && vcpu->exception.vector != VECTOR_AC)
-        return x87_image_fault(vcpu, d, offset, access); /* it, too, is stored in pieces */
-    if (result || failed)
-        return result;
+    if (failed) {
+        if (d->insn.z.mnemonic == ZYDIS_MNEMONIC_CMPXCHG16B && offset & 15)
+            return fault_gp(vcpu); /* before the #SS of a stack address */
+        bool is_piecewise = x87_first_piece(d) && vcpu->exception.vector != VECTOR_AC;
+        if (!is_piecewise || !is_x87_image(d))
+            result =
+                is_x87_store(d) ? x87_store_fault(vcpu, d, offset) : native_memory_fault(vcpu, d, offset);
+        return result && is_piecewise ? x87_piece_fault(vcpu, d, offset, access) : result;
+    }
     unsigned alignment = required_alignment(d);
     if (linear & (alignment - 1))
         return fault_gp(vcpu);

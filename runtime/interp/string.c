@@ -202,8 +202,10 @@ int string_execute(struct vcpu *vcpu, struct decoded *d) {
     uint64_t flags = vcpu->rflags, budget = vcpu->interp->repeat_limit;
     while (vcpu->gpr[GPR_RCX] & d->address_mask) {
         uint64_t count = vcpu->gpr[GPR_RCX] & d->address_mask, done = 0;
-        if (!budget)
+        if (!budget) {
+            vcpu->rflags = flags; /* a comparison sets them when it ends, not between its iterations */
             return STEP_REPEAT;
+        }
         if (operation == STRING_MOVS || operation == STRING_STOS)
             done = fast_run(vcpu, d, operation, source, size, count < budget ? count : budget);
         if (!done) {

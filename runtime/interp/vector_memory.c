@@ -79,7 +79,18 @@ static bool is_scalar(const struct insn *insn) {
     case ZYDIS_EXCEPTION_CLASS_E10:
         return true;
     default:
-        return insn->z.mnemonic == ZYDIS_MNEMONIC_VMOVSS || insn->z.mnemonic == ZYDIS_MNEMONIC_VMOVSD;
+        break;
+    }
+    switch (insn->z.mnemonic) {
+    case ZYDIS_MNEMONIC_VMOVSS:
+    case ZYDIS_MNEMONIC_VMOVSD:
+    case ZYDIS_MNEMONIC_VMOVSH:
+    case ZYDIS_MNEMONIC_VFPCLASSSS:
+    case ZYDIS_MNEMONIC_VFPCLASSSD:
+    case ZYDIS_MNEMONIC_VFPCLASSSH:
+        return true;
+    default:
+        return false;
     }
 }
 
@@ -151,17 +162,29 @@ static void plan_avx512(const struct vcpu *vcpu, const struct decoded *d, struct
         plan->mask |= (relevant >> i & 1) << i % plan->count;
 }
 
-/* Linear address of one element. What is checked for #AC is the operand, if it is as small as a scalar. */
+/* Linear address of one element. */
 static int element_linear(struct vcpu *vcpu, struct decoded *d, const struct element_plan *plan,
                           unsigned index, uint64_t offset, enum vmem_access access, uint64_t *linear) {
     uint64_t address = (offset + index * plan->size) & d->address_mask;
-    if (plan->count == 1 && d->memory_size <= 8)
-        return memory_linear(vcpu, d->segment, address, plan->size, access, linear);
     return memory_linear_aligned(vcpu, d->segment, address, plan->size, 1, access, linear);
 }
 
-/* All of the segmentation before any of the paging: a non-canonical part is #GP though an earlier one is not
- * present. */
+static uint64_t operand_linear(const struct vcpu *vcpu, const struct decoded *d, uint64_t offset) {
+    bool has_base = d->insn.code_size != 64 || d->segment >= SEG_FS;
+    return has_base ? offset + vcpu->segment[d->segment].base : offset;
+}
+
+/* #AC. It is the operand that is checked, not its elements: those of up to 8 bytes are like scalars. */
+static int check_alignment(struct vcpu *vcpu, const struct decoded *d, const struct element_plan *plan,
+                           uint64_t offset) {
+    bool is_checked = vcpu->mode & MODE_AC && plan->mask && d->memory_size <= 8;
+    return UNLIKELY(is_checked) && operand_linear(vcpu, d, offset) & (d->memory_size - 1)
+               ? cpu_fault(vcpu, VECTOR_AC, 0)
+               : CPU_OK;
+}
+
+/* All of the segmentation before the alignment, and that before any of the paging: a non-canonical part is
+ * #GP though an earlier one is not present. */
 static int check_elements(struct vcpu *vcpu, struct decoded *d, const struct element_plan *plan,
                           uint64_t offset, enum vmem_access access) {
     uint64_t linear;
@@ -169,6 +192,8 @@ static int check_elements(struct vcpu *vcpu, struct decoded *d, const struct ele
     for (unsigned i = 0; i < plan->count && !result; i++)
         if (plan->mask >> i & 1)
             result = element_linear(vcpu, d, plan, i, offset, access, &linear);
+    if (!result)
+        result = check_alignment(vcpu, d, plan, offset);
     for (unsigned i = 0; i < plan->count && !result; i++) {
         if (!(plan->mask >> i & 1))
             continue;
@@ -213,14 +238,8 @@ int masked_execute(struct vcpu *vcpu, struct decoded *d) {
 
     uint64_t offset = address_compute(vcpu, d);
     bool aligned_move = insn->z.meta.exception_class == ZYDIS_EXCEPTION_CLASS_E1;
-    uint64_t linear = offset;
-    if (insn->code_size != 64 || d->segment >= SEG_FS)
-        linear += vcpu->segment[d->segment].base;
-    if (aligned_move && plan.mask && linear & (d->memory_size - 1))
+    if (aligned_move && plan.mask && operand_linear(vcpu, d, offset) & (d->memory_size - 1))
         return fault_gp(vcpu);
-    /* What is checked for #AC is the operand, not its elements: those of 4 and 8 bytes are like scalars. */
-    if (vcpu->mode & MODE_AC && plan.mask && d->memory_size <= 8 && linear & (d->memory_size - 1))
-        return cpu_fault(vcpu, VECTOR_AC, 0);
     uint8_t *bounce = vcpu->interp->frame->bounce;
     memset(bounce, 0, VECTOR_BYTES);
     if (!suppresses) {

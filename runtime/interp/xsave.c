@@ -56,6 +56,12 @@ static const uint8_t *component_bytes(struct vcpu *vcpu, unsigned index) {
     return vcpu->xsave + vcpu->interp->xstate->component[index].offset;
 }
 
+/* An area is tried from its end: of two pages that fault, the second one is reported. */
+static int area_probe(struct vcpu *vcpu, uint64_t linear, uint32_t size, enum vmem_access access) {
+    int result = vmem_probe(vcpu, linear + size - 1, 1, access, AS_CURRENT);
+    return result ? result : vmem_probe(vcpu, linear, 1, access, AS_CURRENT);
+}
+
 int fxsave_execute(struct vcpu *vcpu, struct decoded *d) {
     uint64_t linear;
     int result;
@@ -67,7 +73,7 @@ int fxsave_execute(struct vcpu *vcpu, struct decoded *d) {
         return result;
     if (linear & 15)
         return fault_gp(vcpu);
-    result = vmem_probe(vcpu, linear, FXSAVE_SIZE, VMEM_WRITE, AS_CURRENT);
+    result = area_probe(vcpu, linear, FXSAVE_SIZE, VMEM_WRITE);
     if (!result)
         result = vmem_read(vcpu, linear, image, sizeof image, AS_CURRENT);
     if (result)
@@ -111,7 +117,9 @@ int fxrstor_execute(struct vcpu *vcpu, struct decoded *d) {
         return result;
     if (linear & 15)
         return fault_gp(vcpu);
-    result = vmem_read(vcpu, linear, image, sizeof image, AS_CURRENT);
+    result = area_probe(vcpu, linear, FXSAVE_SIZE, VMEM_READ);
+    if (!result)
+        result = vmem_read(vcpu, linear, image, sizeof image, AS_CURRENT);
     if (result)
         return result;
     memcpy(&mxcsr, image + 24, sizeof mxcsr);
@@ -148,6 +156,19 @@ static uint32_t image_offset(const struct vcpu *vcpu, unsigned index, bool compa
                      : vcpu->interp->xstate->component[index].offset;
 }
 
+/* Bytes of an image that holds the requested components, whether they are in use or not, and in 32-bit code
+ * whether it reaches them or not: all of them must be accessible. */
+static uint32_t image_size(const struct vcpu *vcpu, bool compacted, uint64_t components, uint64_t requested) {
+    uint32_t size = XSTATE_HEADER + HEADER_SIZE;
+    for (unsigned i = 2; i < XSTATE_COMPONENTS; i++) {
+        if (!(requested >> i & 1) || (compacted && !(components >> i & 1)))
+            continue;
+        uint32_t end = image_offset(vcpu, i, compacted, components) + vcpu->interp->xstate->component[i].size;
+        size = end > size ? end : size;
+    }
+    return size;
+}
+
 /* What comes before every instruction of the family: availability, and the requested features. */
 static int begin(struct vcpu *vcpu, struct decoded *d, uint64_t *requested, uint64_t *offset) {
     if (!(vcpu->cr4 & CR4_OSXSAVE))
@@ -166,7 +187,7 @@ static int image_linear(struct vcpu *vcpu, struct decoded *d, uint64_t offset, u
     int result = memory_linear(vcpu, d->segment, offset, size, access, linear);
     if (!result && *linear & 63)
         result = fault_gp(vcpu);
-    return result ? result : vmem_probe(vcpu, *linear, size, access, AS_CURRENT);
+    return result ? result : area_probe(vcpu, *linear, size, access);
 }
 
 static int write_part(struct vcpu *vcpu, uint64_t linear, uint32_t offset, const void *bytes, uint32_t size) {
@@ -186,13 +207,7 @@ int xsave_execute(struct vcpu *vcpu, struct decoded *d) {
     if (compacted && requested & XSTATE_SSE && image_mxcsr(vcpu) != MXCSR_INITIAL)
         in_use |= XSTATE_SSE;
     uint64_t stored = optimised ? in_use : requested;
-    uint32_t size = XSTATE_HEADER + HEADER_SIZE;
-    for (unsigned i = 2; i < XSTATE_COMPONENTS; i++) {
-        if (!(stored >> i & 1))
-            continue;
-        uint32_t end = image_offset(vcpu, i, compacted, requested) + visible_size(vcpu, i);
-        size = end > size ? end : size;
-    }
+    uint32_t size = image_size(vcpu, compacted, requested, requested);
     if (size > IMAGE_MAX)
         return fault_gp(vcpu);
     result = image_linear(vcpu, d, offset, size, VMEM_WRITE, &linear);
@@ -249,22 +264,16 @@ int xrstor_execute(struct vcpu *vcpu, struct decoded *d) {
     uint8_t image[IMAGE_MAX];
     int result = begin(vcpu, d, &requested, &offset);
     if (!result)
-        result = image_linear(vcpu, d, offset, XSTATE_HEADER + HEADER_SIZE, VMEM_READ, &linear);
+        result = memory_linear(vcpu, d->segment, offset, 1, VMEM_READ, &linear);
+    if (!result && linear & 63)
+        result = fault_gp(vcpu);
+    /* The form of the image says how large it is; only then is the whole of it looked at. */
+    uint64_t form;
     if (!result)
-        result = vmem_read(vcpu, linear + XSTATE_HEADER, header, sizeof header, AS_CURRENT);
+        result = memory_read(vcpu, d->segment, offset + XSTATE_HEADER + 8, 8, &form);
     if (result)
         return result;
-    if (!header_is_valid(vcpu, header))
-        return fault_gp(vcpu);
-    bool compacted = header[1] & COMPACTED;
-    uint64_t components = header[1] & ~COMPACTED, loaded = requested & header[0];
-    uint32_t size = XSTATE_HEADER + HEADER_SIZE;
-    for (unsigned i = 2; i < XSTATE_COMPONENTS; i++) {
-        if (!(loaded >> i & 1))
-            continue;
-        uint32_t end = image_offset(vcpu, i, compacted, components) + visible_size(vcpu, i);
-        size = end > size ? end : size;
-    }
+    uint32_t size = image_size(vcpu, form & COMPACTED, form & vcpu->xcr0, requested);
     if (size > IMAGE_MAX)
         return fault_gp(vcpu);
     result = image_linear(vcpu, d, offset, size, VMEM_READ, &linear);
@@ -272,6 +281,12 @@ int xrstor_execute(struct vcpu *vcpu, struct decoded *d) {
         result = vmem_read(vcpu, linear, image, size, AS_CURRENT);
     if (result)
         return result;
+    memcpy(header, image + XSTATE_HEADER, sizeof header);
+    header[1] = form; /* whatever another processor has written there since */
+    if (!header_is_valid(vcpu, header))
+        return fault_gp(vcpu);
+    bool compacted = header[1] & COMPACTED;
+    uint64_t components = header[1] & ~COMPACTED, loaded = requested & header[0];
 
     uint32_t mxcsr = MXCSR_INITIAL;
     bool set = compacted ? requested & XSTATE_SSE : requested & (XSTATE_SSE | XSTATE_AVX);

@@ -267,11 +267,13 @@ static bool overwrote_repeated_store(const struct diff_case *test, const struct 
 }
 
 /* Does the instruction at RIP access memory around the end of a segment of 4 GiB? */
-static bool ends_in_wrap(const struct diff_case *test, const struct diff_regs *regs) {
+static bool ends_in_wrap(const struct diff_case *test, const struct diff_state *state) {
+    const struct diff_regs *regs = &state->regs;
     ZydisDecodedInstruction instruction;
     ZydisDecodedOperand operand[ZYDIS_MAX_OPERAND_COUNT];
-    if (test->mode != 32 || !instruction_at(test, regs->rip, &instruction, operand) ||
-        instruction.address_width != 32)
+    if (test->mode != 32 || state->end != DIFF_END_EXCEPTION ||
+        (state->vector != VECTOR_GP && state->vector != VECTOR_SS) ||
+        !instruction_at(test, regs->rip, &instruction, operand) || instruction.address_width != 32)
         return false;
     for (unsigned i = 0; i < instruction.operand_count_visible; i++) {
         const ZydisDecodedOperandMem *mem = &operand[i].mem;
@@ -316,9 +318,8 @@ static bool faults_at_end(const struct diff_case *test, const struct diff_state 
 bool compare_states(const struct diff_case *test, const struct diff_state *expected,
                     const struct diff_state *actual) {
     return are_equal(test, expected, actual) || overwrote_repeated_store(test, expected, actual) ||
-           faults_at_end(test, expected, actual) ||
-           (expected->end == DIFF_END_EXCEPTION && expected->vector == VECTOR_GP &&
-            ends_in_wrap(test, &expected->regs));
+           faults_at_end(test, expected, actual) || ends_in_wrap(test, expected) ||
+           ends_in_wrap(test, actual);
 }
 
 /* -- reports -- */

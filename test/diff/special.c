@@ -343,6 +343,8 @@ void special_after(struct generator *g, const struct draft *draft) {
         int reg = register_number(draft->operand[0].reg.value);
         if (reg >= 0)
             wipe(g, (unsigned)reg);
+        if (draft->instruction.mnemonic != ZYDIS_MNEMONIC_RDPID)
+            gen_define_flags(g); /* CF: whether there was a number */
         break;
     }
     case ZYDIS_MNEMONIC_FNSAVE:
