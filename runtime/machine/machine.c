@@ -9,6 +9,7 @@
 #include "cpu/mode.h"
 #include "devices/net_user.h"
 #include "devices/virtio_blk.h"
+#include "devices/virtio_console.h"
 #include "devices/virtio_net.h"
 #include "devices/virtio_rng.h"
 #include "machine/board.h"
@@ -43,6 +44,7 @@ struct machine {
     struct virtio_blk *disk[VM_DISKS_MAX];
     struct virtio_net *net[VM_NETS_MAX];
     struct virtio_rng *rng;
+    struct virtio_console *console; /* NULL: none was asked for */
     struct boot_source *boot;
     uint64_t rsdp;
 
@@ -90,6 +92,18 @@ static void on_serial_ready(void *context, unsigned port) {
     struct machine *machine = context;
     if (port == 0 && machine->host.serial_ready)
         machine->host.serial_ready(machine->host.context);
+}
+
+static void on_console_write(void *context, const uint8_t *bytes, size_t count) {
+    struct machine *machine = context;
+    if (machine->host.console_write)
+        machine->host.console_write(machine->host.context, bytes, count);
+}
+
+static void on_console_room(void *context) {
+    struct machine *machine = context;
+    if (machine->host.console_ready)
+        machine->host.console_ready(machine->host.context);
 }
 
 static void on_shutdown(void *context, struct vcpu *vcpu) {
@@ -179,6 +193,15 @@ static int create_net(struct machine *machine, size_t index) {
     return result;
 }
 
+static int create_console(struct machine *machine) {
+    const struct virtio_console_config config = {
+        .output = on_console_write, .input_room = on_console_room, .context = machine};
+    int result = virtio_console_create(&machine->console, &config, &machine->mem);
+    if (result)
+        diag_error("--console: the device cannot be made: %s; free memory or threads", strerror(-result));
+    return result ? result : attach(machine, virtio_console_pci(machine->console));
+}
+
 static int create_devices(struct machine *machine) {
     int result = create_disks(machine);
     for (size_t i = 0; i < machine->config->net_count && !result; i++)
@@ -188,6 +211,8 @@ static int create_devices(struct machine *machine) {
         result = virtio_rng_create(&machine->rng, &machine->mem);
     if (!result)
         result = attach(machine, virtio_rng_pci(machine->rng));
+    if (!result && machine->config->console.kind != VM_SERIAL_NONE)
+        result = create_console(machine);
     return result;
 }
 
@@ -294,6 +319,8 @@ void machine_destroy(struct machine *machine) {
                        machine->config->disk[i].file);
     if (machine->rng)
         virtio_rng_destroy(machine->rng);
+    if (machine->console)
+        virtio_console_destroy(machine->console);
     if (machine->board)
         board_destroy(machine->board);
     if (machine->vm)
@@ -351,6 +378,12 @@ static enum event wait_for_event(struct machine *machine, uint32_t *value) {
     return event;
 }
 
+/* From here on nothing is printed that a stopped guest had no time to wait for. */
+static void quiet_console(struct machine *machine) {
+    if (machine->console)
+        virtio_console_quiesce(machine->console);
+}
+
 static void forget_reset(struct machine *machine) {
     pthread_mutex_lock(&machine->lock);
     if (machine->event == EVENT_RESET)
@@ -376,6 +409,7 @@ void machine_run(struct machine *machine, struct machine_outcome *outcome) {
         uint32_t value;
         enum event event = wait_for_event(machine, &value);
         vm_stop(machine->vm);
+        quiet_console(machine);
         if (event != EVENT_RESET || machine->config->no_reboot) {
             *outcome = (struct machine_outcome){.end = ends[event], .value = value};
             return;
@@ -396,6 +430,15 @@ bool machine_power_button(struct machine *machine) {
 
 size_t machine_serial_receive(struct machine *machine, const uint8_t *bytes, size_t count) {
     return board_serial_receive(machine->board, 0, bytes, count);
+}
+
+size_t machine_console_receive(struct machine *machine, const uint8_t *bytes, size_t count) {
+    return machine->console ? virtio_console_input(machine->console, bytes, count) : count;
+}
+
+void machine_console_resize(struct machine *machine, uint16_t columns, uint16_t rows) {
+    if (machine->console)
+        virtio_console_resize(machine->console, columns, rows);
 }
 
 cJSON *machine_counters(struct machine *machine) {

@@ -20,6 +20,9 @@ struct machine_host {
     void (*serial_write)(void *context, const uint8_t *bytes, size_t count);
     /* machine_serial_receive() takes bytes again. */
     void (*serial_ready)(void *context);
+    /* The same two for the virtio console. */
+    void (*console_write)(void *context, const uint8_t *bytes, size_t count);
+    void (*console_ready)(void *context);
     void *context;
 };
 
@@ -49,6 +52,9 @@ void machine_run(struct machine *machine, struct machine_outcome *outcome);
 void machine_stop(struct machine *machine);
 bool machine_power_button(struct machine *machine); /* false: the guest does not listen */
 size_t machine_serial_receive(struct machine *machine, const uint8_t *bytes, size_t count);
+size_t machine_console_receive(struct machine *machine, const uint8_t *bytes, size_t count);
+/* The terminal of the virtio console has this size now. Nothing without that device. */
+void machine_console_resize(struct machine *machine, uint16_t columns, uint16_t rows);
 /* The counters; the caller deletes the tree. NULL without memory. */
 cJSON *machine_counters(struct machine *machine);
 

@@ -57,6 +57,7 @@ enum vm_serial_kind {
     VM_SERIAL_NONE,
 };
 
+/* The host end of a character device. */
 struct vm_serial_config {
     enum vm_serial_kind kind;
     const char *path; /* of FILE and UNIX */
@@ -80,7 +81,8 @@ struct vm_config {
     size_t disk_count;
     struct vm_net_config net[VM_NETS_MAX];
     size_t net_count;
-    struct vm_serial_config serial;
+    struct vm_serial_config serial;  /* of the first serial port */
+    struct vm_serial_config console; /* of the virtio console; NONE: the machine has no such device */
     enum vm_engine engine;
     const char *cpu;     /* for cpu_model_create() */
     uint64_t code_cache; /* bytes; 0: the engine's default */

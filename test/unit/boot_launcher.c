@@ -106,7 +106,7 @@ static void test_file(void) {
     struct serial_port *port;
     path_in_directory(path, "serial.log");
     const struct vm_serial_config config = {VM_SERIAL_FILE, path};
-    if (serial_port_create(&port, &config) || serial_port_start(port, &client, &guest)) {
+    if (serial_port_create(&port, "serial", &config) || serial_port_start(port, &client, &guest)) {
         EXPECT(!"port");
         return;
     }
@@ -117,7 +117,7 @@ static void test_file(void) {
     if (file)
         fclose(file);
     const struct vm_serial_config bad = {VM_SERIAL_FILE, "/nonexistent/serial.log"};
-    EXPECT(serial_port_create(&port, &bad) < 0 && !port);
+    EXPECT(serial_port_create(&port, "serial", &bad) < 0 && !port);
 }
 
 static int connect_to(const char *path) {
@@ -147,11 +147,11 @@ static void test_unix(void) {
     struct serial_port *port, *second;
     path_in_directory(path, "serial.sock");
     const struct vm_serial_config config = {VM_SERIAL_UNIX, path};
-    if (serial_port_create(&port, &config) || serial_port_start(port, &client, &guest)) {
+    if (serial_port_create(&port, "serial", &config) || serial_port_start(port, &client, &guest)) {
         EXPECT(!"port");
         return;
     }
-    EXPECT(serial_port_create(&second, &config) < 0); /* in use */
+    EXPECT(serial_port_create(&second, "serial", &config) < 0); /* in use */
     send_text(port, "kept for you");
     int fd = connect_to(path);
     EXPECT(read_all(fd, text, 12) && !memcmp(text, "kept for you", 12));
@@ -202,11 +202,11 @@ static void test_unix(void) {
     fd = socket(AF_UNIX, SOCK_STREAM, 0);
     EXPECT(!bind(fd, (struct sockaddr *)&address, sizeof address));
     close(fd);
-    EXPECT(!serial_port_create(&port, &config));
+    EXPECT(!serial_port_create(&port, "serial", &config));
     serial_port_destroy(port);
     fd = open(path, O_CREAT | O_WRONLY, 0600);
     close(fd);
-    EXPECT(serial_port_create(&port, &config) < 0);
+    EXPECT(serial_port_create(&port, "serial", &config) < 0);
 }
 
 static void test_pty(void) {
@@ -218,7 +218,7 @@ static void test_pty(void) {
     int ends[2], saved = dup(STDERR_FILENO);
     if (pipe(ends) || dup2(ends[1], STDERR_FILENO) < 0)
         abort();
-    int result = serial_port_create(&port, &config);
+    int result = serial_port_create(&port, "serial", &config);
     dup2(saved, STDERR_FILENO);
     close(saved);
     close(ends[1]);
@@ -264,7 +264,7 @@ static pid_t start_on_terminal(int slave, int death) {
     ioctl(slave, TIOCSCTTY, 0);
     dup2(slave, STDIN_FILENO);
     dup2(slave, STDOUT_FILENO);
-    if (serial_port_create(&port, &config) || serial_port_start(port, &client, &guest))
+    if (serial_port_create(&port, "serial", &config) || serial_port_start(port, &client, &guest))
         _exit(1);
     send_text(port, "ready");
     for (int i = 0; i < 500 && !(__atomic_load_n(&guest.keys, __ATOMIC_RELAXED) & 1 << SERIAL_KEY_LEAVE); i++)

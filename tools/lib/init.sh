@@ -11,12 +11,22 @@ mount -t devtmpfs dev /dev 2>/dev/null
 mkdir -p /dev/pts /dev/shm
 mount -t devpts pts /dev/pts
 mount -t tmpfs tmp /tmp
+load_modules() {
+    for module in /modules/*.ko; do
+        [ -e "$module" ] && insmod "$module"
+    done
+}
+# A virtio console is there only once its driver is: until then nothing is open.
+virtio_console=
+if grep -qw console=hvc0 /proc/cmdline; then
+    virtio_console=1
+    load_modules
+    exec </dev/console >/dev/console 2>&1
+fi
 echo "INIT kernel=$(uname -r) machine=$(uname -m) cpus=$(nproc) uptime=$(cut -d' ' -f1 /proc/uptime)"
 # From here on only warnings: the console belongs to what runs.
 dmesg -n 5
-for module in /modules/*.ko; do
-    [ -e "$module" ] && insmod "$module"
-done
+[ -n "$virtio_console" ] || load_modules
 root= run= reset=
 for word in $(cat /proc/cmdline); do
     case $word in

@@ -20,7 +20,7 @@ void help_print_run(FILE *out) {
         fprintf(out, "%*s%s%s\n", HELP_COLUMN - width, "", option->help,
                 option->is_repeatable ? " (may be repeated)" : "");
     }
-    fputs("\nWith --serial stdio on a terminal, Ctrl-A x leaves and Ctrl-A h lists the keys.\n"
+    fputs("\nWith --serial or --console stdio on a terminal, Ctrl-A x leaves and Ctrl-A h lists the keys.\n"
           "Exit status: 0 power-off; 1 failure; 2 bad option; 3 triple fault; (V << 1) | 1 debug exit;\n"
           "128 + N ended by signal N. The manual is nestor-run(1).\n",
           out);

@@ -228,21 +228,30 @@ int option_parse_disk(struct run_options *options, const struct option_source *s
     return 0;
 }
 
-int option_parse_serial(struct run_options *options, const struct option_source *source, const char *value) {
-    struct vm_serial_config *serial = &options->vm.serial;
+static int parse_line(struct run_options *options, const struct option_source *source, const char *value,
+                      struct vm_serial_config *line) {
     if (!strcmp(value, "stdio"))
-        *serial = (struct vm_serial_config){VM_SERIAL_STDIO, NULL};
+        *line = (struct vm_serial_config){VM_SERIAL_STDIO, NULL};
     else if (!strcmp(value, "pty"))
-        *serial = (struct vm_serial_config){VM_SERIAL_PTY, NULL};
+        *line = (struct vm_serial_config){VM_SERIAL_PTY, NULL};
     else if (!strcmp(value, "none"))
-        *serial = (struct vm_serial_config){VM_SERIAL_NONE, NULL};
+        *line = (struct vm_serial_config){VM_SERIAL_NONE, NULL};
     else if (!strncmp(value, "file=", 5) && value[5])
-        *serial = (struct vm_serial_config){VM_SERIAL_FILE, keep(options, value + 5)};
+        *line = (struct vm_serial_config){VM_SERIAL_FILE, keep(options, value + 5)};
     else if (!strncmp(value, "unix=", 5) && value[5])
-        *serial = (struct vm_serial_config){VM_SERIAL_UNIX, keep(options, value + 5)};
+        *line = (struct vm_serial_config){VM_SERIAL_UNIX, keep(options, value + 5)};
     else
         return option_refuse(source, value, "give stdio, file=PATH, pty, unix=PATH or none");
     return 0;
+}
+
+int option_parse_serial(struct run_options *options, const struct option_source *source, const char *value) {
+    options->serial_given = true;
+    return parse_line(options, source, value, &options->vm.serial);
+}
+
+int option_parse_console(struct run_options *options, const struct option_source *source, const char *value) {
+    return parse_line(options, source, value, &options->vm.console);
 }
 
 int option_parse_engine(struct run_options *options, const struct option_source *source, const char *value) {

@@ -20,6 +20,7 @@ enum exit_code {
 struct run_options {
     struct vm_config vm;
     bool help;
+    bool serial_given; /* vm.serial is not the default */
     /* Every string that vm points at. */
     char **strings;
     size_t string_count;

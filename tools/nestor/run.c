@@ -32,6 +32,23 @@ static int check_config(const struct vm_config *vm) {
     return 0;
 }
 
+/* Standard input and output have one user: the console if it was asked for, else the serial port. */
+static int share_stdio(struct run_options *options) {
+    struct vm_config *vm = &options->vm;
+    if (vm->console.kind != VM_SERIAL_STDIO || vm->serial.kind != VM_SERIAL_STDIO)
+        return 0;
+    if (options->serial_given) {
+        diag_error("--serial stdio and --console stdio share one terminal; send one of them elsewhere");
+        return -EINVAL;
+    }
+    vm->serial.kind = VM_SERIAL_NONE;
+    return 0;
+}
+
+static bool uses_stdio(const struct vm_config *vm) {
+    return vm->serial.kind == VM_SERIAL_STDIO || vm->console.kind == VM_SERIAL_STDIO;
+}
+
 int run_command(int argc, char **argv) {
     struct run_options options;
     int code = EXIT_CODE_USAGE;
@@ -42,12 +59,12 @@ int run_command(int argc, char **argv) {
         code = EXIT_CODE_OK;
         goto out;
     }
-    if (check_config(&options.vm))
+    if (check_config(&options.vm) || share_stdio(&options))
         goto out;
     code = EXIT_CODE_FAILURE;
     if (host_memory_check(options.vm.memory, options.vm.prealloc))
         goto out;
-    if (options.vm.serial.kind == VM_SERIAL_STDIO && terminal_guard())
+    if (uses_stdio(&options.vm) && terminal_guard())
         goto out;
     code = run_machine(&options.vm);
     terminal_restore();

@@ -1,5 +1,5 @@
-/* Threads: this one waits in machine_run(); the serial port, the signal watch and the machine's own threads
- * call in. Everything they reach is made before they start and goes after they ended. */
+/* Threads: this one waits in machine_run(); the lines of characters, the signal watch and the machine's own
+ * threads call in. Everything they reach is made before they start and goes after they ended. */
 #include "run_machine.h"
 
 #include <errno.h>
@@ -15,10 +15,19 @@
 #include "stats_file.h"
 #include "terminal.h"
 
+struct run;
+
+/* A character device: its host end, and the way into its guest end. */
+struct line {
+    struct run *run;
+    struct serial_port *port;
+    size_t (*receive)(struct machine *machine, const uint8_t *bytes, size_t count);
+};
+
 struct run {
     const struct vm_config *config;
     struct machine *machine;
-    struct serial_port *serial;
+    struct line serial, console;
     struct signal_watch *watch;
     int stop_code; /* set before machine_stop() */
 };
@@ -35,28 +44,39 @@ static void write_counters(struct run *run, const char *path) {
     cJSON_Delete(tree);
 }
 
-/* -- serial port, guest side -- */
+/* -- lines, guest side -- */
 
-static void guest_wrote(void *context, const uint8_t *bytes, size_t count) {
+static void serial_wrote(void *context, const uint8_t *bytes, size_t count) {
     struct run *run = context;
-    serial_port_send(run->serial, bytes, count);
+    serial_port_send(run->serial.port, bytes, count);
 }
 
-static void guest_ready(void *context) {
+static void serial_ready(void *context) {
     struct run *run = context;
-    serial_port_resume(run->serial);
+    serial_port_resume(run->serial.port);
 }
 
-/* -- serial port, host side -- */
+static void console_wrote(void *context, const uint8_t *bytes, size_t count) {
+    struct run *run = context;
+    serial_port_send(run->console.port, bytes, count);
+}
+
+static void console_ready(void *context) {
+    struct run *run = context;
+    serial_port_resume(run->console.port);
+}
+
+/* -- lines, host side -- */
 
 static size_t host_sent(void *context, const uint8_t *bytes, size_t count) {
-    struct run *run = context;
-    return machine_serial_receive(run->machine, bytes, count);
+    struct line *line = context;
+    return line->receive(line->run->machine, bytes, count);
 }
 
 static void end_run(struct run *run, int code) {
     run->stop_code = code;
-    serial_port_abandon(run->serial);
+    serial_port_abandon(run->serial.port);
+    serial_port_abandon(run->console.port);
     machine_stop(run->machine);
 }
 
@@ -66,7 +86,7 @@ static void press_power_button(struct run *run) {
 }
 
 static void host_key(void *context, enum serial_key key) {
-    struct run *run = context;
+    struct run *run = ((struct line *)context)->run;
     switch (key) {
     case SERIAL_KEY_LEAVE:
         end_run(run, EXIT_CODE_OK);
@@ -95,6 +115,13 @@ static void on_counters(void *context) {
     write_counters(run, run->config->stats ? run->config->stats : "-");
 }
 
+static void on_resized(void *context) {
+    struct run *run = context;
+    uint16_t columns, rows;
+    if (run->config->console.kind == VM_SERIAL_STDIO && terminal_size(&columns, &rows))
+        machine_console_resize(run->machine, columns, rows);
+}
+
 static int exit_code_of(const struct run *run, const struct machine_outcome *outcome) {
     switch (outcome->end) {
     case MACHINE_POWERED_OFF:
@@ -119,25 +146,39 @@ static void lock_process(const struct vm_config *config) {
     sandbox_lock(&needs);
 }
 
-int run_machine(const struct vm_config *config) {
+static int start_line(struct line *line, const char *option, const struct vm_serial_config *config) {
     static const struct serial_client client = {.receive = host_sent, .key = host_key};
+    int result = serial_port_create(&line->port, option, config);
+    return result ? result : serial_port_start(line->port, &client, line);
+}
+
+static void end_line(struct line *line) {
+    serial_port_destroy(line->port);
+    line->port = NULL;
+}
+
+int run_machine(const struct vm_config *config) {
     static const struct signal_actions actions = {
-        .power_button = on_power_button, .stop = on_stop, .counters = on_counters};
+        .power_button = on_power_button, .stop = on_stop, .counters = on_counters, .resized = on_resized};
     struct run run = {.config = config, .stop_code = EXIT_CODE_FAILURE};
-    const struct machine_host host = {
-        .serial_write = guest_wrote, .serial_ready = guest_ready, .context = &run};
+    run.serial = (struct line){.run = &run, .receive = machine_serial_receive};
+    run.console = (struct line){.run = &run, .receive = machine_console_receive};
+    const struct machine_host host = {.serial_write = serial_wrote,
+                                      .serial_ready = serial_ready,
+                                      .console_write = console_wrote,
+                                      .console_ready = console_ready,
+                                      .context = &run};
     int code = EXIT_CODE_FAILURE;
     vm_set_crash_hook(terminal_restore);
     if (config->sandbox)
         sandbox_shed_privileges();
     if (machine_create(&run.machine, config, &host))
         return code;
-    if (serial_port_create(&run.serial, &config->serial))
-        goto destroy_machine;
-    if (serial_port_start(run.serial, &client, &run))
-        goto destroy_serial;
-    if (signal_watch_start(&run.watch, &actions, &run))
-        goto destroy_serial;
+    if (start_line(&run.serial, "serial", &config->serial) ||
+        start_line(&run.console, "console", &config->console) ||
+        signal_watch_start(&run.watch, &actions, &run))
+        goto end_lines;
+    on_resized(&run);
 
     if (config->sandbox)
         lock_process(config);
@@ -147,10 +188,9 @@ int run_machine(const struct vm_config *config) {
     signal_watch_stop(run.watch);
     if (config->stats)
         write_counters(&run, config->stats);
-destroy_serial:
-    serial_port_destroy(run.serial);
-    run.serial = NULL;
-destroy_machine:
+end_lines:
+    end_line(&run.console);
+    end_line(&run.serial);
     machine_destroy(run.machine);
     return code;
 }

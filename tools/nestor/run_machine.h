@@ -1,4 +1,4 @@
-/* The launcher's glue around one machine: its serial port, the signals from outside, the counters. */
+/* The launcher's glue around one machine: its lines of characters, the signals from outside, the counters. */
 #ifndef NESTOR_TOOLS_RUN_MACHINE_H
 #define NESTOR_TOOLS_RUN_MACHINE_H
 

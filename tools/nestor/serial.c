@@ -35,7 +35,8 @@ static void wake(struct serial_port *port) {
     (void)ignored; /* EAGAIN: it is about to wake already */
 }
 
-int serial_port_create(struct serial_port **result_port, const struct vm_serial_config *config) {
+int serial_port_create(struct serial_port **result_port, const char *option,
+                       const struct vm_serial_config *config) {
     int result = -EINVAL;
     *result_port = NULL;
     if (config->kind == VM_SERIAL_NONE)
@@ -43,6 +44,7 @@ int serial_port_create(struct serial_port **result_port, const struct vm_serial_
     struct serial_port *port = calloc(1, sizeof *port);
     if (!port)
         return -ENOMEM;
+    port->option = option;
     port->kind = config->kind;
     port->in = port->out = port->listener = port->pty = SERIAL_NO_FD;
     pthread_mutex_init(&port->lock, NULL);
@@ -157,7 +159,7 @@ static void accept_client(struct serial_port *port) {
     if (client < 0)
         return;
     if (port->in >= 0) {
-        static const char busy[] = "nestor: this serial port is in use\r\n";
+        static const char busy[] = "nestor: this line is in use\r\n";
         ssize_t ignored = send(client, busy, sizeof busy - 1, MSG_NOSIGNAL);
         (void)ignored;
         close(client);
@@ -254,7 +256,7 @@ static void write_output(struct serial_port *port) {
         if (errno == EAGAIN || errno == EINTR)
             return;
         if (port->kind == VM_SERIAL_STDIO || port->kind == VM_SERIAL_FILE)
-            diag_warn("serial output can no longer be written: %s; it is discarded from now on",
+            diag_warn("--%s: output can no longer be written: %s; it is discarded from now on", port->option,
                       strerror(errno));
         disconnect(port);
         return;
@@ -335,11 +337,11 @@ int serial_port_start(struct serial_port *port, const struct serial_client *clie
     int result = -pthread_create(&port->thread, NULL, serial_thread, port);
     pthread_sigmask(SIG_SETMASK, &old, NULL);
     if (result) {
-        diag_error("no thread for the serial port: %s", strerror(-result));
+        diag_error("--%s: no thread to serve it: %s", port->option, strerror(-result));
         return result;
     }
     port->is_started = true;
-    pthread_setname_np(port->thread, "serial");
+    pthread_setname_np(port->thread, port->option);
     return 0;
 }
 

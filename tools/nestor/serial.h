@@ -1,4 +1,5 @@
-/* Host ends of a serial port: standard input and output, a file, a pseudo-terminal, a Unix socket.
+/* Host ends of a character device, which is a serial port or a virtio console: standard input and output, a
+ * file, a pseudo-terminal, a Unix socket.
  *
  * Each port has one thread that moves bytes both ways, so no vCPU ever waits for the host. Back-pressure goes
  * both ways too: what the host does not take stays in a bounded buffer, and serial_port_send() then accepts
@@ -29,9 +30,11 @@ struct serial_client {
 struct serial_port;
 
 /* Open the host end: files, sockets and the terminal's raw mode. Call before other threads exist and before
- * privileges are dropped. For VM_SERIAL_NONE *port is NULL, which every function below takes. 0, or -errno
- * after one line. */
-MUST_CHECK int serial_port_create(struct serial_port **port, const struct vm_serial_config *config);
+ * privileges are dropped. option: the name, without dashes, of the option that asked for it, for messages; it
+ * outlives the port. For VM_SERIAL_NONE *port is NULL, which every function below takes. 0, or -errno after
+ * one line. */
+MUST_CHECK int serial_port_create(struct serial_port **port, const char *option,
+                                  const struct vm_serial_config *config);
 /* Start moving bytes. context and *client outlive the port. 0 or -errno. */
 MUST_CHECK int serial_port_start(struct serial_port *port, const struct serial_client *client, void *context);
 /* Queue bytes for the host, from any thread; waits while the buffer is full. */

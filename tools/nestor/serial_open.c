@@ -28,8 +28,8 @@ int serial_open_file(struct serial_port *port, const char *path) {
     port->out = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOCTTY, 0644);
     if (port->out < 0) {
         int error = errno;
-        diag_error("--serial: '%s' cannot be written: %s; give a path in a writable directory", path,
-                   strerror(error));
+        diag_error("--%s: '%s' cannot be written: %s; give a path in a writable directory", port->option,
+                   path, strerror(error));
         return -error;
     }
     port->is_connected = true;
@@ -43,7 +43,7 @@ int serial_open_pty(struct serial_port *port) {
     if (port->pty < 0 || grantpt(port->pty) || unlockpt(port->pty) ||
         ptsname_r(port->pty, name, sizeof name)) {
         int error = errno;
-        diag_error("--serial: no pseudo-terminal can be made: %s; use unix=PATH", strerror(error));
+        diag_error("--%s: no pseudo-terminal can be made: %s; use unix=PATH", port->option, strerror(error));
         return -error;
     }
     /* Raw from the start. Opening and closing it also makes poll() say whether somebody has it open. */
@@ -56,7 +56,7 @@ int serial_open_pty(struct serial_port *port) {
         close(other_side);
     }
     char line[160];
-    int length = snprintf(line, sizeof line, "nestor: serial port: %s\n", name);
+    int length = snprintf(line, sizeof line, "nestor: --%s: %s\n", port->option, name);
     return write(STDERR_FILENO, line, (size_t)length) < 0 ? -errno : 0;
 }
 
@@ -77,7 +77,7 @@ static bool is_stale_socket(const struct sockaddr_un *address) {
 int serial_open_unix(struct serial_port *port, const char *path) {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     if (strlen(path) >= sizeof address.sun_path) {
-        diag_error("--serial: socket path '%s' is longer than %zu bytes; give a shorter one", path,
+        diag_error("--%s: socket path '%s' is longer than %zu bytes; give a shorter one", port->option, path,
                    sizeof address.sun_path - 1);
         return -ENAMETOOLONG;
     }
@@ -95,7 +95,7 @@ int serial_open_unix(struct serial_port *port, const char *path) {
         unlink(path);
     }
     if (failed) {
-        diag_error("--serial: socket '%s' cannot be made: %s; %s", path, strerror(error),
+        diag_error("--%s: socket '%s' cannot be made: %s; %s", port->option, path, strerror(error),
                    error == EADDRINUSE ? "another process uses it, or it is another file: give a new path"
                                        : "give a path in a writable directory");
         return -error;

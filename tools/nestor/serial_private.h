@@ -9,6 +9,7 @@
 #define SERIAL_NO_FD (-1)
 
 struct serial_port {
+    const char *option;
     enum vm_serial_kind kind;
     /* The thread's own, after start. */
     int in, out;     /* SERIAL_NO_FD: nobody there */

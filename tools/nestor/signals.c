@@ -23,7 +23,7 @@ struct signal_watch {
 };
 
 static void watched_set(sigset_t *set) {
-    static const int watched[] = {SIGINT, SIGTERM, SIGHUP, SIGUSR1, SIGCONT};
+    static const int watched[] = {SIGINT, SIGTERM, SIGHUP, SIGUSR1, SIGCONT, SIGWINCH};
     sigemptyset(set);
     for (size_t i = 0; i < ARRAY_SIZE(watched); i++)
         sigaddset(set, watched[i]);
@@ -60,6 +60,9 @@ static void handle(struct signal_watch *watch, int signal) {
         break;
     case SIGUSR1:
         watch->actions->counters(watch->context);
+        break;
+    case SIGWINCH:
+        watch->actions->resized(watch->context);
         break;
     case SIGCONT:
         terminal_reenter_raw();

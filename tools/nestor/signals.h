@@ -1,7 +1,8 @@
 /* Signals from outside, turned into calls on one thread of their own.
  *
  * SIGTERM presses the power button; a second one, or SIGNALS_GRACE_SECONDS without an end, stops the VM hard.
- * SIGINT and SIGHUP stop it at once; SIGUSR1 asks for the counters; SIGCONT makes the terminal raw again. A
+ * SIGINT and SIGHUP stop it at once; SIGUSR1 asks for the counters; SIGWINCH tells of the
+ * terminal's new size; SIGCONT makes the terminal raw again. A
  * signal to stop that comes while the VM is being stopped ends the process on the spot. */
 #ifndef NESTOR_TOOLS_SIGNALS_H
 #define NESTOR_TOOLS_SIGNALS_H
@@ -16,6 +17,7 @@ struct signal_actions {
     /* End the VM; the process is to exit with exit_code. */
     void (*stop)(void *context, int exit_code);
     void (*counters)(void *context);
+    void (*resized)(void *context);
 };
 
 struct signal_watch;

@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
 #include <termios.h>
@@ -69,7 +70,7 @@ int terminal_guard(void) {
         return 0;
     if (tcgetattr(STDIN_FILENO, &terminal.original)) {
         int error = errno;
-        diag_error("the terminal on standard input cannot be read: %s; use another --serial",
+        diag_error("the terminal on standard input cannot be read: %s; give none to --serial and --console",
                    strerror(error));
         return -error;
     }
@@ -90,7 +91,7 @@ int terminal_enter_raw(void) {
     terminal.is_raw = 1;
     if (tcsetattr(STDIN_FILENO, TCSANOW, &terminal.raw)) {
         result = -errno;
-        diag_error("the terminal on standard input cannot be set: %s; use another --serial",
+        diag_error("the terminal on standard input cannot be set: %s; give none to --serial and --console",
                    strerror(-result));
         terminal_restore();
     }
@@ -99,6 +100,15 @@ int terminal_enter_raw(void) {
 
 bool terminal_is_raw(void) {
     return terminal.is_raw;
+}
+
+bool terminal_size(uint16_t *columns, uint16_t *rows) {
+    struct winsize size;
+    if (!isatty(STDIN_FILENO) || ioctl(STDIN_FILENO, TIOCGWINSZ, &size))
+        return false;
+    *columns = size.ws_col;
+    *rows = size.ws_row;
+    return true;
 }
 
 void terminal_reenter_raw(void) {

@@ -15,6 +15,8 @@ MUST_CHECK int terminal_guard(void);
  * when standard input is no terminal; -errno after one line. */
 MUST_CHECK int terminal_enter_raw(void);
 bool terminal_is_raw(void);
+/* Its size in characters. False when standard input is no terminal. */
+bool terminal_size(uint16_t *columns, uint16_t *rows);
 /* Raw mode again after a stop and SIGCONT. */
 void terminal_reenter_raw(void);
 /* Put the settings back and dismiss the keeper. Async-signal-safe and idempotent: call it from crash handlers
