@@ -166,8 +166,8 @@ struct ntc_index_record {
 
 /* What a number in host code that C looks up leads to. Kinds from 128 on belong to the translator. */
 enum ntc_site_kind {
-    NTC_SITE_LINK = 0,     /* direct jump or fall through; has a slot */
-    NTC_SITE_CALL = 1,     /* direct call; has a slot */
+    NTC_SITE_LINK = 0,     /* direct jump or fall through */
+    NTC_SITE_CALL = 1,     /* direct call */
     NTC_SITE_RETURN = 2,   /* return */
     NTC_SITE_INDIRECT = 3, /* indirect jump or call */
     NTC_SITE_MEMORY = 4,   /* the inline check of an access failed */

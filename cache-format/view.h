@@ -55,6 +55,11 @@ MUST_CHECK int ntc_view_open(struct ntc_view *view, const void *base, uint64_t s
 /* A string; "" for an offset that is none. */
 const char *ntc_view_string(const struct ntc_view *view, uint32_t offset);
 
+/* (light) An image whose record has been checked; NULL for none or a malformed one. */
+const struct ntc_image_record *ntc_view_image(const struct ntc_view *view, uint32_t number);
+/* The name of a section ("CODE"), or NULL. */
+const char *ntc_section_name(uint32_t kind);
+
 /* A unit whose every record has been checked. The writer takes the same structure. Pointers go into the view.
  */
 struct ntc_unit {
@@ -102,7 +107,10 @@ MUST_CHECK int ntc_unit_open(const struct ntc_view *view, uint32_t number, struc
 /* What ntc_unit_open() has against a unit, for people; NULL: nothing. */
 const char *ntc_unit_complaint(const struct ntc_view *view, uint32_t number);
 
-/* Walk the entries of an open unit: *at starts as 0. False behind the last. */
+/* (light) What is wrong with a unit by itself, in a file with so many images; NULL: nothing. */
+const char *ntc_unit_check(const struct ntc_unit *unit, uint64_t images);
+
+/* (light) Walk the entries of an open unit: *at starts as 0. False behind the last. */
 bool ntc_unit_entry(const struct ntc_view *view, uint32_t number, const struct ntc_unit *unit, uint64_t *at,
                     struct ntc_unit_entry *entry);
 

@@ -1,0 +1,79 @@
+/* Mapping a sealed file for execution. The three sections lie in a row in the file and in memory, so that
+ * RIP- relative operands made by the writer hold wherever the mapping lands.
+ */
+#define _GNU_SOURCE
+#include "cache-format/mapping.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "cache-format/file_private.h"
+#include "cache-format/header.h"
+
+#define NEAR_STEP (16 * MIB)
+#define NEAR_REACH GIB
+
+/* Address space for the mapping, near a place if there is any. */
+static uint8_t *reserve(uint64_t size, const void *near) {
+    uint64_t at = (uint64_t)(uintptr_t)near & PAGE_MASK;
+    void *base = MAP_FAILED;
+    for (uint64_t away = NEAR_STEP; near && away < NEAR_REACH && base == MAP_FAILED; away += NEAR_STEP) {
+        uint64_t below = at - away - align_up(size, PAGE_SIZE), above = at + away;
+        if (below < at)
+            base = mmap((void *)(uintptr_t)below, size, PROT_NONE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0);
+        if (base == MAP_FAILED)
+            base = mmap((void *)(uintptr_t)above, size, PROT_NONE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0);
+    }
+    if (base == MAP_FAILED)
+        base = mmap(NULL, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    return base == MAP_FAILED ? NULL : base;
+}
+
+int ntc_mapping_create(struct ntc_mapping *mapping, const struct ntc_file *file, const void *near,
+                       struct ntc_error *error) {
+    const struct ntc_header *header = file->view.header;
+    const struct ntc_section *code = ntc_header_section(header, NTC_SECTION_CODE),
+                             *slots = ntc_header_section(header, NTC_SECTION_SLOTS),
+                             *consts = ntc_header_section(header, NTC_SECTION_CONSTS);
+    *mapping = (struct ntc_mapping){.view = &file->view};
+    if (file->memfd < 0)
+        return ntc_fail(error, NTC_FAULT_STORE, "cache '%s' was opened for reading only", file->path);
+    int result = ntc_memfd_check(file->memfd, file->size, error);
+    if (result)
+        return result;
+    uint64_t writable = slots->length + consts->length;
+    mapping->size = code->length + writable;
+    mapping->base = reserve(mapping->size, near);
+    mapping->prepared = calloc(slots->length / PAGE_SIZE / 8 + 1, 1);
+    if (!mapping->base || !mapping->prepared)
+        goto no_memory;
+    if (code->length && mmap(mapping->base, code->length, PROT_READ | PROT_EXEC, MAP_SHARED | MAP_FIXED,
+                             file->memfd, (off_t)code->offset) == MAP_FAILED)
+        goto no_memory;
+    if (mmap(mapping->base + code->length, writable, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED,
+             file->memfd, (off_t)slots->offset) == MAP_FAILED)
+        goto no_memory;
+    mapping->code = mapping->base;
+    mapping->code_size = code->length;
+    mapping->slots = (uint64_t *)(void *)(mapping->base + code->length);
+    mapping->slot_count = slots->record_count;
+    mapping->consts = (uint64_t *)(void *)(mapping->base + code->length + slots->length);
+    mapping->const_count = consts->record_count;
+    return 0;
+no_memory:
+    result = ntc_fail(error, NTC_FAULT_MEMORY, "cache '%s' cannot be mapped for execution: %s", file->path,
+                      strerror(errno));
+    ntc_mapping_destroy(mapping);
+    return result;
+}
+
+void ntc_mapping_destroy(struct ntc_mapping *mapping) {
+    if (mapping->base)
+        munmap(mapping->base, mapping->size);
+    free(mapping->prepared);
+    *mapping = (struct ntc_mapping){0};
+}

@@ -1,0 +1,51 @@
+/* Link slots become addresses page by page, when a unit that owns some is put to use; and the way back from a
+ * host PC to a unit. Runs with a guest's vector registers live.
+ */
+#include "cache-format/mapping.h"
+
+#define SLOTS_PER_PAGE (PAGE_SIZE / sizeof(uint64_t))
+
+void ntc_mapping_prepare(struct ntc_mapping *mapping, uint32_t first, uint32_t count) {
+    if (!count || first >= mapping->slot_count || count > mapping->slot_count - first)
+        return;
+    for (uint64_t page = first / SLOTS_PER_PAGE; page <= (first + (uint64_t)count - 1) / SLOTS_PER_PAGE;
+         page++) {
+        if (mapping->prepared[page / 8] >> page % 8 & 1)
+            continue;
+        mapping->prepared[page / 8] |= (uint8_t)(1u << page % 8);
+        mapping->private_pages++;
+        uint64_t at = page * SLOTS_PER_PAGE, end = at + SLOTS_PER_PAGE;
+        if (end > mapping->slot_count)
+            end = mapping->slot_count;
+        if (at < NTC_RUNTIME_SLOTS)
+            at = NTC_RUNTIME_SLOTS;
+        for (; at < end; at++)
+            mapping->slots[at] += (uint64_t)(uintptr_t)mapping->code;
+    }
+}
+
+bool ntc_mapping_find(const struct ntc_mapping *mapping, uint64_t host_pc, uint32_t *number,
+                      uint32_t *offset) {
+    const struct ntc_view *view = mapping->view;
+    uint64_t at = host_pc - (uint64_t)(uintptr_t)mapping->code, units = view->count[NTC_SECTION_UNITS];
+    uint32_t low = 0, high = (uint32_t)view->count[NTC_SECTION_PLACES];
+    if (at >= mapping->code_size)
+        return false;
+    while (low < high) { /* the last one that starts at or before `at` */
+        uint32_t middle = low + (high - low) / 2, unit = view->places[middle];
+        if (unit >= units)
+            return false;
+        if (view->units[unit].code <= at)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    if (!low || view->places[low - 1] >= units)
+        return false;
+    const struct ntc_unit_record *unit = &view->units[view->places[low - 1]];
+    if (at < unit->code || at - unit->code >= unit->code_length)
+        return false;
+    *number = view->places[low - 1];
+    *offset = (uint32_t)(at - unit->code);
+    return true;
+}
