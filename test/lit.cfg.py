@@ -1,5 +1,6 @@
 # lit's configuration for all tests. Parameters (--param name=value):
 #   guests=DIR   the guests that tools/check and tools/quickstart made (default: their cache directory)
+#   engine=NAME  run all guests with --engine NAME, but where a test names one itself
 # NESTOR_VMM=tcg in the environment boots the guest tests under QEMU instead, which tests the tests.
 import os
 import shutil
@@ -29,6 +30,7 @@ def tool(name, package):
 cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.environ.get("HOME", "/"), ".cache")
 guests = lit_config.params.get("guests") or os.environ.get("NESTOR_GUESTS") or os.path.join(cache, "nestor", "guests")
 vmm = os.environ.get("NESTOR_VMM") or os.path.join(build, "bin", "nestor")
+engine = lit_config.params.get("engine")
 console = os.path.join(source, "test", "lib", "console.py")
 
 for name in ("HOME", "XDG_CACHE_HOME", "TMPDIR", "ASAN_OPTIONS", "UBSAN_OPTIONS"):
@@ -44,7 +46,8 @@ if config.nestor_sanitize:
     config.available_features.add("sanitize")
 if os.access("/dev/kvm", os.R_OK | os.W_OK):
     config.available_features.add("kvm")  # Never needed by a test: only ever a reference to compare with.
-for feature, path in (("guests", "busybox-6.1.cpio.gz"), ("debian-disk", "debian12.img")):
+for feature, path in (("guests", "busybox-6.1.cpio.gz"), ("debian-disk", "debian12.img"),
+                      ("selftests", "selftests-x86.tar")):
     if os.path.exists(os.path.join(guests, path)):
         config.available_features.add(feature)
 
@@ -53,7 +56,7 @@ python = "/usr/bin/python3" if os.path.exists("/usr/bin/python3") else sys.execu
 config.substitutions += [("%{kernel:" + name + "}", f"{guests}/kernels/{name}/vmlinuz") for name in ("6.1", "6.12", "686-pae")]
 config.substitutions += [("%{initrd:" + name + "}", f"{guests}/busybox-{name}.cpio.gz") for name in ("6.1", "6.12", "686-pae")]
 config.substitutions += [
-    ("%boot", f"{python} {console} --vmm '{vmm}'"),
+    ("%boot", f"{python} {console} --vmm '{vmm}'" + (f" --engine {engine}" if engine else "")),
     ("%nestor", os.path.join(build, "bin", "nestor")),
     ("%kernels", os.path.join(build, "test", "kernels")),
     ("%guests", guests),

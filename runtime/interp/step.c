@@ -126,7 +126,9 @@ static enum interp_result step_watched(struct vcpu *vcpu) {
         return deliver(vcpu);
     if (vcpu->irq_shadow == SHADOW_MOV_SS)
         return INTERP_DONE;
-    uint64_t dr6 = interp->pending_dr6;
+    /* INT1's own #DB takes the place of what MOV SS held back; a second one would find the handler on its
+     * stack. */
+    uint64_t dr6 = interp->last == icebp_execute ? 0 : interp->pending_dr6;
     bool silent =
         enters_handler(interp->last) || (interp->last == syscall_execute && !(vcpu->rflags & FLAG_TF));
     if (single && !silent)

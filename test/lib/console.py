@@ -1,7 +1,7 @@
 """Boot a guest, hold a conversation with it over its serial line, and judge how it ended. Standard library only.
 
     console.py [--script FILE] [--add HOSTFILE:GUESTFILE]... [--serve DIRECTORY] [--deadline SECONDS]
-               [--vmm COMMAND] -- ARGUMENT-OF-NESTOR-RUN...
+               [--vmm COMMAND] [--engine NAME] -- ARGUMENT-OF-NESTOR-RUN...
 
 The script is every line of FILE that holds "CONSOLE:"; what follows is one of
     expect REGEX       wait until the serial output after the last match holds REGEX (Python syntax, multi-line)
@@ -106,7 +106,7 @@ def qemu_command(arguments):
     """`nestor run` arguments as QEMU's."""
     parser = argparse.ArgumentParser(allow_abbrev=False)
     for option, default in (("memory", "512M"), ("cpus", "1"), ("kernel", None), ("initrd", None), ("append", ""),
-                            ("serial", "stdio"), ("debug-exit", None)):
+                            ("serial", "stdio"), ("debug-exit", None), ("engine", None)):
         parser.add_argument("--" + option, default=default)
     parser.add_argument("--disk", action="append", default=[])
     parser.add_argument("--net", action="append", default=[])
@@ -307,6 +307,7 @@ def main():
     parser.add_argument("--serve")
     parser.add_argument("--deadline", type=float, default=120)
     parser.add_argument("--vmm", default=os.environ.get("NESTOR_VMM", "build/bin/nestor"))
+    parser.add_argument("--engine", help="added to the arguments unless they name one")
     parser.add_argument("arguments", nargs="*")
     options = parser.parse_args()
     values = {"free": free_port()}
@@ -320,6 +321,8 @@ def main():
         if options.add:
             at = arguments.index("--initrd") + 1
             arguments[at] = initrd_with(arguments[at], options.add, directory)
+        if options.engine and "--engine" not in arguments:
+            arguments += ["--engine", options.engine]
         if "--serial" not in arguments:
             arguments += ["--serial", "stdio"]
         if options.vmm == "tcg":

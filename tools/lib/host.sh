@@ -12,7 +12,7 @@ PACKAGES_BUILD=(
 PACKAGES_GUEST=(apt dpkg debian-archive-keyring ca-certificates cpio gzip xz-utils kmod)
 PACKAGES_DISK=(mmdebstrap e2fsprogs uidmap util-linux)
 PACKAGES_TEST=(
-    python3 python3-psutil llvm-14-tools util-linux procps
+    python3 python3-psutil llvm-14-tools util-linux bsdutils procps make gcc-multilib
     clang-14 libclang-rt-14-dev clang-format-14 clang-tidy-14
 )
 
