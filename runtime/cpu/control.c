@@ -101,6 +101,7 @@ static int write_cr4(struct vcpu *vcpu, uint64_t value) {
             return result;
     }
     vcpu->cr4 = value;
+    vcpu->cpuid_changed = 1;
     if (changed & CR4_PCIDE) {
         vtlb_flush_all(vcpu);
         vtlb_switch_space(vcpu, current_pcid(vcpu), false);
@@ -239,6 +240,7 @@ int cpu_xsetbv(struct vcpu *vcpu, uint32_t index, uint64_t value) {
         (value & XCR0_AVX && !(value & XCR0_SSE)) || !avx512_whole)
         return general_protection(vcpu);
     vcpu->xcr0 = value;
+    vcpu->cpuid_changed = 1;
     cpu_mode_changed(vcpu);
     return CPU_OK;
 }

@@ -9,6 +9,8 @@ void vcpu_fpu_save(struct vcpu *vcpu) {
     static const uint32_t mxcsr = MXCSR_DEFAULT;
     static const uint16_t control = X87_CONTROL_DEFAULT;
     __asm__ volatile("xsave64 %0" : "+m"(*(uint8_t(*)[4096])vcpu->xsave) : "a"(low), "d"(high) : "memory");
+    /* The x87 pointers are the host's addresses: not for the guest to see. */
+    ((volatile uint64_t *)vcpu->xsave)[1] = ((volatile uint64_t *)vcpu->xsave)[2] = 0;
     __asm__ volatile("fninit\n\tfldcw %0\n\tldmxcsr %1" ::"m"(control), "m"(mxcsr));
     vcpu->fpu_live = 0;
 }

@@ -316,6 +316,7 @@ static int write_register(struct vcpu *vcpu, uint32_t index, uint64_t value) {
     }
     if (is_x2apic(index) || index == MSR_APIC_BASE || index == MSR_TSC_DEADLINE) {
         vcpu_fpu_park(vcpu);
+        vcpu->cpuid_changed |= index == MSR_APIC_BASE;
         return vcpu->env->apic_msr_write(vcpu->env->context, index, value) ? CPU_OK
                                                                            : general_protection(vcpu);
     }

@@ -69,6 +69,7 @@ void cpu_reset(struct vcpu *vcpu, bool is_init) {
         cpu_cpuid(vcpu, 1, 0, out);
         vcpu->gpr[GPR_RDX] = out[0];
     }
+    vcpu->cpuid_changed = 1;
     vcpu->rip = RESET_RIP;
     vcpu->rflags = FLAG_FIXED;
     vcpu->cr0 = is_init ? (vcpu->cr0 & (CR0_CD | CR0_NW)) | CR0_ET : CR0_AT_RESET;

@@ -105,9 +105,11 @@ struct vcpu {
     uint8_t fpu_live; /* the guest's extended state is in the host's registers */
     uint8_t
         irq_shadow; /* interrupts (and after MOV SS, #DB) are held off until the next instruction is done */
-    uint8_t nmi_blocked; /* until IRET */
-    uint32_t mode;       /* what translated code depends on: see mode.h; kept by cpu_mode_changed() */
-    uint32_t requests;   /* (any thread) REQUEST_* */
+    uint8_t nmi_blocked;   /* until IRET */
+    uint32_t mode;         /* what translated code depends on: see mode.h; kept by cpu_mode_changed() */
+    uint32_t requests;     /* (any thread) REQUEST_* */
+    uint8_t cpuid_changed; /* an answer of CPUID may have changed: whoever keeps answers drops them and clears
+                              this */
     struct vcpu *self;
 
     /* -- system registers -- */

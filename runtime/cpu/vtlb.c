@@ -26,6 +26,38 @@ static void space_clear(struct vcpu *vcpu, struct vtlb_space *space) {
     space->generation = ++vcpu->generation_counter;
 }
 
+static void view_keep_global(struct vtlb_view *view) {
+    for (uint64_t used = view->used; used; used &= used - 1) {
+        unsigned chunk = (unsigned)__builtin_ctzll(used), kept = 0;
+        struct vtlb_entry *entry = view->entry + chunk * VTLB_CHUNK;
+        for (unsigned i = 0; i < VTLB_CHUNK; i++) {
+            /* What the kernel half's bloom filter of large pages stands for stays, nothing else does. */
+            if (entry[i].info & VTLB_INFO_GLOBAL && entry[i].tag_read >> 63 &&
+                entry[i].tag_read != VTLB_INVALID)
+                kept++;
+            else
+                entry[i].tag_read = entry[i].tag_write = VTLB_INVALID;
+        }
+        if (!kept)
+            view->used &= ~(1ull << chunk);
+    }
+}
+
+/* Everything but global pages (SDM vol. 3, 4.10.4.1): refilling the kernel's at each switch of processes
+ * costs more than all else that a switch does here. */
+static void space_clear_local(struct vcpu *vcpu, struct vtlb_space *space) {
+    if (!(vcpu->cr4 & CR4_PGE)) {
+        space_clear(vcpu, space);
+        return;
+    }
+    view_clear(&space->view[VIEW_USER]);
+    view_keep_global(&space->view[VIEW_KERNEL]);
+    view_keep_global(&space->view[VIEW_KERNEL_AC]);
+    for (unsigned i = 0; i < VTLB_LARGE_WORDS; i++)
+        space->large[0][i] = 0;
+    space->generation = ++vcpu->generation_counter;
+}
+
 static uint64_t hints_bytes(const struct vcpu *vcpu) {
     return (vcpu->mem->size >> PAGE_SHIFT) * sizeof *vcpu->write_hint;
 }
@@ -74,7 +106,7 @@ static struct vtlb_space *find_space(struct vcpu *vcpu, uint16_t pcid) {
 void vtlb_flush_space(struct vcpu *vcpu, uint16_t pcid) {
     struct vtlb_space *space = find_space(vcpu, pcid);
     if (space)
-        space_clear(vcpu, space);
+        space_clear_local(vcpu, space);
     if (!(vcpu->cr4 & CR4_PGE))
         vcpu->code_flush.global = true;
 }
@@ -158,7 +190,7 @@ void vtlb_switch_space(struct vcpu *vcpu, uint16_t pcid, bool keep) {
         }
     }
     if (fresh || !keep)
-        space_clear(vcpu, space);
+        space_clear_local(vcpu, space);
     space->pcid = pcid;
     space->live = true;
     space->last_used = ++vcpu->space_clock;

@@ -27,6 +27,19 @@ struct jump_cache_entry {
     uint64_t host;
 };
 
+/* Answers of CPUID to 64-bit code, direct-mapped by leaf and subleaf: see cpuid_memo_index(). */
+#define CPUID_MEMO_SIZE 32u
+#define CPUID_MEMO_NONE UINT64_MAX
+struct cpuid_memo {
+    uint64_t key; /* ECX:EAX as asked, or CPUID_MEMO_NONE */
+    uint32_t answer[4];
+    uint64_t unused;
+};
+
+static inline unsigned cpuid_memo_index(uint64_t rax, uint64_t rcx) {
+    return (rax + 2 * rcx) % CPUID_MEMO_SIZE;
+}
+
 struct dbt_hot {
     uint64_t host_rsp;                              /* the C stack while translated code runs */
     uint64_t target;                                /* scratch: indirect target (guest, then host) */
@@ -40,8 +53,9 @@ struct dbt_hot {
     uint64_t save[16];                              /* host registers at a slow exit, as they stood */
     uint64_t save_flags;                            /* RFLAGS at a fault, as PUSHF gives them */
     uint64_t fault_pc;                              /* host PC of a fault in translated code; 0: none */
-    bool fault_is_poll;
-    uint64_t resume; /* where a slow exit goes on */
+    bool fault_is_poll;                             /* at a block's start */
+    bool fault_is_sti_poll;                         /* behind an STI */
+    uint64_t resume;                                /* where a slow exit goes on */
 };
 
 /* General registers that are in vcpu->gpr, not in the host's, whenever one block ends and the next begins.
@@ -56,6 +70,7 @@ struct dbt_area {
     struct vcpu vcpu;
     int area_fd;
     struct dbt_hot hot __attribute__((aligned(64)));
+    struct cpuid_memo cpuid[CPUID_MEMO_SIZE] __attribute__((aligned(64)));
     struct jump_cache_entry jump[JUMP_CACHE_SIZE] __attribute__((aligned(64)));
     uint8_t poll[PAGE_SIZE] __attribute__((aligned(4096)));
     uint8_t sti_poll[PAGE_SIZE] __attribute__((aligned(4096)));

@@ -73,6 +73,12 @@ static inline void asm_mov(struct code_buffer *c, int to, int from) {
     code_u8(c, 0x89);
     code_u8(c, (uint8_t)(0xc0 | (from & 7) << 3 | (to & 7)));
 }
+/* op to, from */
+static inline void asm_alu(struct code_buffer *c, enum asm_alu op, int to, int from) {
+    asm_rex(c, true, to, 0, from);
+    code_u8(c, (uint8_t)op);
+    code_u8(c, (uint8_t)(0xc0 | (to & 7) << 3 | (from & 7)));
+}
 static inline void asm_mov32(struct code_buffer *c, int to, int from) {
     asm_rex(c, false, from, 0, to);
     code_u8(c, 0x89);
@@ -146,6 +152,12 @@ static inline void asm_shr(struct code_buffer *c, int reg, uint8_t count) {
     asm_rex(c, true, 0, 0, reg);
     code_u8(c, 0xc1);
     code_u8(c, (uint8_t)(0xe8 | (reg & 7)));
+    code_u8(c, count);
+}
+static inline void asm_shl(struct code_buffer *c, int reg, uint8_t count) {
+    asm_rex(c, true, 0, 0, reg);
+    code_u8(c, 0xc1);
+    code_u8(c, (uint8_t)(0xe0 | (reg & 7)));
     code_u8(c, count);
 }
 /* and r32, imm32 */

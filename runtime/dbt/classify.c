@@ -117,6 +117,7 @@ static enum kind helper(struct item *item, enum helper which, bool ends) {
 
 static enum kind classify_string(const struct unit *unit, struct item *item) {
     const struct insn *insn = &item->insn;
+    const ZydisDecodedInstruction *z = &insn->z;
     unsigned width = unit->code64 ? 64 : 32;
     if (insn->z.address_width != width || insn->z.attributes & ZYDIS_ATTRIB_HAS_SEGMENT)
         return KIND_INTERPRET;
@@ -129,7 +130,8 @@ static enum kind classify_string(const struct unit *unit, struct item *item) {
     case ZYDIS_MNEMONIC_STOSD:
     case ZYDIS_MNEMONIC_STOSQ:
     case ZYDIS_MNEMONIC_MOVSD:
-        return helper(item, HELPER_STRING, false);
+        item->helper = HELPER_STRING;
+        return unit->code64 && z->attributes & ZYDIS_ATTRIB_HAS_REP ? KIND_REP : KIND_HELPER;
     default:
         return KIND_INTERPRET;
     }
@@ -188,7 +190,7 @@ enum kind unit_classify(struct unit *unit, struct item *item) {
     case ZYDIS_MNEMONIC_LEA:
         return classify_lea(unit, insn);
     case ZYDIS_MNEMONIC_PUSHFQ:
-        return helper(item, HELPER_PUSHF, false);
+        return unit->code64 && z->operand_width == 64 ? KIND_PUSHF : KIND_INTERPRET;
     case ZYDIS_MNEMONIC_POPFQ:
         return helper(item, HELPER_POPF, false);
     case ZYDIS_MNEMONIC_CLI:
@@ -206,7 +208,7 @@ enum kind unit_classify(struct unit *unit, struct item *item) {
     case ZYDIS_MNEMONIC_RDTSCP:
         return mode & (MODE_TSD | MODE_TSC_OFFSET) ? KIND_INTERPRET : KIND_RDTSCP;
     case ZYDIS_MNEMONIC_CPUID:
-        return helper(item, HELPER_CPUID, false);
+        return unit->code64 ? KIND_CPUID : helper(item, HELPER_CPUID, false);
     case ZYDIS_MNEMONIC_RDMSR:
         return system ? helper(item, HELPER_RDMSR, false) : KIND_INTERPRET;
     case ZYDIS_MNEMONIC_WRMSR:
@@ -223,6 +225,11 @@ enum kind unit_classify(struct unit *unit, struct item *item) {
     case ZYDIS_MNEMONIC_WRFSBASE:
     case ZYDIS_MNEMONIC_WRGSBASE:
         return unit->code64 && mode & MODE_FSGSBASE ? helper(item, HELPER_WRITE_BASE, false) : KIND_INTERPRET;
+    case ZYDIS_MNEMONIC_XSAVE64:
+    case ZYDIS_MNEMONIC_XSAVEOPT64:
+    case ZYDIS_MNEMONIC_XSAVEC64:
+    case ZYDIS_MNEMONIC_XRSTOR64:
+        return z->address_width == 64 ? helper(item, HELPER_XSTATE, false) : KIND_INTERPRET;
     case ZYDIS_MNEMONIC_INVLPG:
         return system && unit->code64 && insn_segment(insn, &insn->op[0]) < SEG_FS
                    ? helper(item, HELPER_INVLPG, false)

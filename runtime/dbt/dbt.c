@@ -5,6 +5,7 @@
 #include "dbt/host_gs.h"
 #include "dbt/unit.h"
 
+#include <cpuid.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -86,12 +87,15 @@ static int map_code(struct dbt_vcpu *dbt, uint64_t size) {
 }
 
 int dbt_vcpu_create(struct vcpu *vcpu, const struct dbt_options *options) {
-    struct dbt_vcpu *dbt = calloc(1, sizeof *dbt);
+    struct dbt_vcpu *dbt = aligned_alloc(64, align_up(sizeof *dbt, 64));
     if (!dbt)
         return -ENOMEM;
+    memset(dbt, 0, sizeof *dbt);
     vcpu->dbt = dbt;
     dbt->code_fd = -1;
     dbt->fsgsbase = host_has_fsgsbase();
+    uint32_t eax, ebx, ecx, edx;
+    dbt->xgetbv_in_use = __get_cpuid_count(0xd, 1, &eax, &ebx, &ecx, &edx) && eax & 4;
     int result = map_aliases(dbt, area_of(vcpu));
     if (!result)
         result = map_code(dbt, options->code_cache_size);
@@ -109,6 +113,7 @@ int dbt_vcpu_create(struct vcpu *vcpu, const struct dbt_options *options) {
     if (!dbt->block || !dbt->site || !dbt->pc || !dbt->unit)
         goto fail;
     dbt_emit_stubs(dbt);
+    vcpu->cpuid_changed = 1;
     block_flush_all(vcpu);
     dbt->stats = (struct dbt_stats){0};
     return 0;
@@ -153,12 +158,11 @@ bool dbt_can_run(const struct vcpu *vcpu) {
            ((mode & MODE_CODE_MASK) == MODE_CODE_32 && mode & MODE_FLAT);
 }
 
-static bool is_poll_address(const struct dbt_vcpu *dbt, const uint8_t *address) {
-    for (enum area_alias alias = AREA_MASKED; alias < AREA_ALIASES; alias++) {
-        const struct dbt_area *view = (const struct dbt_area *)dbt->alias[alias];
-        if (address >= view->poll && address < view->sti_poll + PAGE_SIZE)
+/* Is address in the page at this offset of an area's alias that may have it shut? */
+static bool is_poll_address(const struct dbt_vcpu *dbt, const uint8_t *address, size_t page) {
+    for (enum area_alias alias = AREA_MASKED; alias < AREA_ALIASES; alias++)
+        if ((uint64_t)(address - (dbt->alias[alias] + page)) < PAGE_SIZE)
             return true;
-    }
     return false;
 }
 
@@ -170,7 +174,10 @@ bool dbt_handle_signal(struct vcpu *vcpu, int signal, siginfo_t *info, void *con
         return false;
     struct dbt_hot *hot = &dbt->area->hot;
     hot->fault_pc = pc;
-    hot->fault_is_poll = signal == SIGSEGV && is_poll_address(dbt, info->si_addr);
+    hot->fault_is_poll =
+        signal == SIGSEGV && is_poll_address(dbt, info->si_addr, offsetof(struct dbt_area, poll));
+    hot->fault_is_sti_poll =
+        signal == SIGSEGV && is_poll_address(dbt, info->si_addr, offsetof(struct dbt_area, sti_poll));
     user->uc_mcontext.gregs[REG_RIP] = (greg_t)dbt->stub_fault;
     return true;
 }

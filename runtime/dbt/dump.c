@@ -34,6 +34,9 @@ static const char *const kind_names[] = {
     [KIND_STAC] = "stac",
     [KIND_CLAC] = "clac",
     [KIND_SWAPGS] = "swapgs",
+    [KIND_CPUID] = "cpuid",
+    [KIND_PUSHF] = "pushf",
+    [KIND_REP] = "rep",
     [KIND_READ_BASE] = "read-base",
     [KIND_READ_SELECTOR] = "read-selector",
     [KIND_JCC] = "jcc",
@@ -55,11 +58,20 @@ static const char *const site_names[] = {
 };
 
 static const char *const helper_names[] = {
-    [HELPER_NONE] = "none",         [HELPER_SYSCALL] = "syscall",       [HELPER_SYSRET] = "sysret",
-    [HELPER_IRET] = "iret",         [HELPER_PUSHF] = "pushf",           [HELPER_POPF] = "popf",
-    [HELPER_RDMSR] = "rdmsr",       [HELPER_WRMSR] = "wrmsr",           [HELPER_READ_CR] = "read-cr",
-    [HELPER_WRITE_CR] = "write-cr", [HELPER_CPUID] = "cpuid",           [HELPER_STRING] = "string",
-    [HELPER_INVLPG] = "invlpg",     [HELPER_WRITE_BASE] = "write-base",
+    [HELPER_NONE] = "none",
+    [HELPER_SYSCALL] = "syscall",
+    [HELPER_SYSRET] = "sysret",
+    [HELPER_IRET] = "iret",
+    [HELPER_POPF] = "popf",
+    [HELPER_RDMSR] = "rdmsr",
+    [HELPER_WRMSR] = "wrmsr",
+    [HELPER_READ_CR] = "read-cr",
+    [HELPER_WRITE_CR] = "write-cr",
+    [HELPER_CPUID] = "cpuid",
+    [HELPER_STRING] = "string",
+    [HELPER_INVLPG] = "invlpg",
+    [HELPER_WRITE_BASE] = "write-base",
+    [HELPER_XSTATE] = "xstate",
 };
 
 static const char *const gpr_names[16] = {"rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi",

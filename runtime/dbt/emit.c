@@ -167,18 +167,31 @@ static void emit_cold_link(struct unit *unit, struct site *site) {
 
 void emit_colds(struct unit *unit) {
     struct code_buffer *c = &unit->code;
+    uint8_t *start = NULL;
     for (unsigned i = 0; i < unit->colds; i++) {
         const struct cold *cold = &unit->cold[i];
         struct site *site = &unit->dbt->site[cold->site];
         if (c->overflow)
             return;
-        asm_patch_rel32(cold->place, c->at);
+        if (i && cold->site == cold[-1].site) { /* several branches to one exit */
+            asm_patch_rel32(cold->place, start);
+            continue;
+        }
+        start = c->at;
+        asm_patch_rel32(cold->place, start);
         switch (cold->kind) {
         case SITE_MEMORY:
             emit_cold_memory(unit, cold, site);
             break;
         case SITE_LINK:
             emit_cold_link(unit, site);
+            break;
+        case SITE_HELPER:
+            emit_reload(unit);
+            emit_exit_to_c(unit, site);
+            site->host = (uint32_t)(c->at - unit->dbt->rw);
+            emit_load_resident(unit);
+            asm_jmp_to(c, cold->back);
             break;
         case SITE_JUMP_MISS:
             if (cold->look_up)

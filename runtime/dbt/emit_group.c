@@ -44,6 +44,7 @@ static bool item_use(const struct unit *unit, const struct item *item, struct us
     case KIND_MEMORY:
         return group_operand(unit, item, use);
     case KIND_PUSH:
+    case KIND_PUSHF:
     case KIND_CALL:
         *use = (struct use){.base = GPR_RSP, .index = -1, .disp = -8, .size = 8, .access = VMEM_WRITE};
         return item->insn.memory < 0;
@@ -66,7 +67,7 @@ static bool register_moves(const struct item *item, int base, int32_t *delta) {
     const struct insn *insn = &item->insn;
     *delta = 0;
     if (base == GPR_RSP) {
-        if (item->kind == KIND_PUSH || item->kind == KIND_CALL) {
+        if (item->kind == KIND_PUSH || item->kind == KIND_PUSHF || item->kind == KIND_CALL) {
             *delta = -8;
             return true;
         }

@@ -48,6 +48,15 @@ bool emit_address(struct unit *unit, const struct item *item, const ZydisDecoded
     return true;
 }
 
+/* t1 = the entry of the page of the address in a register. */
+void emit_entry(struct unit *unit, int address) {
+    struct code_buffer *c = &unit->code;
+    asm_mov(c, unit->t1, address);
+    asm_shr(c, unit->t1, PAGE_SHIFT - ENTRY_SHIFT);
+    asm_and32_imm(c, unit->t1, (VTLB_ENTRIES - 1) << ENTRY_SHIFT);
+    asm_alu_gs(c, ASM_ADD, unit->t1, AREA_VCPU(view));
+}
+
 /* t1 = the entry of the page of t0's address, compared for [t0, t0 + size). */
 struct site *emit_probe(struct unit *unit, const struct item *item, unsigned size, enum vmem_access access,
                         uint32_t retry) {
@@ -56,10 +65,7 @@ struct site *emit_probe(struct unit *unit, const struct item *item, unsigned siz
         asm_lea(c, true, unit->t2, unit->t0, -1, 0, (int32_t)size - 1);
     else
         asm_mov(c, unit->t2, unit->t0);
-    asm_mov(c, unit->t1, unit->t0);
-    asm_shr(c, unit->t1, PAGE_SHIFT - ENTRY_SHIFT);
-    asm_and32_imm(c, unit->t1, (VTLB_ENTRIES - 1) << ENTRY_SHIFT);
-    asm_alu_gs(c, ASM_ADD, unit->t1, AREA_VCPU(view));
+    emit_entry(unit, unit->t0);
     asm_and_imm(c, unit->t2, (int32_t)PAGE_MASK);
     asm_alu_mem(c, ASM_CMP, unit->t2, unit->t1,
                 access == VMEM_WRITE ? offsetof(struct vtlb_entry, tag_write)

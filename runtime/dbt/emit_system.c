@@ -34,9 +34,42 @@ void emit_read_selector(struct unit *unit, const struct item *item) {
     code_u32(c, selector);
 }
 
+static enum xstate_insn xstate_insn(const struct item *item) {
+    switch (item->insn.z.mnemonic) {
+    case ZYDIS_MNEMONIC_XSAVEOPT64:
+        return XSTATE_SAVE_OPTIMISED;
+    case ZYDIS_MNEMONIC_XSAVEC64:
+        return XSTATE_SAVE_COMPACTED;
+    case ZYDIS_MNEMONIC_XRSTOR64:
+        return XSTATE_RESTORE;
+    default:
+        return XSTATE_SAVE;
+    }
+}
+
+static bool is_stos(const struct item *item) {
+    switch (item->insn.z.mnemonic) {
+    case ZYDIS_MNEMONIC_STOSB:
+    case ZYDIS_MNEMONIC_STOSW:
+    case ZYDIS_MNEMONIC_STOSD:
+    case ZYDIS_MNEMONIC_STOSQ:
+        return true;
+    default:
+        return false;
+    }
+}
+
+static void describe_string(const struct item *item, struct site *site) {
+    bool rep =
+        item->insn.z.attributes & (ZYDIS_ATTRIB_HAS_REP | ZYDIS_ATTRIB_HAS_REPE | ZYDIS_ATTRIB_HAS_REPNE);
+    site->size = (uint8_t)(item->insn.op[0].size / 8);
+    site->reg = (uint8_t)(is_stos(item) | rep << 1);
+}
+
 void emit_helper(struct unit *unit, const struct item *item, enum site_kind kind) {
     const ZydisDecodedOperand *op = item->insn.op;
-    if (item->helper == HELPER_INVLPG && kind == SITE_HELPER) {
+    if ((item->helper == HELPER_INVLPG || item->helper == HELPER_XSTATE) && kind == SITE_HELPER) {
+        emit_flags_clobber(unit);
         emit_address(unit, item, &op[0]);
         asm_store_gs(&unit->code, AREA_HOT(value), unit->t0);
     }
@@ -60,17 +93,12 @@ void emit_helper(struct unit *unit, const struct item *item, enum site_kind kind
     case HELPER_WRITE_CR:
         site->reg = (uint8_t)(insn_gpr(op[1].reg.value) | (op[0].reg.value - ZYDIS_REGISTER_CR0) << 4);
         break;
-    case HELPER_STRING: {
-        bool stos =
-            item->insn.z.meta.category == ZYDIS_CATEGORY_STRINGOP &&
-            (item->insn.z.mnemonic == ZYDIS_MNEMONIC_STOSB || item->insn.z.mnemonic == ZYDIS_MNEMONIC_STOSW ||
-             item->insn.z.mnemonic == ZYDIS_MNEMONIC_STOSD || item->insn.z.mnemonic == ZYDIS_MNEMONIC_STOSQ);
-        bool rep =
-            item->insn.z.attributes & (ZYDIS_ATTRIB_HAS_REP | ZYDIS_ATTRIB_HAS_REPE | ZYDIS_ATTRIB_HAS_REPNE);
-        site->size = (uint8_t)(item->insn.op[0].size / 8);
-        site->reg = (uint8_t)(stos | rep << 1);
+    case HELPER_XSTATE:
+        site->reg = (uint8_t)xstate_insn(item);
         break;
-    }
+    case HELPER_STRING:
+        describe_string(item, site);
+        break;
     default:
         break;
     }
@@ -79,6 +107,130 @@ void emit_helper(struct unit *unit, const struct item *item, enum site_kind kind
     unit->flags_saved = true;
     if (item->kind == KIND_HELPER)
         emit_load_resident(unit);
+}
+
+/* The way to C of an instruction that is written inline for the common case. */
+static void emit_helper_at(struct unit *unit, const struct item *item, enum helper helper,
+                           uint8_t *const *places, unsigned count) {
+    struct site *site = unit_site(unit, SITE_HELPER, item);
+    site->access = (uint8_t)helper;
+    site->flags_saved = true;
+    if (helper == HELPER_STRING)
+        describe_string(item, site);
+    for (unsigned i = 0; i < count; i++)
+        unit_cold(unit, places[i], SITE_HELPER, unit_site_index(unit, site))->back = unit->code.at;
+}
+
+/* movzx reg32, byte gs:[offset] */
+static void emit_load_byte(struct code_buffer *c, int reg, uint32_t offset) {
+    code_u8(c, 0x65);
+    asm_rex(c, false, reg, 0, 0);
+    code_u8(c, 0x0f);
+    code_u8(c, 0xb6);
+    code_u8(c, (uint8_t)((reg & 7) << 3 | 4));
+    code_u8(c, 0x25);
+    code_u32(c, offset);
+}
+
+/* t0 |= byte of the area << shift */
+static void emit_gather_flag(struct unit *unit, uint32_t offset, uint8_t shift) {
+    struct code_buffer *c = &unit->code;
+    emit_load_byte(c, unit->t1, offset);
+    asm_shl(c, unit->t1, shift);
+    asm_alu(c, ASM_OR, unit->t0, unit->t1);
+}
+
+/* The image is put together out of where its flags are: AH of hot.flags, OF in its AL, IF, AC, and what the
+ * vCPU's own word has of the others; VM and RF are pushed as 0. */
+void emit_pushf(struct unit *unit, const struct item *item) {
+    struct code_buffer *c = &unit->code;
+    const uint32_t elsewhere = FLAGS_ARITHMETIC | FLAG_IF | FLAG_AC, others = 0x00fcffffu & ~elsewhere;
+    emit_flags_clobber(unit);
+    asm_load32_gs(c, unit->t0, AREA_VCPU(rflags));
+    asm_and32_imm(c, unit->t0, others);
+    emit_gather_flag(unit, AREA_HOT(flags) + 1, 0);
+    emit_gather_flag(unit, AREA_HOT(flags), 11);
+    emit_gather_flag(unit, AREA_HOT(iflag), 8);
+    emit_gather_flag(unit, AREA_HOT(acflag), 16);
+    asm_store_gs(c, AREA_HOT(value), unit->t0);
+    struct host_memory to = emit_stack(unit, item, -8, VMEM_WRITE);
+    asm_load_gs(c, unit->t1, AREA_HOT(value));
+    asm_mem(c, true, 0x89, unit->t1, to.base, to.index, 0, to.disp);
+    asm_lea(c, true, GPR_RSP, GPR_RSP, -1, 0, -8);
+}
+
+/* t1 = the TLB entry of the page of base, compared for the RCX elements from there on; the place of the
+ * branch for "no". */
+static uint8_t *emit_probe_string(struct unit *unit, int base, unsigned scale, size_t tag) {
+    struct code_buffer *c = &unit->code;
+    asm_lea(c, true, unit->t2, base, GPR_RCX, scale, -1);
+    emit_entry(unit, base);
+    asm_and_imm(c, unit->t2, (int32_t)PAGE_MASK);
+    asm_alu_mem(c, ASM_CMP, unit->t2, unit->t1, (int32_t)tag);
+    return asm_jcc(c, COND_NE);
+}
+
+/*   cmp rcx, elements of a page;  ja helper       (so that the last byte's address cannot wrap round)
+ *   probe [rdi, +rcx);  (probe [rsi, +rcx))       (RCX = 0 probes the byte before, and does nothing or asks
+ * C) add rdi, addend;  rep ...;  sub rdi, addend   (and RSI)
+ */
+void emit_rep(struct unit *unit, const struct item *item) {
+    struct code_buffer *c = &unit->code;
+    unsigned scale = (unsigned)__builtin_ctz(item->insn.op[0].size / 8u);
+    bool moves = !is_stos(item);
+    uint8_t *to_helper[3];
+    unsigned count = 0;
+    emit_flags_clobber(unit);
+    asm_rex(c, true, 0, 0, GPR_RCX);
+    code_u8(c, 0x81); /* cmp rcx, imm32 */
+    code_u8(c, 0xf8 | GPR_RCX);
+    code_u32(c, (uint32_t)(PAGE_SIZE >> scale));
+    to_helper[count++] = asm_jcc(c, COND_A);
+    to_helper[count++] = emit_probe_string(unit, GPR_RDI, scale, offsetof(struct vtlb_entry, tag_write));
+    asm_load(c, unit->t0, unit->t1, offsetof(struct vtlb_entry, addend));
+    if (moves) {
+        to_helper[count++] = emit_probe_string(unit, GPR_RSI, scale, offsetof(struct vtlb_entry, tag_read));
+        asm_load(c, unit->t1, unit->t1, offsetof(struct vtlb_entry, addend));
+        asm_alu(c, ASM_ADD, GPR_RSI, unit->t1);
+    }
+    asm_alu(c, ASM_ADD, GPR_RDI, unit->t0);
+    code_u8(c, 0xf3);
+    if (item->insn.op[0].size == 16)
+        code_u8(c, 0x66);
+    if (item->insn.op[0].size == 64)
+        code_u8(c, 0x48);
+    code_u8(c, (uint8_t)((moves ? 0xa4 : 0xaa) | (scale > 0)));
+    asm_alu(c, ASM_SUB, GPR_RDI, unit->t0);
+    if (moves)
+        asm_alu(c, ASM_SUB, GPR_RSI, unit->t1);
+    emit_helper_at(unit, item, HELPER_STRING, to_helper, count);
+}
+
+_Static_assert(sizeof(struct cpuid_memo) == 32, "the index is scaled by a shift");
+
+/* t0 = ECX:EAX against gs:[t1 + key], t1 being the index's offset. Writing 32-bit registers clears the upper
+ * halves, as CPUID does. */
+void emit_cpuid(struct unit *unit, const struct item *item) {
+    static const int target[4] = {GPR_RAX, GPR_RBX, GPR_RCX, GPR_RDX};
+    struct code_buffer *c = &unit->code;
+    int32_t memo = offsetof(struct dbt_area, cpuid);
+    emit_flags_clobber(unit);
+    asm_mov32(c, unit->t0, GPR_RCX);
+    asm_shl(c, unit->t0, 32);
+    asm_mov32(c, unit->t1, GPR_RAX);
+    asm_alu(c, ASM_OR, unit->t0, unit->t1);
+    asm_lea(c, false, unit->t1, GPR_RAX, GPR_RCX, 1, 0);
+    asm_and32_imm(c, unit->t1, CPUID_MEMO_SIZE - 1);
+    asm_shl(c, unit->t1, 5);
+    code_u8(c, 0x65);
+    asm_mem(c, true, ASM_CMP, unit->t0, unit->t1, -1, 0, memo + (int32_t)offsetof(struct cpuid_memo, key));
+    uint8_t *place = asm_jcc(c, COND_NE);
+    for (int i = 0; i < 4; i++) {
+        code_u8(c, 0x65);
+        asm_mem(c, false, 0x8b, target[i], unit->t1, -1, 0,
+                memo + (int32_t)offsetof(struct cpuid_memo, answer) + 4 * i);
+    }
+    emit_helper_at(unit, item, HELPER_CPUID, &place, 1);
 }
 
 void emit_swapgs(struct unit *unit) {

@@ -37,11 +37,19 @@ static void interpret(struct vcpu *vcpu) {
     (void)interp_step(vcpu);
 }
 
+static void forget_cpuid(struct vcpu *vcpu) {
+    for (unsigned i = 0; i < CPUID_MEMO_SIZE; i++)
+        area_of(vcpu)->cpuid[i].key = CPUID_MEMO_NONE;
+    vcpu->cpuid_changed = 0;
+}
+
 /* Last steps before translated code at host runs. False: something came up, look again. */
 static bool arm(struct vcpu *vcpu, uint64_t host) {
     struct dbt_vcpu *dbt = vcpu->dbt;
     struct dbt_hot *hot = &dbt->area->hot;
     hot->resume = host;
+    if (UNLIKELY(vcpu->cpuid_changed))
+        forget_cpuid(vcpu);
     hot->iflag = (uint8_t)(vcpu->rflags >> 8 & 2);
     hot->acflag = (uint8_t)(vcpu->rflags >> 16 & 4);
     hot->flags = flags_to_lahf(vcpu->rflags);
@@ -254,8 +262,11 @@ static int run_helper(struct vcpu *vcpu, const struct site *site, uint64_t next,
     case HELPER_IRET:
         return cpu_iret(vcpu, 8);
     case HELPER_CPUID: {
-        uint32_t out[4];
-        cpu_cpuid(vcpu, (uint32_t)vcpu->gpr[GPR_RAX], (uint32_t)vcpu->gpr[GPR_RCX], out);
+        uint32_t out[4], leaf = (uint32_t)vcpu->gpr[GPR_RAX], subleaf = (uint32_t)vcpu->gpr[GPR_RCX];
+        cpu_cpuid(vcpu, leaf, subleaf, out);
+        if (cpu_is_code64(vcpu) && !vcpu->cpuid_changed)
+            area_of(vcpu)->cpuid[cpuid_memo_index(leaf, subleaf)] = (struct cpuid_memo){
+                .key = (uint64_t)subleaf << 32 | leaf, .answer = {out[0], out[1], out[2], out[3]}};
         vcpu->gpr[GPR_RAX] = out[0];
         vcpu->gpr[GPR_RBX] = out[1];
         vcpu->gpr[GPR_RCX] = out[2];
@@ -279,15 +290,6 @@ static int run_helper(struct vcpu *vcpu, const struct site *site, uint64_t next,
         return result;
     case HELPER_WRITE_CR:
         return cpu_write_cr(vcpu, site->reg >> 4, vcpu->gpr[site->reg & 15]);
-    case HELPER_PUSHF:
-        result = cpu_pushf_value(vcpu, 8, &value);
-        if (!result && cpu_is_canonical(vcpu->gpr[GPR_RSP] - 8))
-            result = vmem_write(vcpu, vcpu->gpr[GPR_RSP] - 8, &value, 8, AS_CURRENT);
-        else
-            *done = false;
-        if (!result && *done)
-            vcpu->gpr[GPR_RSP] -= 8;
-        return result;
     case HELPER_POPF:
         if (!cpu_is_canonical(vcpu->gpr[GPR_RSP])) {
             *done = false;
@@ -308,6 +310,9 @@ static int run_helper(struct vcpu *vcpu, const struct site *site, uint64_t next,
         if (!cpu_is_canonical(value))
             return cpu_fault(vcpu, VECTOR_GP, 0);
         vcpu->segment[site->reg >> 4].base = value;
+        return CPU_OK;
+    case HELPER_XSTATE:
+        *done = dbt_xstate(vcpu, (enum xstate_insn)site->reg, area_of(vcpu)->hot.value);
         return CPU_OK;
     case HELPER_STRING:
         return dbt_string(vcpu, site, vcpu->rip, done);
@@ -411,9 +416,10 @@ uint64_t dbt_exit_fault(struct vcpu *vcpu) {
     struct pc_entry pc;
     dump_exit(vcpu, DUMP_EXIT_FAULT);
     const struct block *block = block_at(dbt, hot->fault_pc, &pc);
-    bool poll = hot->fault_is_poll;
+    bool poll = hot->fault_is_poll || hot->fault_is_sti_poll;
     hot->fault_pc = 0;
     reconstruct(vcpu, block, pc.guest, pc.flags_saved);
+    vcpu->irq_shadow |= hot->fault_is_sti_poll;
     if (poll)
         dbt->stats.polls++;
     else

@@ -34,7 +34,6 @@ enum helper {
     HELPER_SYSCALL,
     HELPER_SYSRET,
     HELPER_IRET,
-    HELPER_PUSHF,
     HELPER_POPF,
     HELPER_RDMSR,
     HELPER_WRMSR,
@@ -44,6 +43,7 @@ enum helper {
     HELPER_STRING,
     HELPER_INVLPG,     /* the address is in hot.value */
     HELPER_WRITE_BASE, /* WRFSBASE, WRGSBASE */
+    HELPER_XSTATE,     /* XSAVE and its kin: the address is in hot.value */
 };
 
 struct site {
@@ -107,6 +107,9 @@ struct relied_page {
 #define RELIED_BITS 13
 #define USER_BLOOM_WORDS 16
 
+/* The largest XSAVE area of the components that a guest may have (interp/xstate.h) is under 2.7 KiB. */
+#define XSTATE_AREA_MAX 4096u
+
 struct unit;
 
 struct dbt_vcpu {
@@ -114,6 +117,7 @@ struct dbt_vcpu {
     uint8_t *alias[AREA_ALIASES];
     enum area_alias current_alias; /* also written by the kick handler */
     bool fsgsbase;                 /* WRGSBASE is ours to use */
+    bool xgetbv_in_use;            /* XGETBV with ECX = 1 is there: CPUID.(0DH, 1).EAX[2] */
     bool in_code;                  /* between dbt_run() and its return, on the vCPU thread */
 
     uint8_t *rx, *rw; /* two mappings of the code region */
@@ -143,6 +147,7 @@ struct dbt_vcpu {
     struct unit *unit;    /* the translation in progress */
     enum dbt_exit exit;
     struct dbt_stats stats;
+    uint8_t xstate_copy[XSTATE_AREA_MAX] __attribute__((aligned(64)));
 };
 
 /* -- stubs.c -- */
@@ -202,6 +207,11 @@ static inline void dump_exit(struct vcpu *vcpu, enum dump_exit what) {
     if (live)
         vcpu_fpu_unpark(vcpu);
 }
+
+/* -- extended.c -- */
+enum xstate_insn { XSTATE_SAVE, XSTATE_SAVE_OPTIMISED, XSTATE_SAVE_COMPACTED, XSTATE_RESTORE };
+/* True when done; false: nothing has happened, the interpreter shall do it. */
+bool dbt_xstate(struct vcpu *vcpu, enum xstate_insn insn, uint64_t linear);
 
 /* -- string.c -- */
 /* REP MOVS/STOS in whole pages; true when it made progress or finished (rip updated when finished). */

@@ -114,20 +114,6 @@ static unsigned decode_at(struct unit *unit, struct item *item, unsigned offset)
     return item->insn.length;
 }
 
-/* STI holds interrupts off for one instruction: inline only when that one is plain and in this block. */
-static void settle_sti(struct unit *unit) {
-    for (unsigned i = 0; i < unit->items; i++) {
-        if (unit->item[i].kind != KIND_STI)
-            continue;
-        if (i + 1 < unit->items && unit->item[i + 1].kind < KIND_JCC && unit->item[i + 1].kind != KIND_STI)
-            continue;
-        unit->item[i].kind = KIND_INTERPRET;
-        unit->items = i + 1;
-        unit->end_rip = unit->block->rip + unit->item[i].guest + unit->item[i].insn.length;
-        return;
-    }
-}
-
 /* Fill unit->item. False when the first instruction cannot even be decoded. */
 static bool gather(struct unit *unit) {
     uint16_t used = 0;
@@ -157,7 +143,6 @@ static bool gather(struct unit *unit) {
     if (!unit->items)
         return false;
     unit->end_rip = unit->block->rip + offset;
-    settle_sti(unit);
     if (!ends_block(unit->item[unit->items - 1].kind))
         scratch |= branch_needs_lookup(unit, unit->code64 ? unit->end_rip : (uint32_t)unit->end_rip);
     unit->t0 = unit->t1 = unit->t2 = -1;
@@ -223,6 +208,15 @@ static void emit_item(struct unit *unit, const struct item *item) {
     case KIND_SWAPGS:
         emit_swapgs(unit);
         break;
+    case KIND_CPUID:
+        emit_cpuid(unit, item);
+        break;
+    case KIND_PUSHF:
+        emit_pushf(unit, item);
+        break;
+    case KIND_REP:
+        emit_rep(unit, item);
+        break;
     case KIND_READ_BASE:
         emit_read_base(unit, item);
         break;
@@ -277,6 +271,9 @@ static bool wants_flags_saved(const struct unit *unit) {
         case KIND_PUSH:
         case KIND_POP:
         case KIND_LEAVE:
+        case KIND_CPUID:
+        case KIND_PUSHF:
+        case KIND_REP:
             return true;
         default:
             break;
@@ -336,31 +333,33 @@ static void emit_entries(struct unit *unit) {
         unit->block->entry[saved] = (uint32_t)(entry[saved] - unit->dbt->rw);
 }
 
+static void emit_poll(struct unit *unit, size_t page) {
+    asm_store8_imm_gs(&unit->code, (uint32_t)page, 0);
+}
+
 static void emit_block(struct unit *unit) {
     struct code_buffer *c = &unit->code;
     unit->colds = 0;
     unit_site(unit, SITE_DEAD, NULL)->flags_saved = true;
     emit_entries(unit);
     unit_note_pc(unit, 0);
-    asm_store8_imm_gs(c, (uint32_t)offsetof(struct dbt_area, poll), 0);
-    bool sti = false;
+    emit_poll(unit, offsetof(struct dbt_area, poll));
     for (unsigned i = 0; i < unit->items; i++) {
         const struct item *item = &unit->item[i];
         if (i)
             unit_note_pc(unit, item->guest);
-        if (sti)
-            asm_store8_imm_gs(c, (uint32_t)offsetof(struct dbt_area, sti_poll), 0);
-        sti = i && unit->item[i - 1].kind == KIND_STI;
+        /* STI holds interrupts off for one instruction: C, met here, lets the interpreter run that one. */
+        if (i && unit->item[i - 1].kind == KIND_STI)
+            emit_poll(unit, offsetof(struct dbt_area, sti_poll));
         emit_item(unit, item);
         if (item->kind < KIND_HELPER)
             emit_store_resident(unit, item);
         group_after(unit, item);
-        /* The poll comes when the instruction behind STI is done, that is, before the one after it. */
     }
     if (!ends_block(unit->item[unit->items - 1].kind)) {
         unit_note_pc(unit, (unsigned)(unit->end_rip - unit->block->rip));
-        if (sti)
-            asm_store8_imm_gs(c, (uint32_t)offsetof(struct dbt_area, sti_poll), 0);
+        if (unit->item[unit->items - 1].kind == KIND_STI)
+            emit_poll(unit, offsetof(struct dbt_area, sti_poll));
         emit_link(unit, NULL, unit->code64 ? unit->end_rip : (uint32_t)unit->end_rip);
     }
     emit_colds(unit);

@@ -40,6 +40,9 @@ enum kind {
     KIND_STAC,
     KIND_CLAC,
     KIND_SWAPGS,
+    KIND_CPUID,
+    KIND_PUSHF,
+    KIND_REP,
     KIND_READ_BASE,
     KIND_READ_SELECTOR,
     KIND_JCC,
@@ -68,6 +71,7 @@ struct cold {
     enum site_kind kind;
     uint32_t ungrouped; /* MEMORY of a group: the SITE_UNGROUPED behind it */
     bool look_up;       /* JUMP_MISS: a side exit that goes through the jump cache first */
+    uint8_t *back;      /* HELPER: where the block goes on */
 };
 
 /* Accesses off one base register that share a check: see emit_group.c. */
@@ -116,6 +120,12 @@ void emit_swapgs(struct unit *unit);
 void emit_set_ac(struct unit *unit, bool set);
 /* An exit to C that the block may be resumed behind: kind is SITE_HELPER or SITE_INTERPRET. */
 void emit_helper(struct unit *unit, const struct item *item, enum site_kind kind);
+/* PUSHFQ. */
+void emit_pushf(struct unit *unit, const struct item *item);
+/* REP MOVS, REP STOS: within one page inline, otherwise the helper. */
+void emit_rep(struct unit *unit, const struct item *item);
+/* CPUID: a known answer inline, otherwise the helper. */
+void emit_cpuid(struct unit *unit, const struct item *item);
 
 /* -- emit.c: shared pieces -- */
 struct site *unit_site(struct unit *unit, enum site_kind kind, const struct item *item);
@@ -152,6 +162,8 @@ void emit_exit_to_c(struct unit *unit, const struct site *site);
 /* -- emit_memory.c -- */
 /* t0 = linear address of the memory operand. False: not for the DBT. */
 bool emit_address(struct unit *unit, const struct item *item, const ZydisDecodedOperand *op);
+/* t1 = the TLB entry for the page of an address in a register. */
+void emit_entry(struct unit *unit, int address);
 /* t1 = the TLB entry for t0's page; leaves for C unless it holds for [t0, t0 + size). */
 struct site *emit_probe(struct unit *unit, const struct item *item, unsigned size, enum vmem_access access,
                         uint32_t retry);
