@@ -11,7 +11,7 @@
 
 #include "cpu/vcpu.h"
 
-#define JUMP_CACHE_BITS 12
+#define JUMP_CACHE_BITS 14
 #define JUMP_CACHE_SIZE (1u << JUMP_CACHE_BITS)
 
 /* The entry for a key: the top bits of the product of its low half. */
