@@ -81,6 +81,10 @@ int lapic_pending(struct lapic *lapic) {
     return vector;
 }
 
+bool lapic_requested(struct lapic *lapic) {
+    return atomic_load_explicit(&lapic->irr_waiting, memory_order_acquire);
+}
+
 int lapic_acknowledge(struct lapic *lapic) {
     int vector = lapic_pending(lapic);
     if (vector == LAPIC_NONE)

@@ -88,6 +88,8 @@ void lapic_init_reset(struct lapic *lapic);
 /* Highest vector in the IRR above the PPR, or LAPIC_NONE. Reads atomics only; one load when nothing is
  * pending. */
 int lapic_pending(struct lapic *lapic);
+/* False only if the IRR is empty. */
+bool lapic_requested(struct lapic *lapic);
 /* Take that vector into service (IRR -> ISR) and return it, or LAPIC_NONE. */
 int lapic_acknowledge(struct lapic *lapic);
 /* An external interrupt of the 8259s waits and this LAPIC lets it through to its CPU. */

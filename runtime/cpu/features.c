@@ -106,10 +106,11 @@ const struct cpu_feature cpu_features[] = {
     {"xsavec", 0xd, 1, REG_EAX, 1, OFFER_HOST, 0, "xsave"},
     {"xgetbv1", 0xd, 1, REG_EAX, 2, OFFER_HOST, 0, "xsave"},
 
+    {"kvm_clock_old", 0x40000001, 0, REG_EAX, 0, OFFER_ALWAYS, 0, NULL},
     {"kvm_nop_io_delay", 0x40000001, 0, REG_EAX, 1, OFFER_ALWAYS, 0, NULL},
     {"kvm_clock", 0x40000001, 0, REG_EAX, 3, OFFER_ALWAYS, 0, NULL},
     {"kvm_steal_time", 0x40000001, 0, REG_EAX, 5, OFFER_ALWAYS, 0, NULL},
-    {"kvm_pv_eoi", 0x40000001, 0, REG_EAX, 6, OFFER_ASKED, 0, NULL},
+    {"kvm_pv_eoi", 0x40000001, 0, REG_EAX, 6, OFFER_ALWAYS, 0, NULL},
     {"kvm_clock_stable", 0x40000001, 0, REG_EAX, 24, OFFER_ALWAYS, 0, "kvm_clock"},
 
     {"syscall", 0x80000001, 0, REG_EDX, 11, OFFER_ALWAYS, 1, NULL},

@@ -22,6 +22,10 @@ uint64_t host_realtime_ns(void) {
     return clock_ns(CLOCK_REALTIME);
 }
 
+uint64_t host_thread_cpu_ns(void) {
+    return clock_ns(CLOCK_THREAD_CPUTIME_ID);
+}
+
 /* A TSC value and a clock value of the same moment: the tightest of a few tries. */
 static void sample(uint64_t *tsc, uint64_t *ns) {
     uint64_t best = UINT64_MAX;

@@ -6,6 +6,8 @@
 
 /* CLOCK_REALTIME in ns. */
 uint64_t host_realtime_ns(void);
+/* CLOCK_THREAD_CPUTIME_ID in ns. */
+uint64_t host_thread_cpu_ns(void);
 /* Frequency of the host's TSC: from CPUID where that states it (leaf 0x15, or 0x40000010 of a hypervisor),
  * else measured against CLOCK_MONOTONIC_RAW, which takes about 15 ms. Always positive. */
 uint64_t host_tsc_hz(void);

@@ -1,4 +1,4 @@
-/* KVM's clocks and steal time.
+/* KVM's clocks, steal time and paravirtual EOI.
  *
  * The guest's system time is a pure function of the host's TSC: nanoseconds at model->tsc_hz. Its page
  * therefore changes only when tsc_offset does, and all vCPUs agree by construction (the STABLE bit). Pages
@@ -14,6 +14,7 @@
 #define ENABLE 1ull
 #define STEAL_RESERVED 0x3eull
 #define FLAG_TSC_STABLE 1u
+#define PV_EOI_PENDING 1u
 
 struct pvclock_page {
     uint32_t version, pad0;
@@ -119,64 +120,129 @@ static void write_wall_clock(struct vcpu *vcpu) {
     page_written(vcpu, page, sizeof *page);
 }
 
-void kvm_pv_add_steal(struct vcpu *vcpu, uint64_t ns) {
-    if (!(vcpu->kvm_steal_time & ENABLE))
+static void steal_clock_start(struct vcpu *vcpu) {
+    vcpu_fpu_park(vcpu);
+    vcpu->steal_clock = (struct steal_clock){
+        .tsc = host_tsc(), .blocked_ticks = vcpu->blocked_ticks, .cpu_ns = host_thread_cpu_ns()};
+}
+
+void kvm_pv_account_steal(struct vcpu *vcpu) {
+    const struct steal_clock before = vcpu->steal_clock;
+    if (LIKELY(!(vcpu->kvm_steal_time & ENABLE)) || host_tsc() - before.tsc < vcpu->model->tsc_hz / 1000)
         return;
     struct steal_page *page = page_at(vcpu, vcpu->kvm_steal_time & ~(ENABLE | STEAL_RESERVED), sizeof *page);
+    steal_clock_start(vcpu);
     if (!page)
         return;
+    const struct steal_clock *now = &vcpu->steal_clock;
+    uint64_t ticks = now->tsc - before.tsc, blocked = now->blocked_ticks - before.blocked_ticks;
+    uint64_t wanted = blocked < ticks ? scale_ticks(scale_of(vcpu->model->tsc_hz), ticks - blocked) : 0;
+    uint64_t had = now->cpu_ns - before.cpu_ns;
+    if (wanted <= had)
+        return;
     version_begin(&page->version);
-    page->steal += ns;
-    page->preempted = 0;
+    page->steal += wanted - had;
     version_end(&page->version);
     page_written(vcpu, page, sizeof *page);
 }
 
-int kvm_pv_read(struct vcpu *vcpu, uint32_t index, uint64_t *value) {
+static uint32_t *eoi_flag(struct vcpu *vcpu) {
+    return vcpu->kvm_pv_eoi & ENABLE ? page_at(vcpu, vcpu->kvm_pv_eoi & ~ENABLE, sizeof(uint32_t)) : NULL;
+}
+
+void kvm_pv_eoi_arm(struct vcpu *vcpu) {
+    uint32_t *flag = eoi_flag(vcpu);
+    if (!flag)
+        return;
+    __atomic_fetch_or(flag, PV_EOI_PENDING, __ATOMIC_SEQ_CST);
+    page_written(vcpu, flag, sizeof *flag);
+    vcpu->pv_eoi_armed = true;
+}
+
+void kvm_pv_eoi_settle_armed(struct vcpu *vcpu) {
+    uint32_t *flag = eoi_flag(vcpu);
+    vcpu->pv_eoi_armed = false;
+    if (!flag)
+        return;
+    bool is_left = __atomic_fetch_and(flag, ~PV_EOI_PENDING, __ATOMIC_SEQ_CST) & PV_EOI_PENDING;
+    page_written(vcpu, flag, sizeof *flag);
+    if (!is_left)
+        vcpu->env->eoi(vcpu->env->context);
+}
+
+/* The feature that an MSR comes with; 0: there is no such MSR. */
+static uint32_t feature_of(uint32_t index) {
     switch (index) {
+    case MSR_KVM_WALL_CLOCK_OLD:
+    case MSR_KVM_SYSTEM_TIME_OLD:
+        return KVM_FEATURE_CLOCKSOURCE;
+    case MSR_KVM_WALL_CLOCK:
+    case MSR_KVM_SYSTEM_TIME:
+        return KVM_FEATURE_CLOCKSOURCE2;
+    case MSR_KVM_STEAL_TIME:
+        return KVM_FEATURE_STEAL_TIME;
+    case MSR_KVM_EOI:
+        return KVM_FEATURE_PV_EOI;
+    default:
+        return 0;
+    }
+}
+
+int kvm_pv_read(struct vcpu *vcpu, uint32_t index, uint64_t *value) {
+    if (!offers(vcpu, feature_of(index)))
+        return cpu_fault(vcpu, VECTOR_GP, 0);
+    switch (index) {
+    case MSR_KVM_WALL_CLOCK_OLD:
     case MSR_KVM_WALL_CLOCK:
         *value = vcpu->kvm_wall_clock;
-        return offers(vcpu, KVM_FEATURE_CLOCKSOURCE2) ? CPU_OK : cpu_fault(vcpu, VECTOR_GP, 0);
+        break;
+    case MSR_KVM_SYSTEM_TIME_OLD:
     case MSR_KVM_SYSTEM_TIME:
         *value = vcpu->kvm_system_time;
-        return offers(vcpu, KVM_FEATURE_CLOCKSOURCE2) ? CPU_OK : cpu_fault(vcpu, VECTOR_GP, 0);
+        break;
     case MSR_KVM_STEAL_TIME:
         *value = vcpu->kvm_steal_time;
-        return offers(vcpu, KVM_FEATURE_STEAL_TIME) ? CPU_OK : cpu_fault(vcpu, VECTOR_GP, 0);
-    case MSR_KVM_EOI:
-        *value = vcpu->kvm_pv_eoi;
-        return offers(vcpu, KVM_FEATURE_PV_EOI) ? CPU_OK : cpu_fault(vcpu, VECTOR_GP, 0);
+        break;
     default:
-        return cpu_fault(vcpu, VECTOR_GP, 0);
+        *value = vcpu->kvm_pv_eoi;
+    }
+    return CPU_OK;
+}
+
+/* Bits of the value that are not an address or the switch. */
+static uint64_t reserved_bits(uint32_t index) {
+    switch (index) {
+    case MSR_KVM_WALL_CLOCK_OLD:
+    case MSR_KVM_WALL_CLOCK:
+        return 3;
+    case MSR_KVM_STEAL_TIME:
+        return STEAL_RESERVED;
+    default:
+        return 2;
     }
 }
 
 int kvm_pv_write(struct vcpu *vcpu, uint32_t index, uint64_t value) {
+    if (!offers(vcpu, feature_of(index)) || value & reserved_bits(index))
+        return cpu_fault(vcpu, VECTOR_GP, 0);
     switch (index) {
+    case MSR_KVM_WALL_CLOCK_OLD:
     case MSR_KVM_WALL_CLOCK:
-        if (!offers(vcpu, KVM_FEATURE_CLOCKSOURCE2) || value & 3)
-            return cpu_fault(vcpu, VECTOR_GP, 0);
         vcpu->kvm_wall_clock = value;
         write_wall_clock(vcpu);
-        return CPU_OK;
+        break;
+    case MSR_KVM_SYSTEM_TIME_OLD:
     case MSR_KVM_SYSTEM_TIME:
-        if (!offers(vcpu, KVM_FEATURE_CLOCKSOURCE2) || value & 2)
-            return cpu_fault(vcpu, VECTOR_GP, 0);
         vcpu->kvm_system_time = value;
         kvm_pv_update_clock(vcpu);
-        return CPU_OK;
+        break;
     case MSR_KVM_STEAL_TIME:
-        if (!offers(vcpu, KVM_FEATURE_STEAL_TIME) || value & STEAL_RESERVED)
-            return cpu_fault(vcpu, VECTOR_GP, 0);
         vcpu->kvm_steal_time = value;
-        kvm_pv_add_steal(vcpu, 0);
-        return CPU_OK;
-    case MSR_KVM_EOI:
-        if (!offers(vcpu, KVM_FEATURE_PV_EOI) || value & 2)
-            return cpu_fault(vcpu, VECTOR_GP, 0);
-        vcpu->kvm_pv_eoi = value;
-        return CPU_OK;
+        steal_clock_start(vcpu);
+        break;
     default:
-        return cpu_fault(vcpu, VECTOR_GP, 0);
+        kvm_pv_eoi_settle(vcpu);
+        vcpu->kvm_pv_eoi = value;
     }
+    return CPU_OK;
 }

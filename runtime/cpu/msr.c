@@ -172,7 +172,7 @@ static int read_register(struct vcpu *vcpu, uint32_t index, uint64_t *value) {
         vcpu_fpu_park(vcpu);
         return vcpu->env->apic_msr_read(vcpu->env->context, index, value) ? CPU_OK : general_protection(vcpu);
     }
-    if (index >= MSR_KVM_FIRST && index <= MSR_KVM_LAST)
+    if (is_kvm_pv_msr(index))
         return kvm_pv_read(vcpu, index, value);
     switch (index) {
     case MSR_TSC:
@@ -320,7 +320,7 @@ static int write_register(struct vcpu *vcpu, uint32_t index, uint64_t value) {
         return vcpu->env->apic_msr_write(vcpu->env->context, index, value) ? CPU_OK
                                                                            : general_protection(vcpu);
     }
-    if (index >= MSR_KVM_FIRST && index <= MSR_KVM_LAST)
+    if (is_kvm_pv_msr(index))
         return kvm_pv_write(vcpu, index, value);
     return vcpu->model->is_amd ? write_amd(vcpu, index) : general_protection(vcpu);
 }

@@ -1,5 +1,6 @@
 #include "cpu/pending.h"
 #include "cpu/fpu.h"
+#include "cpu/kvm_pv.h"
 #include "cpu/system.h"
 
 static void deliver_irq(struct vcpu *vcpu) {
@@ -8,6 +9,7 @@ static void deliver_irq(struct vcpu *vcpu) {
     if (env->irq_pending(env->context) < 0)
         return;
     vcpu_fpu_park(vcpu);
+    kvm_pv_account_steal(vcpu);
     int vector = env->irq_ack(env->context);
     if (vector >= 0)
         cpu_deliver_interrupt(vcpu, (uint8_t)vector);

@@ -88,6 +88,9 @@ struct vcpu_env {
     /* CR8. */
     uint64_t (*tpr_read)(void *context);
     void (*tpr_write)(void *context, uint64_t tpr);
+    /* End the service of the highest interrupt, as a write to the local APIC's EOI register does: the guest
+     * has said so through PV EOI. NULL: the APIC does not do that. */
+    void (*eoi)(void *context);
     /* IA32_APIC_BASE, IA32_TSC_DEADLINE and the x2APIC range; false: #GP. */
     bool (*apic_msr_read)(void *context, uint32_t msr, uint64_t *value);
     bool (*apic_msr_write)(void *context, uint32_t msr, uint64_t value);
@@ -124,6 +127,11 @@ struct vcpu {
     uint64_t mtrr_def_type, mtrr_fixed[11], mtrr_variable[16];
     uint64_t tsc_offset; /* guest TSC = host TSC + tsc_offset */
     uint64_t kvm_system_time, kvm_wall_clock, kvm_steal_time, kvm_pv_eoi, kvm_poll_control;
+    bool pv_eoi_armed;      /* the guest's PV EOI flag was set and not taken back: kvm_pv_eoi_settle() */
+    uint64_t blocked_ticks; /* TSC ticks that this vCPU's thread has waited by its own will */
+    struct steal_clock {    /* kvm_pv_account_steal() */
+        uint64_t tsc, blocked_ticks, cpu_ns;
+    } steal_clock;
     bool a20_masked; /* A20 gate closed: bit 20 of physical addresses is forced to 0 */
 
     struct exception exception;

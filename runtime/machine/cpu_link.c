@@ -1,5 +1,6 @@
 #include "machine/cpu_link.h"
 #include "base/trace.h"
+#include "cpu/kvm_pv.h"
 
 #include <inttypes.h>
 
@@ -13,9 +14,15 @@ static void trace_access(const struct cpu_link *link, const char *what, uint64_t
                value, claimed ? "" : " (nothing there)");
 }
 
+/* Before each look at the local APIC. */
+static void settle_eoi(struct cpu_link *link) {
+    kvm_pv_eoi_settle(vm_vcpu(link->vm, link->index));
+}
+
 static uint64_t mmio_read(void *context, uint64_t gpa, unsigned size) {
     struct cpu_link *link = context;
     uint64_t value;
+    settle_eoi(link);
     bool claimed = board_mmio_read(link->board, link->index, gpa, size, &value);
     if (!claimed)
         value = ones(size);
@@ -26,6 +33,7 @@ static uint64_t mmio_read(void *context, uint64_t gpa, unsigned size) {
 
 static void mmio_write(void *context, uint64_t gpa, unsigned size, uint64_t value) {
     struct cpu_link *link = context;
+    settle_eoi(link);
     bool claimed = board_mmio_write(link->board, link->index, gpa, size, value);
     if (UNLIKELY(link->trace_subjects & TRACE_MMIO))
         trace_access(link, "mmio write", gpa, size, value, claimed);
@@ -51,16 +59,28 @@ static void pio_write(void *context, uint16_t port, unsigned size, uint32_t valu
 
 static int irq_pending(void *context) {
     struct cpu_link *link = context;
+    if (lapic_requested(link->lapic))
+        settle_eoi(link);
     return lapic_interrupt_waits(link->lapic) ? 0 : -1;
 }
 
 static int irq_ack(void *context) {
     struct cpu_link *link = context;
-    return lapic_interrupt_take(link->lapic);
+    settle_eoi(link);
+    int vector = lapic_interrupt_take(link->lapic);
+    if (vector >= 0 && lapic_pv_eoi_candidate(link->lapic))
+        kvm_pv_eoi_arm(vm_vcpu(link->vm, link->index));
+    return vector;
+}
+
+static void eoi(void *context) {
+    struct cpu_link *link = context;
+    lapic_eoi(link->lapic);
 }
 
 static void init_taken(void *context) {
     struct cpu_link *link = context;
+    settle_eoi(link);
     lapic_init_reset(link->lapic);
 }
 
@@ -76,11 +96,13 @@ static uint64_t tpr_read(void *context) {
 
 static void tpr_write(void *context, uint64_t tpr) {
     struct cpu_link *link = context;
+    settle_eoi(link);
     lapic_cr8_set(link->lapic, (unsigned)tpr);
 }
 
 static bool apic_msr_read(void *context, uint32_t msr, uint64_t *value) {
     struct cpu_link *link = context;
+    settle_eoi(link);
     if (msr == MSR_APIC_BASE)
         *value = lapic_base_get(link->lapic);
     else if (msr == MSR_TSC_DEADLINE)
@@ -92,6 +114,7 @@ static bool apic_msr_read(void *context, uint32_t msr, uint64_t *value) {
 
 static bool apic_msr_write(void *context, uint32_t msr, uint64_t value) {
     struct cpu_link *link = context;
+    settle_eoi(link);
     if (msr == MSR_APIC_BASE)
         return lapic_base_set(link->lapic, value) == 0;
     if (msr == MSR_TSC_DEADLINE) {
@@ -141,6 +164,7 @@ void cpu_link_connect(struct cpu_link *link, struct vm *vm, struct board *board,
         .ferr = ferr,
         .tpr_read = tpr_read,
         .tpr_write = tpr_write,
+        .eoi = eoi,
         .apic_msr_read = apic_msr_read,
         .apic_msr_write = apic_msr_write,
     };

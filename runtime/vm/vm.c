@@ -8,6 +8,7 @@
 #include "vm/vm.h"
 #include "base/diag.h"
 #include "cpu/cpu_trace.h"
+#include "cpu/host_clock.h"
 #include "cpu/pending.h"
 #include "cpu/system.h"
 #include "dbt/dbt.h"
@@ -95,6 +96,7 @@ void vcpu_request(struct vcpu *vcpu, uint32_t bits) {
 /* Sleep until there is any request. */
 static void sleep_for_request(struct vm_cpu *cpu) {
     struct vcpu *vcpu = cpu->vcpu;
+    uint64_t since = host_tsc();
     __atomic_store_n(&cpu->sleeping, true, __ATOMIC_SEQ_CST);
     for (;;) {
         uint32_t requests = __atomic_load_n(&vcpu->requests, __ATOMIC_SEQ_CST);
@@ -103,6 +105,7 @@ static void sleep_for_request(struct vm_cpu *cpu) {
         futex(&vcpu->requests, FUTEX_WAIT_PRIVATE, requests);
     }
     __atomic_store_n(&cpu->sleeping, false, __ATOMIC_SEQ_CST);
+    vcpu->blocked_ticks += host_tsc() - since;
 }
 
 static void serve_init_and_sipi(struct vcpu *vcpu) {

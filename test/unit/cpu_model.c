@@ -17,13 +17,13 @@ static void test_names(void) {
     CHECK(cpu_model_has(&model, "nx") && cpu_model_has(&model, "pcid") && cpu_model_has(&model, "smap"));
     CHECK(cpu_model_has(&model, "x2apic") && cpu_model_has(&model, "tsc_deadline_timer"));
     CHECK(cpu_model_has(&model, "nonstop_tsc") && cpu_model_has(&model, "arat"));
-    CHECK(!cpu_model_has(&model, "kvm_pv_eoi") && !cpu_model_has(&model, "no-such-thing"));
+    CHECK(cpu_model_has(&model, "kvm_pv_eoi") && !cpu_model_has(&model, "no-such-thing"));
     model = model_of("host,-avx", 1, 0);
     CHECK(!cpu_model_has(&model, "avx") && !cpu_model_has(&model, "avx2") &&
           !cpu_model_has(&model, "avx512f"));
     CHECK_EQUAL(model.xcr0_mask, 3);
-    model = model_of("host,-pcid,+kvm_pv_eoi", 1, 0);
-    CHECK(!model.has_pcid && !(model.cr4_mask & CR4_PCIDE) && cpu_model_has(&model, "kvm_pv_eoi"));
+    model = model_of("host,-pcid,-kvm_pv_eoi", 1, 0);
+    CHECK(!model.has_pcid && !(model.cr4_mask & CR4_PCIDE) && !cpu_model_has(&model, "kvm_pv_eoi"));
     model = model_of("x86-64-v2", 1, 0);
     CHECK(cpu_model_has(&model, "sse4_2") && !cpu_model_has(&model, "avx") && cpu_model_has(&model, "smep"));
     model_of("pentium", 1, -22);

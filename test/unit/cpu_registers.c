@@ -5,6 +5,7 @@
 #include "cpu/kvm_pv.h"
 
 #include <string.h>
+#include <unistd.h>
 
 #define CLOCK_PAGE 0x100000ull
 
@@ -178,12 +179,21 @@ static void test_paravirtual_clock(void) {
     CHECK(off > -50000000 && off < 50000000);
     CHECK(cpu_wrmsr(vcpu, MSR_KVM_STEAL_TIME, (CLOCK_PAGE + 128) | 2) == CPU_FAULT);
     CHECK(cpu_wrmsr(vcpu, MSR_KVM_STEAL_TIME, (CLOCK_PAGE + 128) | 1) == CPU_OK);
-    kvm_pv_add_steal(vcpu, 5000);
-    CHECK_EQUAL(guest_u64(&guest, CLOCK_PAGE + 128), 5000);
+    /* 20 ms without processor time: half by its own will, half stolen. */
+    uint64_t start = host_tsc(), tick = guest.model.tsc_hz / 1000;
+    CHECK_EQUAL(guest_u64(&guest, CLOCK_PAGE + 128), 0);
+    CHECK(usleep(20000) == 0);
+    vcpu->blocked_ticks += 10 * tick;
+    kvm_pv_account_steal(vcpu);
+    uint64_t stolen = guest_u64(&guest, CLOCK_PAGE + 128), waited = (host_tsc() - start) / tick;
+    CHECK(stolen >= 9000000 && stolen <= waited * 1000000);
     CHECK(!(guest_u32(&guest, CLOCK_PAGE + 136) & 1));
+    kvm_pv_account_steal(vcpu); /* not so soon again */
+    CHECK_EQUAL(guest_u64(&guest, CLOCK_PAGE + 128), stolen);
     CHECK(cpu_wrmsr(vcpu, MSR_KVM_SYSTEM_TIME, (GUEST_RAM - 8) | 1) ==
-          CPU_OK);                                       /* out of RAM: nothing happens */
-    CHECK(cpu_wrmsr(vcpu, MSR_KVM_EOI, 1) == CPU_FAULT); /* not offered by default */
+          CPU_OK); /* out of RAM: nothing happens */
+    CHECK(cpu_wrmsr(vcpu, MSR_KVM_EOI, CLOCK_PAGE | 2) == CPU_FAULT);
+    CHECK(cpu_wrmsr(vcpu, MSR_KVM_EOI, CLOCK_PAGE | 1) == CPU_OK);
     guest_destroy(&guest);
 }
 
