@@ -3,6 +3,8 @@
 
 #define MXCSR_DEFAULT 0x1f80u
 #define X87_CONTROL_DEFAULT 0x037fu
+#define IMAGE_FIP 1 /* quadwords of the legacy region (SDM vol. 1, table 10-2) */
+#define IMAGE_FDP 2
 
 void vcpu_fpu_save(struct vcpu *vcpu) {
     uint32_t low = (uint32_t)vcpu->host_xfeatures, high = (uint32_t)(vcpu->host_xfeatures >> 32);
@@ -12,6 +14,9 @@ void vcpu_fpu_save(struct vcpu *vcpu) {
     /* The x87 pointers are the host's addresses: not for the guest to see. */
     ((volatile uint64_t *)vcpu->xsave)[1] = ((volatile uint64_t *)vcpu->xsave)[2] = 0;
     __asm__ volatile("fninit\n\tfldcw %0\n\tldmxcsr %1" ::"m"(control), "m"(mxcsr));
+    /* They name the host's code and data. */
+    uint64_t *image = (uint64_t *)(void *)vcpu->xsave;
+    image[IMAGE_FIP] = image[IMAGE_FDP] = 0;
     vcpu->fpu_live = 0;
 }
 

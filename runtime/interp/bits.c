@@ -154,15 +154,16 @@ int bcd_execute(struct vcpu *vcpu, struct decoded *d) {
 int bound_execute(struct vcpu *vcpu, struct decoded *d) {
     unsigned size = d->operand_size, shift = 64 - 8 * size;
     uint64_t address = address_compute(vcpu, d), low, high;
+    int64_t index = (int64_t)(gpr_get(vcpu, &d->op[0]) << shift);
     int result = memory_read(vcpu, d->segment, address, size, &low);
-    if (!result)
-        result = memory_read(vcpu, d->segment, (address + size) & d->address_mask, size, &high);
     if (result)
         return result;
-    int64_t index = (int64_t)(gpr_get(vcpu, &d->op[0]) << shift);
-    if (index < (int64_t)(low << shift) || index > (int64_t)(high << shift))
-        return cpu_fault_plain(vcpu, VECTOR_BR);
-    return CPU_OK;
+    if (index < (int64_t)(low << shift))
+        return cpu_fault_plain(vcpu, VECTOR_BR); /* the upper bound is not even read */
+    result = memory_read(vcpu, d->segment, (address + size) & d->address_mask, size, &high);
+    if (result)
+        return result;
+    return index > (int64_t)(high << shift) ? cpu_fault_plain(vcpu, VECTOR_BR) : CPU_OK;
 }
 
 int arpl_execute(struct vcpu *vcpu, struct decoded *d) {

@@ -112,6 +112,8 @@ interp_handler *interp_find_withheld(struct decoded *d);
 /* -- native.c -- */
 /* Execute on the processor, its memory operand fetched and stored by C. */
 int native_execute(struct vcpu *vcpu, struct decoded *d);
+/* What the memory operand of a natively executed instruction is aligned to for #AC. */
+unsigned native_checked_alignment(const struct decoded *d);
 /* #NM or #UD by the mode (SDM vol. 3, 2.5, 13.1). */
 MUST_CHECK int native_check_guard(struct vcpu *vcpu, const struct decoded *d);
 /* Run d's thunk with its memory operand at host memory (NULL: none); guest_offset: what FDP should say. */

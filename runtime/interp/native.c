@@ -156,7 +156,7 @@ static bool is_x87_image(const struct decoded *d) {
 }
 
 /* What the operand is aligned to for #AC. */
-static unsigned checked_alignment(const struct decoded *d) {
+unsigned native_checked_alignment(const struct decoded *d) {
     switch (d->insn.z.meta.exception_class) {
     case ZYDIS_EXCEPTION_CLASS_AVX11: /* conversions of half precision: unchecked */
     case ZYDIS_EXCEPTION_CLASS_E11:
@@ -281,7 +281,8 @@ int native_execute(struct vcpu *vcpu, struct decoded *d) {
     if (UNLIKELY(!size || size > THUNK_BOUNCE_SIZE - 64))
         return fault_ud(vcpu);
     enum vmem_access access = writes ? VMEM_WRITE : VMEM_READ;
-    result = memory_linear_aligned(vcpu, d->segment, offset, size, checked_alignment(d), access, &linear);
+    result =
+        memory_linear_aligned(vcpu, d->segment, offset, size, native_checked_alignment(d), access, &linear);
     bool failed = result;
     if (failed) {
         if (d->insn.z.mnemonic == ZYDIS_MNEMONIC_CMPXCHG16B && offset & 15)

@@ -178,7 +178,7 @@ static uint64_t operand_linear(const struct vcpu *vcpu, const struct decoded *d,
 static int check_alignment(struct vcpu *vcpu, const struct decoded *d, const struct element_plan *plan,
                            uint64_t offset) {
     bool is_checked = vcpu->mode & MODE_AC && plan->mask && d->memory_size <= 8;
-    return UNLIKELY(is_checked) && operand_linear(vcpu, d, offset) & (d->memory_size - 1)
+    return UNLIKELY(is_checked) && operand_linear(vcpu, d, offset) & (native_checked_alignment(d) - 1)
                ? cpu_fault(vcpu, VECTOR_AC, 0)
                : CPU_OK;
 }

@@ -273,6 +273,8 @@ int xrstor_execute(struct vcpu *vcpu, struct decoded *d) {
         result = memory_read(vcpu, d->segment, offset + XSTATE_HEADER + 8, 8, &form);
     if (result)
         return result;
+    if (form & COMPACTED && form & ~COMPACTED & ~vcpu->xcr0)
+        return fault_gp(vcpu);
     uint32_t size = image_size(vcpu, form & COMPACTED, form & vcpu->xcr0, requested);
     if (size > IMAGE_MAX)
         return fault_gp(vcpu);

@@ -215,21 +215,39 @@ static bool same_fpu(const struct diff_case *test, const struct diff_state *expe
     return !memcmp(left, right, size);
 }
 
-/* Equal data, but for what a split store may have left in front of CR2. */
-static bool same_data(const struct diff_case *test, const struct diff_state *expected,
-                      const struct diff_state *actual) {
+/* The data that an instruction which faults at CR2 may have stored before: a split store in front of it, a
+ * far call the selector above it. False if there is none. */
+static bool stored_before_fault(const struct diff_case *test, const struct diff_state *state, uint64_t *from,
+                                uint64_t *to) {
     ZydisDecodedInstruction instruction;
     ZydisDecodedOperand operand[ZYDIS_MAX_OPERAND_COUNT];
+    if (state->end != DIFF_END_EXCEPTION || state->vector != VECTOR_PF ||
+        !instruction_at(test, state->regs.rip, &instruction, operand))
+        return false;
+    bool is_far_call =
+        instruction.mnemonic == ZYDIS_MNEMONIC_CALL && instruction.meta.branch_type == ZYDIS_BRANCH_TYPE_FAR;
+    unsigned word = instruction.operand_width / 8;
+    if (is_far_call) {
+        *from = state->cr2 + word;
+        *to = *from + word;
+        return true;
+    }
+    *from = state->cr2 - operand[0].size / 8;
+    *to = state->cr2;
+    return state->cr2 % PAGE_SIZE == 0 && rule_is_split_store(&instruction, operand);
+}
+
+static bool same_data(const struct diff_case *test, const struct diff_state *expected,
+                      const struct diff_state *actual) {
+    uint64_t from, to;
     if (!memcmp(expected->data, actual->data, DIFF_DATA_SIZE))
         return true;
-    if (expected->end != DIFF_END_EXCEPTION || expected->vector != VECTOR_PF || expected->cr2 % PAGE_SIZE ||
-        !instruction_at(test, expected->regs.rip, &instruction, operand) ||
-        !rule_is_split_store(&instruction, operand))
+    if (!stored_before_fault(test, expected, &from, &to))
         return false;
-    const struct layout_region *region = layout_find(expected->cr2 - 1);
-    if (!region || region->kind != LAYOUT_KIND_DATA)
+    const struct layout_region *region = layout_find(to - 1);
+    if (!region || region->kind != LAYOUT_KIND_DATA || layout_find(from) != region)
         return false;
-    uint64_t end = region->offset + (expected->cr2 - region->base), start = end - operand[0].size / 8;
+    uint64_t end = region->offset + (to - region->base), start = end - (to - from);
     return !memcmp(expected->data, actual->data, start) &&
            !memcmp(expected->data + end, actual->data + end, DIFF_DATA_SIZE - end);
 }

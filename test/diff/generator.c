@@ -77,14 +77,19 @@ void gen_store(struct generator *g, uint64_t address, unsigned size, uint32_t va
     gen_emit(g, bytes, n + size, NULL, is_glued);
 }
 
+void gen_data_segments(struct generator *g) {
+    static const uint8_t mov_es_eax[] = {0x8e, 0xc0}, mov_ds_eax[] = {0x8e, 0xd8};
+    if (g->mode != 32)
+        return;
+    gen_mov(g, GPR_RAX, DIFF_DS);
+    gen_emit(g, mov_es_eax, sizeof mov_es_eax, NULL, true);
+    gen_emit(g, mov_ds_eax, sizeof mov_ds_eax, NULL, true);
+}
+
 void gen_zero(struct generator *g, uint64_t address, uint32_t size) {
-    static const uint8_t cld[] = {0xfc}, rep_stosb[] = {0xf3, 0xaa}, mov_es_eax[] = {0x8e, 0xc0};
+    static const uint8_t cld[] = {0xfc}, rep_stosb[] = {0xf3, 0xaa};
     gen_emit(g, cld, sizeof cld, NULL, true);
     unsigned first = g->stream->count;
-    if (g->mode == 32) { /* the stream may have loaded it with null */
-        gen_mov(g, GPR_RAX, DIFF_DS);
-        gen_emit(g, mov_es_eax, sizeof mov_es_eax, NULL, true);
-    }
     gen_mov(g, GPR_RDI, address);
     gen_mov(g, GPR_RCX, size);
     gen_mov(g, GPR_RAX, 0);

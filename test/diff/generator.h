@@ -57,6 +57,8 @@ void gen_mov(struct generator *g, unsigned reg, uint64_t value);
 void gen_push(struct generator *g, uint32_t value);
 /* Store an immediate of 1, 2 or 4 bytes at an absolute address below 2 GiB. */
 void gen_store(struct generator *g, uint64_t address, unsigned size, uint32_t value, bool is_glued);
+/* Make DS and ES usable again in 32-bit code: the stream may have loaded null. EAX is lost. */
+void gen_data_segments(struct generator *g);
 void gen_zero(struct generator *g, uint64_t address, uint32_t size);
 /* Give all arithmetic flags a defined value. */
 void gen_define_flags(struct generator *g);

@@ -128,6 +128,7 @@ static bool before_selector_test(struct generator *g, struct draft *draft) {
 }
 
 static void before_state_save(struct generator *g, struct draft *draft, bool restores) {
+    gen_data_segments(g);
     gen_mov(g, GPR_RAX, rng_permille(&g->rng, 700) ? 0xffffffff : (uint32_t)rng_u64(&g->rng));
     gen_mov(g, GPR_RDX, rng_permille(&g->rng, 900) ? 0 : (uint32_t)rng_u64(&g->rng));
     if (restores || rng_permille(&g->rng, 300))

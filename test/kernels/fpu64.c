@@ -214,6 +214,38 @@ static void check_xsave(void) {
     xcr0_try(0, 3);
 }
 
+/* The last instruction's and operand's addresses may be kept or be zero; they are never anything else. */
+static bool is_own_pointer(uint64_t pointer) {
+    return !pointer || (pointer < 0x80000000 && pointer >= 0x1000);
+}
+
+static void check_pointers(void) {
+    struct environment {
+        uint32_t control, status, tag, ip, cs, dp, ds;
+    } environment;
+    static double number = 1.5;
+    asm volatile("fninit\n\tfldl %0\n\tmov $100, %%ecx\n1:\tfmull %0\n\tdec %%ecx\n\tjnz 1b"
+                 :
+                 : "m"(number)
+                 : "ecx", "memory");
+    asm volatile("fxsave64 %0" : "=m"(area));
+    check(is_own_pointer(*(volatile uint64_t *)(area + 8)) &&
+              is_own_pointer(*(volatile uint64_t *)(area + 16)),
+          true, "fxsave: the x87 pointers are the guest's own");
+    asm volatile("fmull %0" : : "m"(number) : "memory");
+    asm volatile("fnstenv %0" : "=m"(environment));
+    check(is_own_pointer(environment.ip) && is_own_pointer(environment.dp), true,
+          "fnstenv: the x87 pointers are the guest's own");
+    if (has_xsave) {
+        asm volatile("fmull %0" : : "m"(number) : "memory");
+        asm volatile("xsave64 %0" : "=m"(area) : "a"(1), "d"(0));
+        check(is_own_pointer(*(volatile uint64_t *)(area + 8)) &&
+                  is_own_pointer(*(volatile uint64_t *)(area + 16)),
+              true, "xsave: the x87 pointers are the guest's own");
+    }
+    asm volatile("fninit");
+}
+
 void fpu_check(void) {
     has_xsave = cpuid(1, 0).c & BIT(26);
     if (has_xsave) {
@@ -222,6 +254,7 @@ void fpu_check(void) {
     }
     check_switches();
     check_numeric();
+    check_pointers();
     if (has_xsave)
         check_xsave();
     else
