@@ -192,9 +192,9 @@ static bool good_map(const struct ntc_unit *unit) {
     ntc_map_read(&reader, unit);
     while ((more = ntc_map_next(&reader, &point)) > 0) {
         if (point.host > unit->code_length || point.guest > unit->guest_length ||
-            point.state >= unit->state_count)
+            (point.state && point.state >= unit->state_count))
             return false;
-        if (point.state != state && !good_state(&unit->states[point.state]))
+        if (point.state && point.state != state && !good_state(&unit->states[point.state]))
             return false;
         state = point.state;
     }

@@ -203,7 +203,17 @@ int ntc_view_open(struct ntc_view *view, const void *base, uint64_t size, struct
     view->ir = at[NTC_SECTION_IR];
     if (view->strings[0] || view->strings[view->count[NTC_SECTION_STRINGS] - 1])
         return malformed(path, error, "STRINGS have no end");
+    const struct ntc_state plain = ntc_state_plain();
+    if (memcmp(view->states, &plain, sizeof plain))
+        return malformed(path, error, "the first state");
     return 0;
+}
+
+struct ntc_state ntc_state_plain(void) {
+    struct ntc_state state = {.flags = 0};
+    for (uint8_t i = 0; i < ARRAY_SIZE(state.where); i++)
+        state.where[i] = i;
+    return state;
 }
 
 const char *ntc_view_string(const struct ntc_view *view, uint32_t offset) {

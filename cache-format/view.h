@@ -83,7 +83,9 @@ struct ntc_unit {
     const struct ntc_field *fields; /* ascending, not overlapping */
     const uint8_t *map;             /* map.h */
     uint32_t map_length;
-    const struct ntc_state *states; /* what the map's state numbers mean */
+    /* What the map's state numbers mean. The first is ntc_state_plain(); a map that uses no other needs none.
+     */
+    const struct ntc_state *states;
     uint32_t state_count;
     /* Number of the first one in the file: code and relocations count from here. */
     uint32_t first_slot, first_const, first_site;
@@ -106,6 +108,9 @@ struct ntc_unit_entry {
 MUST_CHECK int ntc_unit_open(const struct ntc_view *view, uint32_t number, struct ntc_unit *unit);
 /* What ntc_unit_open() has against a unit, for people; NULL: nothing. */
 const char *ntc_unit_complaint(const struct ntc_view *view, uint32_t number);
+
+/* State 0 of every file: each register in its own, the flags live. */
+struct ntc_state ntc_state_plain(void);
 
 /* (light) What is wrong with a unit by itself, in a file with so many images; NULL: nothing. */
 const char *ntc_unit_check(const struct ntc_unit *unit, uint64_t images);

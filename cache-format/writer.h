@@ -42,6 +42,14 @@ MUST_CHECK int ntc_writer_add_image(struct ntc_writer *writer, const struct ntc_
 MUST_CHECK int ntc_writer_add_unit(struct ntc_writer *writer, const struct ntc_unit *unit,
                                    uint32_t preference);
 
+/* Is a unit of a file to be taken over? It may be changed on the way (its heat, say). */
+typedef bool ntc_unit_filter(void *context, const struct ntc_view *view, uint32_t number,
+                             struct ntc_unit *unit);
+/* Take over a file's images and those of its units that keep() wants (NULL: all). -EBADMSG: one is malformed.
+ */
+MUST_CHECK int ntc_writer_add_file(struct ntc_writer *writer, const struct ntc_view *view,
+                                   uint32_t preference, ntc_unit_filter *keep, void *context);
+
 struct ntc_writer_summary {
     uint32_t images, units, entries, entries_not_indexed, duplicates;
     uint64_t guest_bytes, code_bytes, slots, consts, load_size, file_size;
