@@ -55,6 +55,11 @@ python = "/usr/bin/python3" if os.path.exists("/usr/bin/python3") else sys.execu
 # In this order: lit replaces one after the other, so no name may be the beginning of a later one.
 config.substitutions += [("%{kernel:" + name + "}", f"{guests}/kernels/{name}/vmlinuz") for name in ("6.1", "6.12", "686-pae")]
 config.substitutions += [("%{initrd:" + name + "}", f"{guests}/busybox-{name}.cpio.gz") for name in ("6.1", "6.12", "686-pae")]
+# "%programs:NAME": console.py's arguments that put both sizes of test/guest/programs' NAME into the guest.
+programs = os.path.join(build, "test", "guest", "programs")
+config.substitutions += [
+    (f"%programs:{name}", " ".join(f"--add {programs}/{name}_{bits}:{name}_{bits}" for bits in (64, 32)
+                                   if os.path.exists(f"{programs}/{name}_{bits}"))) for name in ("ring3", "attack")]
 config.substitutions += [
     ("%boot", f"{python} {console} --vmm '{vmm}'" + (f" --engine {engine}" if engine else "")),
     ("%nestor", os.path.join(build, "bin", "nestor")),

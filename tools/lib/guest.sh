@@ -5,12 +5,14 @@
 #     busybox-NAME.cpio.gz                         an initramfs whose init loads virtio drivers and offers a shell
 #     memtest86+.bin
 #     debian12.img                                 an ext4 file system, no partition table
+#     bench.img                                    the same with real programs to measure and debug: made only when asked for
 #
 # Sourced; needs lib/host.sh and lib/fetch.sh.
 
 # What the initramfs loads, if the kernel has it as a module; dependencies come along.
 GUEST_MODULES="virtio_pci virtio_blk virtio_net virtio_rng virtio_console"
 DISK_PACKAGES="systemd-sysv,udev,dbus,login,iproute2,iputils-ping,procps,kmod,gcc,libc6-dev,python3,curl,wget,ca-certificates,cron,stress-ng"
+BENCH_PACKAGES="$DISK_PACKAGES,xz-utils,libpython3.11-testsuite,redis-server,redis-tools,gdb,nodejs,default-jre-headless"
 
 guest_kernel_package() {
     case $1 in
@@ -120,13 +122,23 @@ guest_as_owner() {
     fi
 }
 
-# guest_disk: have debian12.img, a Debian 12 root file system; prints its path. Needs no root where unprivileged user
-# namespaces exist, and mounts nothing on the host.
+# guest_disk: have debian12.img, a Debian 12 root file system; prints its path.
 guest_disk() {
-    local image work mode=unshare log recipe
-    image=$(guest_dir)/debian12.img
+    guest_make_disk debian12.img 2G "$DISK_PACKAGES"
+}
+
+# guest_bench_disk: have bench.img; prints its path.
+guest_bench_disk() {
+    guest_make_disk bench.img 6G "$BENCH_PACKAGES"
+}
+
+# guest_make_disk FILE SIZE PACKAGES: have that Debian 12 root file system; prints its path. Needs no root where
+# unprivileged user namespaces exist, and mounts nothing on the host.
+guest_make_disk() {
+    local image work mode=unshare log recipe size=$2 packages=$3
+    image=$(guest_dir)/$1
     # Made anew when what it is made from changes, not when this file does.
-    recipe=$( (printf '%s\n' "$DISK_PACKAGES"; cat "$LIB/disk_setup.sh") | sha256sum)
+    recipe=$( (printf '%s\n' "$packages"; cat "$LIB/disk_setup.sh") | sha256sum)
     if [ -s "$image" ] && [ "$(cat "$image.recipe" 2>/dev/null)" = "$recipe" ]; then
         printf '%s\n' "$image"
         return
@@ -137,17 +149,19 @@ guest_disk() {
         die "no user namespaces for $(id -un) (kernel.unprivileged_userns_clone, /etc/subuid): run once as root, or allow them"
     fi
     guest_kernel 6.1 >/dev/null
-    say "making the Debian 12 root disk (some minutes, once)"
+    say "making the Debian 12 root disk $1 (some minutes, once)"
     fetch_refresh amd64
     work=$(mktemp -d "$(guest_dir)/disk.XXXXXX")
     log=$(guest_dir)/disk.log
     cp "$LIB/disk_setup.sh" "$work/"
     # mmdebstrap's user namespace does not own our files: it may read them, no more.
     chmod 755 "$work"
-    run_quiet "$log" mmdebstrap --mode="$mode" --variant=minbase --format=tar --include="$DISK_PACKAGES" \
+    # The Java runtime's package fails to configure without a directory for its manual pages.
+    run_quiet "$log" mmdebstrap --mode="$mode" --variant=minbase --format=tar --include="$packages" \
         --aptopt='Acquire::Retries "3"' --aptopt='Acquire::Languages "none"' --aptopt='APT::Install-Recommends "false"' \
         --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/doc/*' \
         --dpkgopt='path-exclude=/usr/share/locale/*' --dpkgopt='path-exclude=/usr/share/info/*' \
+        --essential-hook='mkdir -p "$1/usr/share/man/man1"' \
         --customize-hook="upload $work/disk_setup.sh /disk_setup.sh" \
         --customize-hook='chroot "$1" sh /disk_setup.sh && rm "$1/disk_setup.sh"' \
         bookworm "$work/root.tar" "$(guest_dir)/apt/amd64/etc/sources.list" ||
@@ -158,9 +172,9 @@ guest_disk() {
         mkdir -p "$1/root/lib/modules"
         cp -r "$2/modules/." "$1/root/lib/modules/"
         PATH=$PATH:/usr/sbin:/sbin
-        truncate -s 2G "$1/disk.img"
+        truncate -s "$3" "$1/disk.img"
         mke2fs -q -F -t ext4 -L root -E root_owner=0:0 -d "$1/root" "$1/disk.img"
-        rm -rf "$1/root"' - "$work" "$(guest_dir)/kernels/6.1" ||
+        rm -rf "$1/root"' - "$work" "$(guest_dir)/kernels/6.1" "$size" ||
         { guest_as_owner rm -rf "$work"; die "the disk image could not be made; see $log"; }
     mv "$work/disk.img" "$image"
     printf '%s\n' "$recipe" >"$image.recipe"
