@@ -47,6 +47,7 @@ struct dbt_hot {
     uint32_t flags;                                 /* AH:AL = LAHF and SETO of saved guest flags */
     uint32_t site;                                  /* index of the site that leaves for C */
     uint64_t jump_key;                              /* see jump.c */
+    uint64_t stack_page, stack_addend;              /* the page of the last stack access: see emit_stack.c */
     struct vtlb_view *view_kernel, *view_kernel_ac; /* what CLAC and STAC make current */
     uint8_t iflag;                                  /* RFLAGS bits 8-15, IF only: 0 or 2 */
     uint8_t acflag;                                 /* RFLAGS bits 16-23, AC only: 0 or 4 */
@@ -63,6 +64,13 @@ struct dbt_hot {
 #define HOMED ((uint16_t)(1u << GPR_R8 | 1u << GPR_R9 | 1u << GPR_R10 | 1u << GPR_R11))
 /* The one that the code between two blocks may use. */
 #define BOUNDARY_SCRATCH GPR_R11
+
+/* No address is on the page of stack_page then but a non-canonical one, and that stays one under the addend.
+ */
+static inline void hot_forget_stack(struct dbt_hot *hot) {
+    hot->stack_page = VTLB_INVALID;
+    hot->stack_addend = 0;
+}
 
 enum area_alias { AREA_RUN, AREA_MASKED, AREA_STOP, AREA_ALIASES };
 

@@ -175,6 +175,14 @@ static inline void asm_and_imm(struct code_buffer *c, int reg, int32_t value) {
     code_u32(c, (uint32_t)value);
 }
 
+/* cmp r64, simm32 */
+static inline void asm_cmp_imm(struct code_buffer *c, int reg, int32_t value) {
+    asm_rex(c, true, 0, 0, reg);
+    code_u8(c, 0x81);
+    code_u8(c, (uint8_t)(0xf8 | (reg & 7)));
+    code_u32(c, (uint32_t)value);
+}
+
 /* A forward jump whose target is filled in later: returns the place of its rel32. */
 static inline uint8_t *asm_jcc(struct code_buffer *c, enum asm_cond cond) {
     code_u8(c, 0x0f);

@@ -170,10 +170,10 @@ void emit_colds(struct unit *unit) {
     uint8_t *start = NULL;
     for (unsigned i = 0; i < unit->colds; i++) {
         const struct cold *cold = &unit->cold[i];
-        struct site *site = &unit->dbt->site[cold->site];
+        struct site *site = cold->site == NO_INDEX ? NULL : &unit->dbt->site[cold->site];
         if (c->overflow)
             return;
-        if (i && cold->site == cold[-1].site) { /* several branches to one exit */
+        if (i && site && cold->site == cold[-1].site) { /* several branches to one exit */
             asm_patch_rel32(cold->place, start);
             continue;
         }
@@ -182,6 +182,9 @@ void emit_colds(struct unit *unit) {
         switch (cold->kind) {
         case SITE_MEMORY:
             emit_cold_memory(unit, cold, site);
+            break;
+        case SITE_STACK:
+            emit_cold_stack(unit, cold);
             break;
         case SITE_LINK:
             emit_cold_link(unit, site);

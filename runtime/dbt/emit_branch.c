@@ -157,8 +157,8 @@ static void emit_push_return(struct unit *unit, const struct item *item) {
         asm_mem(c, unit->code64, 0xc7, 0, to.base, to.index, 0, to.disp);
         code_u32(c, (uint32_t)back);
     } else {
-        asm_mov_imm(c, unit->t1, back);
-        asm_mem(c, true, 0x89, unit->t1, to.base, to.index, 0, to.disp);
+        asm_mov_imm(c, unit->t2, back);
+        asm_mem(c, true, 0x89, unit->t2, to.base, to.index, 0, to.disp);
     }
     asm_lea(c, unit->code64, GPR_RSP, GPR_RSP, -1, 0, -size);
 }

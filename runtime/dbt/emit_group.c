@@ -196,6 +196,15 @@ static struct group *slot(struct unit *unit, int base) {
     return group->reg < 0 ? NULL : group;
 }
 
+void group_site(struct unit *unit, const struct item *item, struct site *site) {
+    site->group = true;
+    if (!unit->colds)
+        return;
+    struct site *plain = unit_site(unit, SITE_UNGROUPED, item);
+    plain->flags_saved = true;
+    unit->cold[unit->colds - 1].ungrouped = unit_site_index(unit, plain);
+}
+
 static struct group *begin(struct unit *unit, const struct item *item, const struct use *wanted) {
     int32_t lo, hi;
     struct use checked = *wanted, *use = &checked;
@@ -208,16 +217,23 @@ static struct group *begin(struct unit *unit, const struct item *item, const str
         return NULL;
     struct code_buffer *c = &unit->code;
     emit_flags_clobber(unit);
-    asm_lea(c, true, unit->t0, use->base, use->index, use->scale, lo);
-    struct site *site =
-        emit_probe(unit, item, (unsigned)(hi - lo), use->access, (uint32_t)(c->at - unit->dbt->rw));
-    site->group = true;
-    if (unit->colds) {
-        struct site *plain = unit_site(unit, SITE_UNGROUPED, item);
-        plain->flags_saved = true;
-        unit->cold[unit->colds - 1].ungrouped = unit_site_index(unit, plain);
+    bool stack = use->base == GPR_RSP && use->index < 0;
+    if (stack) {
+        emit_stack_probe(unit, item,
+                         &(struct stack_range){.lo = lo,
+                                               .size = (uint16_t)(hi - lo),
+                                               .access = use->access,
+                                               .addend = (int8_t)group->reg,
+                                               .group = true});
+    } else {
+        asm_lea(c, true, unit->t0, use->base, use->index, use->scale, lo);
+        group_site(
+            unit, item,
+            emit_probe(unit, item, (unsigned)(hi - lo), use->access, (uint32_t)(c->at - unit->dbt->rw)));
     }
-    if (use->index < 0) {
+    if (stack) {
+        /* has it already */
+    } else if (use->index < 0) {
         asm_load(c, group->reg, unit->t1, offsetof(struct vtlb_entry, addend));
     } else {
         /* Two registers address the guest's operand already: fold its index into the addend. */

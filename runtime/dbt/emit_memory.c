@@ -179,7 +179,7 @@ static void emit_stack_address(struct unit *unit, int base, int32_t delta) {
         asm_mov32(&unit->code, unit->t0, base);
 }
 
-/* The host's way to [rsp + delta]: covered, or checked now into t0. */
+/* See unit.h. */
 struct host_memory emit_stack(struct unit *unit, const struct item *item, int32_t delta,
                               enum vmem_access access) {
     unsigned size = unit->code64 ? 8 : 4;
@@ -188,6 +188,14 @@ struct host_memory emit_stack(struct unit *unit, const struct item *item, int32_
     if (group_cover(unit, item, &use, &memory))
         return memory;
     emit_flags_clobber(unit);
+    if (unit->code64) {
+        emit_stack_probe(
+            unit, item,
+            &(struct stack_range){
+                .lo = delta, .size = (uint16_t)size, .access = access, .addend = (int8_t)unit->t1});
+        memory.index = (int8_t)unit->t1;
+        return memory;
+    }
     emit_stack_address(unit, GPR_RSP, delta);
     emit_check(unit, item, size, access, true);
     return memory;
@@ -208,8 +216,8 @@ void emit_push(struct unit *unit, const struct item *item) {
     if (op->type == ZYDIS_OPERAND_TYPE_REGISTER) {
         asm_mem(c, unit->code64, 0x89, insn_gpr(op->reg.value), to.base, to.index, 0, to.disp);
     } else if (op->type == ZYDIS_OPERAND_TYPE_MEMORY) {
-        asm_load_gs(c, unit->t1, AREA_HOT(value));
-        asm_mem(c, unit->code64, 0x89, unit->t1, to.base, to.index, 0, to.disp);
+        asm_load_gs(c, unit->t2, AREA_HOT(value));
+        asm_mem(c, unit->code64, 0x89, unit->t2, to.base, to.index, 0, to.disp);
     } else {
         asm_mem(c, unit->code64, 0xc7, 0, to.base, to.index, 0, to.disp);
         code_u32(c, (uint32_t)op->imm.value.u);

@@ -154,8 +154,8 @@ void emit_pushf(struct unit *unit, const struct item *item) {
     emit_gather_flag(unit, AREA_HOT(acflag), 16);
     asm_store_gs(c, AREA_HOT(value), unit->t0);
     struct host_memory to = emit_stack(unit, item, -8, VMEM_WRITE);
-    asm_load_gs(c, unit->t1, AREA_HOT(value));
-    asm_mem(c, true, 0x89, unit->t1, to.base, to.index, 0, to.disp);
+    asm_load_gs(c, unit->t2, AREA_HOT(value));
+    asm_mem(c, true, 0x89, unit->t2, to.base, to.index, 0, to.disp);
     asm_lea(c, true, GPR_RSP, GPR_RSP, -1, 0, -8);
 }
 
@@ -181,10 +181,7 @@ void emit_rep(struct unit *unit, const struct item *item) {
     uint8_t *to_helper[3];
     unsigned count = 0;
     emit_flags_clobber(unit);
-    asm_rex(c, true, 0, 0, GPR_RCX);
-    code_u8(c, 0x81); /* cmp rcx, imm32 */
-    code_u8(c, 0xf8 | GPR_RCX);
-    code_u32(c, (uint32_t)(PAGE_SIZE >> scale));
+    asm_cmp_imm(c, GPR_RCX, (int32_t)(PAGE_SIZE >> scale));
     to_helper[count++] = asm_jcc(c, COND_A);
     to_helper[count++] = emit_probe_string(unit, GPR_RDI, scale, offsetof(struct vtlb_entry, tag_write));
     asm_load(c, unit->t0, unit->t1, offsetof(struct vtlb_entry, addend));
@@ -246,4 +243,5 @@ void emit_set_ac(struct unit *unit, bool set) {
     asm_store8_imm_gs(c, AREA_HOT(acflag), set ? 4 : 0);
     asm_load_gs(c, unit->t0, set ? AREA_HOT(view_kernel_ac) : AREA_HOT(view_kernel));
     asm_store_gs(c, AREA_VCPU(view), unit->t0);
+    emit_forget_stack(unit);
 }

@@ -48,6 +48,7 @@ static bool arm(struct vcpu *vcpu, uint64_t host) {
     struct dbt_vcpu *dbt = vcpu->dbt;
     struct dbt_hot *hot = &dbt->area->hot;
     hot->resume = host;
+    hot_forget_stack(hot);
     if (UNLIKELY(vcpu->cpuid_changed))
         forget_cpuid(vcpu);
     hot->iflag = (uint8_t)(vcpu->rflags >> 8 & 2);
@@ -402,6 +403,7 @@ uint64_t dbt_exit_guest(struct vcpu *vcpu) {
         return go(vcpu, no_origin);
     case SITE_DEAD:
     case SITE_MEMORY:
+    case SITE_STACK:
         break;
     }
     vcpu->rip = block->rip;
@@ -456,6 +458,7 @@ uint64_t dbt_exit_memory(struct vcpu *vcpu) {
     if (filled) {
         dbt->stats.tlb_fills++;
         hot->resume = (uint64_t)dbt->rx + site->host;
+        hot_forget_stack(hot);
         vcpu_fpu_unpark(vcpu); /* the walker's A or D may have met a page of code, and other vCPUs */
         return RESUME_RAW;
     }

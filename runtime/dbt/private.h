@@ -26,6 +26,7 @@ enum site_kind {
     SITE_INTERPRET, /* an instruction for the interpreter */
     SITE_DEAD,      /* entry of an invalidated block */
     SITE_MEMORY,    /* an inline TLB check missed: raw state */
+    SITE_STACK,     /* no site of its own: the stack's page is not the one remembered (emit_stack.c) */
     SITE_UNGROUPED, /* as LINK, to the translation without groups of what follows */
 };
 

@@ -65,13 +65,24 @@ struct item {
     uint16_t guest; /* offset from the block's rip */
 };
 
+/* Bytes at [rsp + lo, + size) to be checked at once. */
+struct stack_range {
+    int32_t lo;
+    uint16_t size;
+    enum vmem_access access;
+    int8_t addend; /* register that gets it */
+    bool group;    /* a check for several accesses */
+};
+
 struct cold {
     uint8_t *place; /* the rel32 that leads here */
     uint32_t site;
     enum site_kind kind;
-    uint32_t ungrouped; /* MEMORY of a group: the SITE_UNGROUPED behind it */
-    bool look_up;       /* JUMP_MISS: a side exit that goes through the jump cache first */
-    uint8_t *back;      /* HELPER: where the block goes on */
+    uint32_t ungrouped;      /* MEMORY of a group: the SITE_UNGROUPED behind it */
+    bool look_up;            /* JUMP_MISS: a side exit that goes through the jump cache first */
+    uint8_t *back;           /* HELPER, STACK: where the block goes on */
+    const struct item *item; /* STACK */
+    struct stack_range stack;
 };
 
 /* Accesses off one base register that share a check: see emit_group.c. */
@@ -174,12 +185,20 @@ void emit_check(struct unit *unit, const struct item *item, unsigned size, enum 
 void emit_memory(struct unit *unit, const struct item *item);
 void emit_bit_memory(struct unit *unit, const struct item *item);
 void emit_lea(struct unit *unit, const struct item *item);
-/* The host's way to the stack word at [rsp + delta]: covered by a shared check, or checked now into t0. */
+/* The host's way to the stack word at [rsp + delta]: covered by a shared check, or checked now (t0 and
+ * perhaps t1 are part of it then). */
 struct host_memory emit_stack(struct unit *unit, const struct item *item, int32_t delta,
                               enum vmem_access access);
 void emit_push(struct unit *unit, const struct item *item);
 void emit_pop(struct unit *unit, const struct item *item);
 void emit_leave_insn(struct unit *unit, const struct item *item);
+
+/* -- emit_stack.c -- */
+/* Check a range of the stack; flags are saved. */
+void emit_stack_probe(struct unit *unit, const struct item *item, const struct stack_range *range);
+void emit_cold_stack(struct unit *unit, const struct cold *cold);
+/* The view is about to change. */
+void emit_forget_stack(struct unit *unit);
 
 /* -- emit_group.c -- */
 /* An access that an item makes off a base register and perhaps an index. */
@@ -196,6 +215,8 @@ bool group_cover(struct unit *unit, const struct item *item, const struct use *u
                  struct host_memory *memory);
 /* The memory operand of a KIND_MEMORY item, when it is one that groups. */
 bool group_operand(const struct unit *unit, const struct item *item, struct use *use);
+/* Make the last probe's site that of a group: where it cannot be met, the block goes on without groups. */
+void group_site(struct unit *unit, const struct item *item, struct site *site);
 /* How many groups at a time the unit's items have use for, GROUPS at most. */
 unsigned group_count(const struct unit *unit);
 /* After an item was emitted: what it did to the base registers. */
