@@ -9,6 +9,7 @@ void image_close(struct image *image) {
     free(image->path);
     free(image->section);
     free(image->symbol);
+    free(image->by_name);
     free(image->field);
     free(image->bytes);
     free(image->strings);
@@ -56,10 +57,18 @@ bool image_read(const struct image *image, uint64_t address, unsigned size, uint
 }
 
 const struct image_symbol *image_symbol_named(const struct image *image, const char *name) {
-    for (size_t i = 0; i < image->symbols; i++)
-        if (!strcmp(image->symbol[i].name, name))
-            return &image->symbol[i];
-    return NULL;
+    size_t low = 0, high = image->by_name ? image->symbols : 0;
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        if (strcmp(image->symbol[image->by_name[middle]].name, name) < 0)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    if (!image->by_name || low == image->symbols)
+        return NULL;
+    const struct image_symbol *symbol = &image->symbol[image->by_name[low]];
+    return strcmp(symbol->name, name) ? NULL : symbol;
 }
 
 const struct image_symbol *image_symbol_at(const struct image *image, uint64_t address) {

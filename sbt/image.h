@@ -57,6 +57,7 @@ struct image {
     unsigned sections;
     struct image_symbol *symbol; /* sorted by address; may be none */
     size_t symbols;
+    uint32_t *by_name;         /* indices into symbol, sorted by name */
     struct image_field *field; /* in executable sections, sorted by address */
     size_t fields;
     bool fields_known; /* false: the file does not say where its code depends on its place */
@@ -91,7 +92,7 @@ const uint8_t *image_at(const struct image *image, uint64_t address, size_t room
 /* Read a little-endian number of 1, 2, 4 or 8 bytes; false when the image has none there. Zeros of a section
  * without data read as such. */
 MUST_CHECK bool image_read(const struct image *image, uint64_t address, unsigned size, uint64_t *value);
-/* The first symbol of that name; NULL: none. */
+/* The symbol of that name, of several the lowest; NULL: none. */
 const struct image_symbol *image_symbol_named(const struct image *image, const char *name);
 /* The last symbol at or below the address, NULL: none. */
 const struct image_symbol *image_symbol_at(const struct image *image, uint64_t address);

@@ -80,7 +80,28 @@ static int compare_fields(const void *left, const void *right) {
     return (int)a->kind - (int)b->kind;
 }
 
-void image_sort(struct image *image) {
+static int compare_names(const void *left, const void *right, void *context) {
+    const struct image_symbol *symbol = context;
+    uint32_t a = *(const uint32_t *)left, b = *(const uint32_t *)right;
+    int order = strcmp(symbol[a].name, symbol[b].name);
+    return order ? order : a < b ? -1 : a > b;
+}
+
+static int index_names(struct image *image) {
+    free(image->by_name);
+    image->by_name = NULL;
+    if (!image->symbols || image->symbols > UINT32_MAX)
+        return 0;
+    image->by_name = malloc(image->symbols * sizeof *image->by_name);
+    if (!image->by_name)
+        return -ENOMEM;
+    for (size_t i = 0; i < image->symbols; i++)
+        image->by_name[i] = (uint32_t)i;
+    qsort_r(image->by_name, image->symbols, sizeof *image->by_name, compare_names, image->symbol);
+    return 0;
+}
+
+int image_sort(struct image *image) {
     unsigned kept = 0;
     if (image->sections)
         qsort(image->section, image->sections, sizeof *image->section, compare_sections);
@@ -98,6 +119,7 @@ void image_sort(struct image *image) {
         qsort(image->symbol, image->symbols, sizeof *image->symbol, compare_symbols);
     if (image->fields)
         qsort(image->field, image->fields, sizeof *image->field, compare_fields);
+    return index_names(image);
 }
 
 static char symbol_type(const Elf64_Sym *symbol) {

@@ -184,15 +184,17 @@ static int load_elf(struct image *image, bool packed) {
         result = keep_names(image);
     if (!result) {
         image->entry = entry_address(elf);
-        image_sort(image);
-        result = image_elf_symbols(image, elf, NULL, 0);
+        result = image_sort(image);
     }
+    if (!result)
+        result = image_elf_symbols(image, elf, NULL, 0);
     if (!result && packed)
         result = read_fields(image, elf_end_offset(elf, image));
     elf_end(elf);
     if (!result && !image->symbols)
         result = kallsyms_read(image);
-    image_sort(image);
+    if (!result)
+        result = image_sort(image);
     return result == -ENOMEM ? no_memory(image->path) : result;
 }
 

@@ -240,7 +240,7 @@ static int load(struct image *image) {
     if (!result)
         result = apply_relocations(&layout);
     if (!result)
-        image_sort(image);
+        result = image_sort(image);
     free(layout.address);
     free(layout.data);
     elf_end(elf);

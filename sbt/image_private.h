@@ -15,8 +15,10 @@ MUST_CHECK Elf *image_elf_open(const char *path, uint8_t *bytes, size_t size, un
  * reaches beyond the end). False: no such section. */
 MUST_CHECK bool image_elf_section(Elf *elf, const struct image *image, unsigned index, Elf64_Shdr *header,
                                   const char **name, uint8_t **data);
-/* Sort sections, symbols and fields; drop sections that overlap the one before. */
-void image_sort(struct image *image);
+/* Sort sections, symbols and fields; drop sections that overlap the one before; index the names. 0 or
+ * -ENOMEM.
+ */
+MUST_CHECK int image_sort(struct image *image);
 /* Symbols from SHT_SYMTAB, with section addresses added for a relocatable file (addresses by section index,
  * NULL otherwise). 0 or -ENOMEM; a file without is no error. */
 MUST_CHECK int image_elf_symbols(struct image *image, Elf *elf, const uint64_t *addresses, unsigned count);

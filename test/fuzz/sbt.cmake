@@ -1,0 +1,11 @@
+# The fuzzer of kernel and module images. It changes bytes of the samples that the unit test is made with.
+if(NESTOR_FUZZ)
+  nestor_add_fuzzer(fuzz_images nestor-sbt ${CMAKE_CURRENT_LIST_DIR}/fuzz_images.c)
+  target_compile_definitions(fuzz_images PRIVATE NESTOR_LIBFUZZER)
+else()
+  add_executable(fuzz_images ${CMAKE_CURRENT_LIST_DIR}/fuzz_images.c)
+  target_link_libraries(fuzz_images PRIVATE nestor-sbt)
+  set_target_properties(fuzz_images PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin/fuzz)
+endif()
+target_compile_definitions(fuzz_images PRIVATE SAMPLE_DIRECTORY="${CMAKE_BINARY_DIR}/test/sbt-samples")
+add_dependencies(fuzz_images sbt-samples)
