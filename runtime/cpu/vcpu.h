@@ -17,6 +17,7 @@ struct cpu_model;
 struct dbt_vcpu;
 struct interp_vcpu;
 struct trace;
+struct direct_vcpu;
 
 struct segment {
     uint16_t selector;
@@ -165,6 +166,16 @@ struct vcpu {
     uint64_t generation_counter; /* source of vtlb_space.generation */
     struct code_flush code_flush;
     uint64_t code_epoch; /* counts code invalidations by this vCPU's own stores */
+
+    /* -- direct execution of ring 3 (runtime/direct) -- */
+    struct direct_vcpu *direct;
+    bool (*tier_up)(
+        struct vcpu *vcpu); /* shall ring 3 go on there? Asked with live extended state; may be NULL */
+    uint64_t user_entries;  /* times that ring 3 was entered */
+    uint64_t flushes;       /* counts invalidations of the user half, in any address space */
+    uint8_t *direct_write;  /* per page of RAM: not 0 when it may be writable there; NULL: nothing is */
+    uint64_t
+        direct_revocations; /* (any thread) counts pages with direct_write that must not be writable now */
 };
 
 /* Set request bits from any thread and make the vCPU look at them soon: implemented by runtime/vm. */

@@ -94,6 +94,7 @@ void vtlb_flush_all(struct vcpu *vcpu) {
         if (vcpu->spaces[i].live)
             space_clear(vcpu, &vcpu->spaces[i]);
     vcpu->code_flush.global = true;
+    vcpu->flushes++;
 }
 
 static struct vtlb_space *find_space(struct vcpu *vcpu, uint16_t pcid) {
@@ -105,6 +106,7 @@ static struct vtlb_space *find_space(struct vcpu *vcpu, uint16_t pcid) {
 
 void vtlb_flush_space(struct vcpu *vcpu, uint16_t pcid) {
     struct vtlb_space *space = find_space(vcpu, pcid);
+    vcpu->flushes++;
     if (space)
         space_clear_local(vcpu, space);
     if (!(vcpu->cr4 & CR4_PGE))
@@ -160,11 +162,13 @@ void vtlb_invlpg(struct vcpu *vcpu, uint64_t linear) {
     for (unsigned i = 0; i < VTLB_SPACES; i++) /* the others for the sake of global pages */
         if (vcpu->spaces[i].live)
             drop_in_space(&vcpu->spaces[i], linear);
+    vcpu->flushes += !(linear >> 63);
     note_page(vcpu, linear & PAGE_MASK);
 }
 
 void vtlb_invpcid_page(struct vcpu *vcpu, uint16_t pcid, uint64_t linear) {
     struct vtlb_space *space = find_space(vcpu, pcid);
+    vcpu->flushes += !(linear >> 63);
     if (!space)
         return;
     drop_in_space(space, linear);
@@ -191,6 +195,7 @@ void vtlb_switch_space(struct vcpu *vcpu, uint16_t pcid, bool keep) {
     }
     if (fresh || !keep)
         space_clear_local(vcpu, space);
+    vcpu->flushes += !keep;
     space->pcid = pcid;
     space->live = true;
     space->last_used = ++vcpu->space_clock;
@@ -202,10 +207,12 @@ void vtlb_switch_space(struct vcpu *vcpu, uint16_t pcid, bool keep) {
 
 void vtlb_select_view(struct vcpu *vcpu) {
     enum vtlb_view_kind kind = VIEW_KERNEL;
-    if (vcpu->cpl == 3)
+    if (vcpu->cpl == 3) {
         kind = VIEW_USER;
-    else if (vcpu->rflags & FLAG_AC && vcpu->cr4 & CR4_SMAP)
+        vcpu->user_entries += vcpu->view != &vcpu->space->view[VIEW_USER];
+    } else if (vcpu->rflags & FLAG_AC && vcpu->cr4 & CR4_SMAP) {
         kind = VIEW_KERNEL_AC;
+    }
     vcpu->view = &vcpu->space->view[kind];
 }
 
@@ -224,6 +231,9 @@ static void protect_in_view(struct vtlb_view *view, uint64_t ram_page_offset) {
 
 void vtlb_write_protect(struct vcpu *vcpu, uint64_t ram_page_offset) {
     uint16_t hint = __atomic_load_n(&vcpu->write_hint[ram_page_offset >> PAGE_SHIFT], __ATOMIC_SEQ_CST);
+    if (vcpu->direct_write &&
+        __atomic_load_n(&vcpu->direct_write[ram_page_offset >> PAGE_SHIFT], __ATOMIC_SEQ_CST))
+        __atomic_fetch_add(&vcpu->direct_revocations, 1, __ATOMIC_SEQ_CST);
     if (hint == WRITE_HINT_NONE)
         return;
     for (unsigned i = 0; i < VTLB_SPACES; i++) {

@@ -28,6 +28,7 @@ enum dbt_exit {
     DBT_EXIT_REQUEST, /* vcpu->requests has a bit that the run loop must serve */
     DBT_EXIT_STATE,   /* run_state is no longer RUN_ACTIVE */
     DBT_EXIT_MODE,    /* the next instruction is not for the DBT: interpret */
+    DBT_EXIT_TIER,    /* ring 3 shall go on in direct execution */
 };
 
 /* Allocate the area around a vCPU (zeroed); NULL without memory. */

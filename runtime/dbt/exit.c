@@ -185,6 +185,10 @@ static uint64_t go(struct vcpu *vcpu, struct origin origin) {
             dbt->exit = DBT_EXIT_STATE;
             return RESUME_LEAVE;
         }
+        if (vcpu->mode & MODE_CPL3 && vcpu->tier_up && vcpu->tier_up(vcpu)) {
+            dbt->exit = DBT_EXIT_TIER;
+            return RESUME_LEAVE;
+        }
         if (UNLIKELY(!dbt_can_run(vcpu))) {
             dbt->exit = DBT_EXIT_MODE;
             return RESUME_LEAVE;

@@ -2,6 +2,7 @@
 #include "dbt/dbt.h"
 #include "devices/virtio_blk.h"
 #include "devices/virtio_net.h"
+#include "direct/direct.h"
 
 #include <stdio.h>
 #include <sys/stat.h>
@@ -50,6 +51,31 @@ static void add_memory(cJSON *tree, const struct counter_sources *sources) {
     add(cJSON_AddObjectToObject(tree, "memory"), counter, ARRAY_SIZE(counter));
 }
 
+static void add_direct(cJSON *object, const struct direct_stats *stats) {
+    const struct counter counter[] = {
+        {"runs", stats->runs},
+        {"native_ns", stats->native_ns},
+        {"syscalls", stats->syscalls},
+        {"faults", stats->faults},
+        {"guest_faults", stats->guest_faults},
+        {"emulated", stats->emulated},
+        {"kicks", stats->kicks},
+        {"lost", stats->lost},
+        {"pages_mapped", stats->pages_mapped},
+        {"map_calls", stats->map_calls},
+        {"pages_unmapped", stats->pages_unmapped},
+        {"revalidations", stats->revalidations},
+        {"full_flushes", stats->full_flushes},
+        {"stubs_made", stats->stubs_made},
+        {"stubs_evicted", stats->stubs_evicted},
+        {"moves_up", stats->moves_up},
+        {"moves_down", stats->moves_down},
+        {"round_trip_ns", stats->round_trip_ns},
+        {"map_ns", stats->map_ns},
+    };
+    add(object, counter, ARRAY_SIZE(counter));
+}
+
 static void add_vcpu(cJSON *array, const struct vcpu *vcpu) {
     const struct dbt_stats *stats = dbt_vcpu_stats(vcpu);
     const struct counter counter[] = {
@@ -72,6 +98,8 @@ static void add_vcpu(cJSON *array, const struct vcpu *vcpu) {
     };
     cJSON *object = cJSON_CreateObject();
     add(object, counter, ARRAY_SIZE(counter));
+    if (direct_vcpu_stats(vcpu))
+        add_direct(cJSON_AddObjectToObject(object, "direct"), direct_vcpu_stats(vcpu));
     cJSON_AddItemToArray(array, object);
 }
 
@@ -105,6 +133,11 @@ static void add_net(cJSON *array, const struct virtio_net *net) {
     cJSON_AddItemToArray(array, object);
 }
 
+static const char *const engine_names[] = {[VM_ENGINE_AUTO] = "auto",
+                                           [VM_ENGINE_DIRECT] = "direct",
+                                           [VM_ENGINE_DBT] = "dbt",
+                                           [VM_ENGINE_INTERP] = "interp"};
+
 cJSON *counters_collect(const struct counter_sources *sources) {
     const struct vm_config *config = sources->config;
     cJSON *tree = cJSON_CreateObject();
@@ -112,7 +145,7 @@ cJSON *counters_collect(const struct counter_sources *sources) {
         return NULL;
     if (config->name)
         cJSON_AddStringToObject(tree, "name", config->name);
-    cJSON_AddStringToObject(tree, "engine", config->engine == VM_ENGINE_INTERP ? "interp" : "dbt");
+    cJSON_AddStringToObject(tree, "engine", engine_names[config->engine]);
     uint64_t up = counters_now_ns() - sources->started_ns;
     cJSON_AddNumberToObject(tree, "uptime_seconds", (double)up / 1e9);
     cJSON_AddNumberToObject(tree, "resets", (double)sources->resets);

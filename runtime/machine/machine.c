@@ -220,7 +220,8 @@ static int create_cpus(struct machine *machine) {
     const struct vm_config *config = machine->config;
     const struct vm_options options = {
         .cpus = config->cpus,
-        .interpret_only = config->engine == VM_ENGINE_INTERP,
+        .engine = config->engine,
+        .direct_max = config->direct_max,
         .code_cache_size = config->code_cache ? config->code_cache : DEFAULT_CODE_CACHE,
         .trace = &machine->trace,
         .on_shutdown = on_shutdown,
@@ -303,6 +304,10 @@ int machine_create(struct machine **out, const struct vm_config *config, const s
     }
     *out = machine;
     return 0;
+}
+
+unsigned machine_processes(const struct machine *machine, pid_t process[VM_MAX_CPUS]) {
+    return vm_processes(machine->vm, process);
 }
 
 void machine_destroy(struct machine *machine) {

@@ -45,6 +45,8 @@ struct machine_outcome {
 MUST_CHECK int machine_create(struct machine **machine, const struct vm_config *config,
                               const struct machine_host *host);
 void machine_destroy(struct machine *machine);
+/* The processes that the vCPUs' threads will trace: their number. */
+unsigned machine_processes(const struct machine *machine, pid_t process[VM_MAX_CPUS]);
 /* Load the guest and run it, through its resets, to its end. */
 void machine_run(struct machine *machine, struct machine_outcome *outcome);
 

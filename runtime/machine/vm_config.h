@@ -16,12 +16,6 @@
 #define VM_DISK_SERIAL_MAX 20 /* bytes: virtio 1.2, 5.2.6 VIRTIO_BLK_T_GET_ID */
 #define VM_NO_PORT UINT32_MAX
 
-enum vm_engine {
-    VM_ENGINE_AUTO,
-    VM_ENGINE_DBT,
-    VM_ENGINE_INTERP,
-};
-
 struct vm_disk_config {
     const char *file;
     const char *serial; /* NULL: none */
@@ -84,6 +78,7 @@ struct vm_config {
     struct vm_serial_config serial;  /* of the first serial port */
     struct vm_serial_config console; /* of the virtio console; NONE: the machine has no such device */
     enum vm_engine engine;
+    unsigned direct_max; /* 0: the engine's default */
     const char *cpu;     /* for cpu_model_create() */
     uint64_t code_cache; /* bytes; 0: the engine's default */
     bool prealloc;

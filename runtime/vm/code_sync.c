@@ -132,8 +132,10 @@ void code_sync_hold(void *context, struct vcpu *vcpu, uint64_t ram_page) {
     for (unsigned i = 0; i < vm->options.cpus; i++) {
         struct vcpu *other = vm->cpu[i].vcpu;
         /* No hint: it has no write tag, and whoever makes one from now on sees the page's state. */
+        uint64_t page = ram_page >> PAGE_SHIFT;
+        bool direct = other->direct_write && __atomic_load_n(&other->direct_write[page], __ATOMIC_SEQ_CST);
         if (other == vcpu ||
-            __atomic_load_n(&other->write_hint[ram_page >> PAGE_SHIFT], __ATOMIC_SEQ_CST) == WRITE_HINT_NONE)
+            (!direct && __atomic_load_n(&other->write_hint[page], __ATOMIC_SEQ_CST) == WRITE_HINT_NONE))
             continue;
         vtlb_write_protect(other, ram_page);
         writers |= bit_of(other);

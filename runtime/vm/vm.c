@@ -12,6 +12,7 @@
 #include "cpu/pending.h"
 #include "cpu/system.h"
 #include "dbt/dbt.h"
+#include "direct/direct.h"
 #include "interp/interp.h"
 #include "mem/guest_mem.h"
 #include "vm/code_sync.h"
@@ -50,8 +51,10 @@ static void on_kick(int signal, siginfo_t *info, void *context) {
     (void)signal;
     (void)info;
     (void)context;
-    if (current)
+    if (current) {
         dbt_kick_from_handler(current);
+        direct_kick_from_handler(current);
+    }
 }
 
 static void install_handlers(void) {
@@ -142,11 +145,13 @@ static void run_active(struct vm_cpu *cpu) {
     vcpu_deliver_pending(vcpu);
     if (vcpu->run_state != RUN_ACTIVE)
         return;
-    if (cpu->vm->options.interpret_only || !dbt_can_run(vcpu)) {
-        run_interpreter(vcpu, !cpu->vm->options.interpret_only);
+    if (cpu->vm->options.engine == VM_ENGINE_INTERP || !dbt_can_run(vcpu)) {
+        run_interpreter(vcpu, cpu->vm->options.engine != VM_ENGINE_INTERP);
         return;
     }
-    if (dbt_run(vcpu) == DBT_EXIT_MODE)
+    if (direct_wanted(vcpu))
+        direct_run(vcpu);
+    else if (dbt_run(vcpu) == DBT_EXIT_MODE)
         run_interpreter(vcpu, true);
 }
 
@@ -156,8 +161,10 @@ static void run_halted(struct vm_cpu *cpu) {
     if (vcpu->run_state == RUN_WAIT_FOR_SIPI)
         __atomic_fetch_and(&vcpu->requests, ~(REQUEST_IRQ | REQUEST_NMI), __ATOMIC_SEQ_CST);
     vcpu_deliver_pending(vcpu);
-    if (vcpu->run_state != RUN_ACTIVE)
+    if (vcpu->run_state != RUN_ACTIVE) {
+        direct_idle(vcpu);
         sleep_for_request(cpu);
+    }
 }
 
 /* By the thread itself: naming another one takes a file to be opened. */
@@ -182,6 +189,7 @@ static void *vcpu_thread(void *argument) {
         abort();
     }
     dbt_thread_enter(vcpu);
+    direct_thread_enter(vcpu);
     __atomic_store_n(&cpu->running, true, __ATOMIC_SEQ_CST);
     while (!(__atomic_load_n(&vcpu->requests, __ATOMIC_ACQUIRE) & REQUEST_STOP)) {
         serve_init_and_sipi(vcpu);
@@ -196,6 +204,7 @@ static void *vcpu_thread(void *argument) {
     }
     __atomic_store_n(&cpu->running, false, __ATOMIC_SEQ_CST);
     code_sync_leave(cpu);
+    direct_thread_leave(vcpu);
     stack.ss_flags = SS_DISABLE;
     sigaltstack(&stack, NULL);
     current = NULL;
@@ -222,6 +231,13 @@ static int create_xsave(struct vcpu *vcpu) {
     return 0;
 }
 
+static int create_direct(struct vcpu *vcpu, const struct vm_options *options) {
+    const struct direct_options direct = {.policy = options->engine == VM_ENGINE_DIRECT ? DIRECT_ALWAYS
+                                                                                        : DIRECT_AUTO,
+                                          .max_stubs = options->direct_max};
+    return options->engine == VM_ENGINE_DIRECT ? direct_create(vcpu, &direct) : 0;
+}
+
 static int create_cpu(struct vm *vm, unsigned index) {
     struct vm_cpu *cpu = &vm->cpu[index];
     struct vcpu *vcpu = dbt_area_create();
@@ -246,6 +262,8 @@ static int create_cpu(struct vm *vm, unsigned index) {
     struct dbt_options dbt = {.code_cache_size = vm->options.code_cache_size};
     if (!result)
         result = dbt_vcpu_create(vcpu, &dbt);
+    if (!result)
+        result = create_direct(vcpu, &vm->options);
     if (result)
         return result;
     cpu->signal_stack =
@@ -290,6 +308,7 @@ void vm_destroy(struct vm *vm) {
             munmap(vm->cpu[i].signal_stack, SIGNAL_STACK_SIZE);
         if (vcpu->interp)
             interp_vcpu_destroy(vcpu);
+        direct_destroy(vcpu);
         dbt_vcpu_destroy(vcpu);
         if (vcpu->spaces)
             vtlb_destroy(vcpu);
@@ -307,6 +326,15 @@ struct vcpu *vm_vcpu(struct vm *vm, unsigned index) {
 
 struct vcpu *vm_current_vcpu(void) {
     return current;
+}
+
+unsigned vm_processes(const struct vm *vm, pid_t process[VM_MAX_CPUS]) {
+    unsigned count = 0;
+    for (unsigned i = 0; i < vm->options.cpus; i++) {
+        process[count] = direct_template(vm->cpu[i].vcpu);
+        count += process[count] != 0;
+    }
+    return count;
 }
 
 void vm_connect(struct vm *vm, unsigned index, const struct vcpu_env *env) {

@@ -13,11 +13,22 @@
 #include "cpu/model.h"
 #include "cpu/vcpu.h"
 
+#include <sys/types.h>
+
 #define VM_MAX_CPUS 32
+
+/* How guest code is run. */
+enum vm_engine {
+    VM_ENGINE_AUTO,   /* ring 3 directly where that pays, all else translated */
+    VM_ENGINE_DIRECT, /* ring 3 directly where that is possible, all else translated */
+    VM_ENGINE_DBT,
+    VM_ENGINE_INTERP,
+};
 
 struct vm_options {
     unsigned cpus;
-    bool interpret_only;
+    enum vm_engine engine;
+    unsigned direct_max;       /* processes for direct execution, per vCPU; 0: the engine's default */
     uint64_t code_cache_size;  /* bytes per vCPU */
     const struct trace *trace; /* of --trace and --dump; outlives the VM. NULL: no log */
     /* A vCPU met a triple fault: called on its thread, which then ends. */
@@ -31,6 +42,8 @@ struct vm;
 MUST_CHECK int vm_create(struct vm **vm, const struct vm_options *options, struct guest_mem *mem,
                          const struct cpu_model *model);
 void vm_destroy(struct vm *vm);
+/* The processes that the vCPUs' threads attach to with ptrace(PTRACE_SEIZE): their number. */
+unsigned vm_processes(const struct vm *vm, pid_t process[VM_MAX_CPUS]);
 struct vcpu *vm_vcpu(struct vm *vm, unsigned index);
 /* Give vCPU index its surroundings. hold_code and serve_code_requests are the VM's own and need not be set.
  */

@@ -12,6 +12,7 @@
 #define MEMORY_MIN (2 * MIB)
 #define MEMORY_MAX (512 * GIB) /* within 40-bit physical addresses, with room for the PCI window above */
 #define CODE_CACHE_MIN MIB
+#define DIRECT_MAX 1024
 #define CODE_CACHE_MAX (GIB) /* direct jumps inside reach 2 GiB */
 
 static const char *keep(struct run_options *options, const char *text) {
@@ -255,15 +256,26 @@ int option_parse_console(struct run_options *options, const struct option_source
 }
 
 int option_parse_engine(struct run_options *options, const struct option_source *source, const char *value) {
-    static const char *const names[] = {
-        [VM_ENGINE_AUTO] = "auto", [VM_ENGINE_DBT] = "dbt", [VM_ENGINE_INTERP] = "interp"};
+    static const char *const names[] = {[VM_ENGINE_AUTO] = "auto",
+                                        [VM_ENGINE_DIRECT] = "direct",
+                                        [VM_ENGINE_DBT] = "dbt",
+                                        [VM_ENGINE_INTERP] = "interp"};
     for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
         if (!strcmp(value, names[i])) {
             options->vm.engine = (enum vm_engine)i;
             return 0;
         }
     }
-    return option_refuse(source, value, "give auto, dbt or interp");
+    return option_refuse(source, value, "give auto, direct, dbt or interp");
+}
+
+int option_parse_direct_max(struct run_options *options, const struct option_source *source,
+                            const char *value) {
+    uint64_t number;
+    if (value_parse_number(value, DIRECT_MAX, &number) || !number)
+        return option_refuse(source, value, "give a number from 1 to %d", DIRECT_MAX);
+    options->vm.direct_max = (unsigned)number;
+    return 0;
 }
 
 int option_parse_cpu(struct run_options *options, const struct option_source *source, const char *value) {

@@ -139,8 +139,12 @@ static int exit_code_of(const struct run *run, const struct machine_outcome *out
     return EXIT_CODE_FAILURE;
 }
 
-static void lock_process(const struct vm_config *config) {
-    struct sandbox_needs needs = {.writes_files = config->stats && strcmp(config->stats, "-")};
+static void lock_process(const struct run *run) {
+    const struct vm_config *config = run->config;
+    pid_t traced[VM_MAX_CPUS];
+    struct sandbox_needs needs = {.writes_files = config->stats && strcmp(config->stats, "-"),
+                                  .traced = traced,
+                                  .traced_count = machine_processes(run->machine, traced)};
     for (size_t i = 0; i < config->net_count; i++)
         needs.network |= config->net[i].kind == VM_NET_USER;
     sandbox_lock(&needs);
@@ -181,7 +185,7 @@ int run_machine(const struct vm_config *config) {
     on_resized(&run);
 
     if (config->sandbox)
-        lock_process(config);
+        lock_process(&run);
     struct machine_outcome outcome;
     machine_run(run.machine, &outcome);
     code = exit_code_of(&run, &outcome);

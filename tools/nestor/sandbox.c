@@ -16,6 +16,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/ptrace.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -144,6 +145,15 @@ static const struct condition conditions_always[] = {
 };
 static const struct condition condition_of_network = {SCMP_SYS(openat), 2, OPENS_TO_WRITE, 0};
 
+/* Of a tracer, all but becoming one: they fail for a process that the calling thread does not trace. */
+static const struct condition conditions_of_tracer[] = {
+    {SCMP_SYS(ptrace), 0, EXACTLY, PTRACE_CONT},       {SCMP_SYS(ptrace), 0, EXACTLY, PTRACE_SYSEMU},
+    {SCMP_SYS(ptrace), 0, EXACTLY, PTRACE_INTERRUPT},  {SCMP_SYS(ptrace), 0, EXACTLY, PTRACE_DETACH},
+    {SCMP_SYS(ptrace), 0, EXACTLY, PTRACE_GETREGS},    {SCMP_SYS(ptrace), 0, EXACTLY, PTRACE_SETREGS},
+    {SCMP_SYS(ptrace), 0, EXACTLY, PTRACE_GETREGSET},  {SCMP_SYS(ptrace), 0, EXACTLY, PTRACE_SETREGSET},
+    {SCMP_SYS(ptrace), 0, EXACTLY, PTRACE_GETSIGINFO},
+};
+
 static int allow_if(scmp_filter_ctx filter, const struct condition *condition) {
     const struct scmp_arg_cmp compare = {.arg = condition->argument,
                                          .op = SCMP_CMP_MASKED_EQ,
@@ -168,6 +178,18 @@ static int allow_some(scmp_filter_ctx filter) {
     return result;
 }
 
+static int allow_tracing(scmp_filter_ctx filter, const struct sandbox_needs *needs) {
+    /* Which processor a vCPU and its stubs run on. */
+    int result = seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(sched_setaffinity), 0);
+    for (size_t i = 0; i < ARRAY_SIZE(conditions_of_tracer) && !result; i++)
+        result = allow_if(filter, &conditions_of_tracer[i]);
+    for (size_t i = 0; i < needs->traced_count && !result; i++)
+        result =
+            seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(ptrace), 2, SCMP_A0(SCMP_CMP_EQ, PTRACE_SEIZE),
+                             SCMP_A1(SCMP_CMP_EQ, (scmp_datum_t)needs->traced[i]));
+    return result;
+}
+
 static int build(scmp_filter_ctx filter, const struct sandbox_needs *needs) {
     int result = seccomp_attr_set(filter, SCMP_FLTATR_CTL_TSYNC, 1);
     /* A tree instead of a chain: hot calls cost the same wherever they stand in the list. */
@@ -177,6 +199,8 @@ static int build(scmp_filter_ctx filter, const struct sandbox_needs *needs) {
         result = allow_all(filter, calls_always, ARRAY_SIZE(calls_always));
     if (!result)
         result = allow_some(filter);
+    if (!result && needs->traced_count)
+        result = allow_tracing(filter, needs);
     if (!result && needs->network)
         result = allow_all(filter, calls_of_network, ARRAY_SIZE(calls_of_network));
     if (!result && needs->writes_files)

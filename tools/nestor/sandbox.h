@@ -11,9 +11,14 @@
 
 #include "base/types.h"
 
+#include <sys/types.h>
+
 struct sandbox_needs {
     bool network;      /* user networking: sockets, and reading /etc/resolv.conf */
     bool writes_files; /* --stats FILE: makes and renames files */
+    /* Direct execution: the processes that threads attach to as tracers, and their children. */
+    const pid_t *traced;
+    size_t traced_count;
 };
 
 /* No new privileges from here on, and no capability but those that opening what the options name may take;

@@ -1,0 +1,334 @@
+/* Mapping guest pages into a stub.
+ *
+ * A page is mapped readable only when every entry on its way has A set, writable only when its leaf has D
+ * set: so the processor could use the mapping without changing the guest's tables, and nobody has to notice
+ * that it does. Setting A and D is left to an access by another tier. A page whose state is not 0
+ * (guest_mem.h) is not writable: the order is the TLB's, first vcpu->direct_write, then the state (vmem.c),
+ * and whoever makes a page hold code does the reverse and then counts a revocation (vtlb_write_protect()).
+ *
+ * A flush tears nothing down. Each region of 2 MiB remembers the entries that its mappings were made from;
+ * before the stub runs after a flush, they are compared with the guest's tables, and what changed is undone.
+ */
+#define _GNU_SOURCE
+#include "direct/mapping.h"
+#include "cpu/mode.h"
+#include "direct/private.h"
+#include "direct/scan.h"
+#include "mem/guest_mem.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+
+#define MAP_RIGHTS (MAP_READ | MAP_WRITE | MAP_EXECUTE)
+#define WINDOW_PAGES 32 /* mapped around a page that is asked for */
+#define REGIONS_MAX 8192
+
+struct region {
+    uint64_t linear;
+    struct region *next;
+    struct tables_path path;
+    unsigned pages;                /* mapped */
+    uint64_t seen[REGION_PAGES];   /* leaf entries when last compared */
+    uint64_t mapped[REGION_PAGES]; /* RAM offset and MAP_*, or 0 */
+};
+
+static unsigned bucket_of(uint64_t linear) {
+    return (unsigned)((linear >> REGION_SHIFT) * 0x9e3779b97f4a7c15ull >> 55) % MAPPING_BUCKETS;
+}
+
+static struct region *find_region(struct mapping *mapping, uint64_t linear) {
+    struct region *region = mapping->bucket[bucket_of(linear)];
+    while (region && region->linear != (linear & ~(REGION_SIZE - 1)))
+        region = region->next;
+    return region;
+}
+
+static void snapshot(struct region *region) {
+    if (region->path.table)
+        memcpy(region->seen, region->path.table, sizeof region->seen);
+    else
+        memset(region->seen, 0, sizeof region->seen);
+}
+
+void mapping_clear(struct mapping *mapping) {
+    for (unsigned i = 0; i < MAPPING_BUCKETS; i++) {
+        struct region *next;
+        for (struct region *region = mapping->bucket[i]; region; region = next) {
+            next = region->next;
+            free(region);
+        }
+        mapping->bucket[i] = NULL;
+    }
+    mapping->regions = mapping->areas = 0;
+}
+
+/* -- orders -- */
+
+/* Returns what the first order that failed returned. */
+static int apply(struct vcpu *vcpu, struct direct_stub *stub) {
+    unsigned done;
+    return stub_apply(&vcpu->direct->family, stub->pid, &done);
+}
+
+static int order(struct vcpu *vcpu, struct direct_stub *stub, const struct stub_order *wanted) {
+    struct stub_family *family = &vcpu->direct->family;
+    family->orders[family->order_count++] = *wanted;
+    stub->mapping.areas++;
+    return family->order_count == STUB_ORDERS_MAX ? apply(vcpu, stub) : 0;
+}
+
+static int order_unmap(struct vcpu *vcpu, struct direct_stub *stub, uint64_t linear, uint64_t length) {
+    vcpu->direct->stats.pages_unmapped += length / PAGE_SIZE;
+    return order(vcpu, stub, &(struct stub_order){SYS_munmap, {linear, length}});
+}
+
+static uint64_t protection(uint64_t rights) {
+    return (rights & MAP_READ ? PROT_READ : 0) | (rights & MAP_WRITE ? PROT_READ | PROT_WRITE : 0) |
+           (rights & MAP_EXECUTE ? PROT_READ | PROT_EXEC : 0);
+}
+
+/* Take everything out of the stub. */
+static int flush(struct vcpu *vcpu, struct direct_stub *stub) {
+    struct mapping *mapping = &stub->mapping;
+    int result = 0;
+    vcpu->direct->stats.full_flushes++;
+    for (unsigned i = 0; i < MAPPING_BUCKETS && !result; i++)
+        for (struct region *region = mapping->bucket[i]; region && !result; region = region->next)
+            if (region->pages)
+                result = order_unmap(vcpu, stub, region->linear, REGION_SIZE);
+    if (!result)
+        result = apply(vcpu, stub);
+    mapping_clear(mapping);
+    return result;
+}
+
+/* -- what may be mapped -- */
+
+static const uint8_t *page_at(const struct vcpu *vcpu, uint64_t mapped) {
+    return vcpu->mem->base + (mapped & PAGE_MASK);
+}
+
+/* Rights of a neighbour page, for the sake of its bytes. */
+static uint64_t rights_at(const struct vcpu *vcpu, const struct region *region, int index) {
+    if (index >= 0 && index < REGION_PAGES)
+        return tables_rights(vcpu, &region->path, (unsigned)index,
+                             region->path.table ? region->path.table[index] : 0);
+    struct tables_path path;
+    uint64_t linear = region->linear + (uint64_t)((int64_t)index * (int64_t)PAGE_SIZE);
+    tables_walk(vcpu, linear, &path);
+    unsigned at = linear >> PAGE_SHIFT & (REGION_PAGES - 1);
+    return path.rights ? tables_rights(vcpu, &path, at, path.table ? path.table[at] : 0) : 0;
+}
+
+/* Bytes of an instruction that begins on one page and ends on the next. */
+static bool seam_is_forbidden(const struct vcpu *vcpu, const struct region *region, int index,
+                              unsigned what) {
+    uint8_t seam[8] = {0};
+    uint64_t first = rights_at(vcpu, region, index), second = rights_at(vcpu, region, index + 1);
+    if (!(first & MAP_EXECUTE))
+        return false;
+    memcpy(seam, page_at(vcpu, first) + PAGE_SIZE - 3, 3);
+    if (second & MAP_EXECUTE)
+        memcpy(seam + 3, page_at(vcpu, second), 3);
+    return scan_finds(seam, 3, what);
+}
+
+static bool is_forbidden(const struct vcpu *vcpu, const struct region *region, unsigned index,
+                         uint64_t want) {
+    unsigned what = vcpu->direct->scan;
+    if (!cpu_is_code64(vcpu) && vcpu->direct->is_amd)
+        what |= SCAN_COMPAT_CALL;
+    return scan_finds(page_at(vcpu, want), PAGE_SIZE - 3, what) ||
+           seam_is_forbidden(vcpu, region, (int)index, what) ||
+           seam_is_forbidden(vcpu, region, (int)index - 1, what);
+}
+
+static uint64_t without_write(struct vcpu *vcpu, uint64_t want) {
+    uint64_t page = want >> PAGE_SHIFT;
+    if (!(want & MAP_WRITE))
+        return want;
+    __atomic_store_n(&vcpu->direct_write[page], 1, __ATOMIC_SEQ_CST);
+    return __atomic_load_n(&vcpu->mem->state[page], __ATOMIC_SEQ_CST) ? want & ~MAP_WRITE : want;
+}
+
+/* Everything that the page may be mapped with now. */
+static uint64_t wanted(struct vcpu *vcpu, const struct region *region, unsigned index) {
+    uint64_t want = without_write(vcpu, tables_rights(vcpu, &region->path, index, region->seen[index]));
+    uint64_t had = region->mapped[index];
+    if (want & MAP_EXECUTE && !(((want ^ had) & PAGE_MASK) == 0 && had & MAP_EXECUTE) &&
+        is_forbidden(vcpu, region, index, want))
+        want &= ~MAP_EXECUTE;
+    return want;
+}
+
+/* -- keeping up with the guest's tables -- */
+
+/* What is left of a mapping. */
+static uint64_t remains(struct vcpu *vcpu, const struct region *region, unsigned index) {
+    uint64_t had = region->mapped[index];
+    uint64_t want = tables_rights(vcpu, &region->path, index, region->seen[index]);
+    if ((want ^ had) & PAGE_MASK)
+        return 0;
+    if (had & MAP_WRITE)
+        want = without_write(vcpu, want);
+    return (had & PAGE_MASK) | (had & want & MAP_RIGHTS);
+}
+
+/* Replace region->mapped by left[] from first to end: unmap or protect runs. */
+static int restrict_to(struct vcpu *vcpu, struct direct_stub *stub, struct region *region,
+                       const uint64_t left[REGION_PAGES]) {
+    int result = 0;
+    for (unsigned i = 0; i < REGION_PAGES && !result;) {
+        uint64_t had = region->mapped[i], rights = left[i] & MAP_RIGHTS;
+        if (left[i] == had) {
+            i++;
+            continue;
+        }
+        unsigned first = i, pages = 0;
+        for (; i < REGION_PAGES && (left[i] & MAP_RIGHTS) == rights &&
+               (left[i] != region->mapped[i] || (!rights && !left[i]));
+             i++) {
+            pages += region->mapped[i] && !left[i];
+            region->mapped[i] = left[i];
+        }
+        region->pages -= pages;
+        uint64_t linear = region->linear + first * PAGE_SIZE, length = (i - first) * PAGE_SIZE;
+        if (!rights)
+            result = order_unmap(vcpu, stub, linear, length);
+        else
+            result =
+                order(vcpu, stub, &(struct stub_order){SYS_mprotect, {linear, length, protection(rights)}});
+    }
+    return result;
+}
+
+static int revalidate(struct vcpu *vcpu, struct direct_stub *stub, struct region *region, bool revoked) {
+    struct tables_path path;
+    tables_walk(vcpu, region->linear, &path);
+    bool moved = memcmp(path.entry, region->path.entry, sizeof path.entry);
+    bool changed = moved || (path.table && memcmp(region->seen, path.table, sizeof region->seen));
+    if (!changed && !revoked)
+        return 0;
+    vcpu->direct->stats.revalidations++;
+    region->path = path;
+    snapshot(region);
+    uint64_t left[REGION_PAGES];
+    for (unsigned i = 0; i < REGION_PAGES; i++)
+        left[i] = region->mapped[i] ? remains(vcpu, region, i) : 0;
+    return restrict_to(vcpu, stub, region, left);
+}
+
+static void remove_empty(struct mapping *mapping, struct region **slot) {
+    struct region *region = *slot;
+    *slot = region->next;
+    free(region);
+    mapping->regions--;
+}
+
+int mapping_sync(struct vcpu *vcpu, struct direct_stub *stub) {
+    struct mapping *mapping = &stub->mapping;
+    uint64_t revocations = __atomic_load_n(&vcpu->direct_revocations, __ATOMIC_SEQ_CST);
+    bool revoked = mapping->revocations != revocations;
+    if (LIKELY(!revoked && mapping->flushes == vcpu->flushes))
+        return 0;
+    mapping->revocations = revocations;
+    mapping->flushes = vcpu->flushes;
+    int result = 0;
+    for (unsigned i = 0; i < MAPPING_BUCKETS; i++) {
+        struct region **slot = &mapping->bucket[i];
+        while (*slot && !result) {
+            if ((*slot)->pages)
+                result = revalidate(vcpu, stub, *slot, revoked);
+            if (!(*slot)->pages)
+                remove_empty(mapping, slot);
+            else
+                slot = &(*slot)->next;
+        }
+    }
+    if (!result && mapping->areas > vcpu->direct->max_areas)
+        return flush(vcpu, stub);
+    return result ? result : apply(vcpu, stub);
+}
+
+/* -- adding -- */
+
+static struct region *make_region(struct mapping *mapping, uint64_t linear) {
+    struct region *region = calloc(1, sizeof *region);
+    if (!region)
+        return NULL;
+    region->linear = linear & ~(REGION_SIZE - 1);
+    region->next = mapping->bucket[bucket_of(linear)];
+    mapping->bucket[bucket_of(linear)] = region;
+    mapping->regions++;
+    return region;
+}
+
+/* Map what may be mapped of [first, end), in as few calls as the guest's layout allows. */
+static int map_range(struct vcpu *vcpu, struct direct_stub *stub, struct region *region, unsigned first,
+                     unsigned end) {
+    struct direct_stats *stats = &vcpu->direct->stats;
+    int result = 0;
+    for (unsigned i = first; i < end && !result;) {
+        uint64_t want = wanted(vcpu, region, i);
+        if (!(want & MAP_RIGHTS) || want == region->mapped[i]) {
+            i++;
+            continue;
+        }
+        unsigned start = i;
+        do {
+            region->pages += !region->mapped[i];
+            stats->pages_mapped += !region->mapped[i];
+            region->mapped[i] = want + (i - start) * PAGE_SIZE;
+            i++;
+        } while (i < end && wanted(vcpu, region, i) == want + (i - start) * PAGE_SIZE);
+        stats->map_calls++;
+        result = order(vcpu, stub,
+                       &(struct stub_order){SYS_mmap,
+                                            {region->linear + start * PAGE_SIZE, (i - start) * PAGE_SIZE,
+                                             protection(want), MAP_SHARED | MAP_FIXED | MAP_POPULATE,
+                                             STUB_RAM_FD, want & PAGE_MASK}});
+    }
+    return result ? result : apply(vcpu, stub);
+}
+
+int mapping_add(struct vcpu *vcpu, struct direct_stub *stub, uint64_t linear) {
+    struct direct_vcpu *direct = vcpu->direct;
+    struct mapping *mapping = &stub->mapping;
+    if (linear >= STUB_ORDERS || linear < direct->low_end)
+        return 0;
+    if (mapping->areas > direct->max_areas || mapping->regions > REGIONS_MAX) {
+        int result = flush(vcpu, stub);
+        if (result)
+            return result;
+    }
+    struct region *region = find_region(mapping, linear);
+    if (!region) {
+        region = make_region(mapping, linear);
+        if (!region)
+            return -ENOMEM;
+        tables_walk(vcpu, linear, &region->path);
+        snapshot(region);
+    } else {
+        int result = revalidate(vcpu, stub, region, false);
+        if (result)
+            return result;
+    }
+    unsigned index = linear >> PAGE_SHIFT & (REGION_PAGES - 1);
+    uint64_t had = region->mapped[index];
+    if (!region->path.rights)
+        return apply(vcpu, stub);
+    uint64_t want = wanted(vcpu, region, index);
+    if (want == had || !(want & MAP_RIGHTS))
+        return apply(vcpu, stub);
+    unsigned first = region->path.table ? index & ~(WINDOW_PAGES - 1u) : 0;
+    unsigned end = region->path.table ? first + WINDOW_PAGES : REGION_PAGES;
+    if (region->linear + first * PAGE_SIZE < direct->low_end)
+        first = (unsigned)((direct->low_end - region->linear) >> PAGE_SHIFT);
+    if (region->linear + end * PAGE_SIZE > STUB_ORDERS)
+        end = (unsigned)((STUB_ORDERS - region->linear) >> PAGE_SHIFT);
+    int result = map_range(vcpu, stub, region, first, end);
+    return result ? result : 1;
+}

@@ -1,0 +1,29 @@
+/* What a stub has mapped: a TLB of the guest's user half, with the host's kernel as its memory. */
+#ifndef NESTOR_DIRECT_MAPPING_H
+#define NESTOR_DIRECT_MAPPING_H
+
+#include "direct/stub.h"
+#include "direct/tables.h"
+
+#define MAPPING_BUCKETS 512
+
+struct region;
+
+struct mapping {
+    struct region *bucket[MAPPING_BUCKETS];
+    unsigned regions;
+    unsigned areas;                /* the most mappings that the host's kernel may hold for it */
+    uint64_t flushes, revocations; /* of the vCPU, as of the last look at the guest's tables */
+};
+
+struct direct_stub;
+
+/* Make the stub agree with all flushes and revocations so far. 0; -errno: the stub is of no use any more. */
+MUST_CHECK int mapping_sync(struct vcpu *vcpu, struct direct_stub *stub);
+/* Map the page of linear with all that ring 3 may do with it as it stands, and its neighbours with it. 1: the
+ * page can now do more than before; 0: not; -errno: the stub is of no use any more. */
+MUST_CHECK int mapping_add(struct vcpu *vcpu, struct direct_stub *stub, uint64_t linear);
+/* Forget all, without a word to the stub. */
+void mapping_clear(struct mapping *mapping);
+
+#endif

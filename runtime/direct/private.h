@@ -1,0 +1,106 @@
+/* Shared inside runtime/direct. */
+#ifndef NESTOR_DIRECT_PRIVATE_H
+#define NESTOR_DIRECT_PRIVATE_H
+
+#include "direct/direct.h"
+#include "direct/mapping.h"
+#include "direct/stub.h"
+
+#include <sched.h>
+
+#define STUBS_DEFAULT 32
+#define STUBS_MAX 1024
+#define TIER_RECORDS 256
+
+/* A stub and the guest address space that it stands for. */
+struct direct_stub {
+    pid_t pid;          /* 0: a free slot */
+    uint64_t root;      /* of its page tables: CR3 without PCID */
+    uint64_t last_used; /* direct_vcpu.clock */
+    struct mapping mapping;
+    uint64_t touched;  /* an address that the guest's kernel has just been asked for, or NO_ADDRESS */
+    uint32_t flags;    /* RFLAGS as the stub last had them: some bits cannot be set from outside */
+    int cpu;           /* where it is bound to, or -1 */
+    uint8_t *xstate;   /* what its extended registers hold, as the host's kernel tells */
+    bool xstate_valid; /* that is so */
+};
+
+#define NO_ADDRESS UINT64_MAX
+
+/* What is known of an address space's behaviour: see tier.c. */
+struct tier_record {
+    uint64_t root;
+    bool is_direct;
+    uint8_t failures;      /* times that it came back */
+    uint64_t not_before;   /* TSC: no way up earlier */
+    uint64_t window_start; /* TSC */
+    uint64_t entries;      /* vcpu->user_entries at the window's start */
+    uint64_t exits;        /* stops of stubs in the window */
+};
+
+struct direct_vcpu {
+    struct direct_options options;
+    struct stub_family family;
+    bool attached;
+    struct direct_stub *stub; /* options.max_stubs of them */
+    uint64_t clock;
+    uint64_t hold;    /* vcpu->user_entries for as long as ring 3 is not to run here */
+    uint64_t xcr0;    /* what the guest must have enabled: the host's */
+    uint64_t low_end; /* below it nothing can be mapped */
+    unsigned max_areas;
+    bool host_fsgsbase;
+    unsigned scan; /* SCAN_* */
+    bool is_amd;
+    bool broken;       /* stubs cannot be made any more */
+    cpu_set_t allowed; /* where the launcher may run */
+    int bound_cpu;     /* of the vCPU's thread, or -1 */
+    uint64_t bound_until;
+    struct direct_stats stats;
+    uint64_t cycles_per_us;
+    /* tier.c */
+    struct tier_record tier[TIER_RECORDS];
+    struct tier_record *current;
+    uint64_t period_up, period_down; /* cycles between exits: from there on it pays; below it does not */
+    uint64_t window;                 /* cycles */
+};
+
+/* -- state.c -- */
+
+/* Can a stub hold the vCPU's state? Compiled without vector code. */
+bool state_fits(const struct vcpu *vcpu);
+/* The vCPU's registers for a stub, and back. */
+void state_to_stub(const struct vcpu *vcpu, struct user_regs_struct *regs);
+/* false: the guest cannot be in that state; vcpu->exception tells what it gets instead. */
+bool state_from_stub(struct vcpu *vcpu, const struct user_regs_struct *regs);
+/* Extended state: 0 or -errno of ptrace. */
+MUST_CHECK int state_load_vectors(struct vcpu *vcpu, struct direct_stub *stub);
+MUST_CHECK int state_fetch_vectors(struct vcpu *vcpu, struct direct_stub *stub);
+
+/* -- pool.c -- */
+
+/* The stub of the current address space, made if need be; NULL: there can be none now. */
+struct direct_stub *pool_get(struct vcpu *vcpu);
+void pool_drop(struct vcpu *vcpu, struct direct_stub *stub);
+void pool_drop_all(struct vcpu *vcpu);
+/* Forget a stub that is dead. */
+void pool_forget(struct vcpu *vcpu, struct direct_stub *stub);
+/* Bring the stub to the vCPU thread's processor. */
+void pool_place(struct direct_vcpu *direct, struct direct_stub *stub);
+
+/* -- tier.c -- */
+
+bool tier_wants_direct(struct vcpu *vcpu);
+/* A stub stopped. */
+void tier_count_exit(struct vcpu *vcpu);
+void tier_calibrate(struct direct_vcpu *direct);
+
+static inline uint64_t direct_root(const struct vcpu *vcpu) {
+    return vcpu->cr3 & ~0xfffull;
+}
+
+/* Leave the current stretch of ring 3 to the other tiers. */
+static inline void direct_hold(struct vcpu *vcpu) {
+    vcpu->direct->hold = vcpu->user_entries;
+}
+
+#endif

@@ -1,0 +1,338 @@
+/* Stub processes by ptrace(2).
+ *
+ * The template is executed from a memory file, so that nothing of the launcher is in it, and emptied of all
+ * that the kernel maps into a new process. Stubs are its forks: the kernel attaches them to the template's
+ * tracer, so a vCPU's thread needs the right to attach to one process only.
+ *
+ * A stub runs in one of two ways. With PTRACE_SYSEMU it runs guest code: the kernel stops it at every system
+ * call and makes none. With PTRACE_CONT it runs the text page's loop over the orders, and no guest code: the
+ * monitor set all of its registers, and the page and the orders are not writable in it. A filter allows the
+ * calls that orders make and hands anything else to the tracer: the second wall, and what stops the emulation
+ * of vsyscalls.
+ */
+#define _GNU_SOURCE
+#include "direct/stub.h"
+
+#include <asm/prctl.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/audit.h>
+#include <linux/capability.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/ptrace.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <elf.h>
+
+#ifndef MFD_EXEC
+#define MFD_EXEC 0x10u
+#endif
+
+#define ORDERS_FD 4
+#define SELECTOR_USER_CODE 0x33
+#define SELECTOR_USER_DATA 0x2b
+#define FLAGS_START 0x202
+#define OPTIONS                                                                                              \
+    (PTRACE_O_EXITKILL | PTRACE_O_TRACESYSGOOD | PTRACE_O_TRACESECCOMP | PTRACE_O_TRACEFORK |                \
+     PTRACE_O_TRACECLONE)
+
+extern const uint8_t direct_stub_image[], direct_stub_image_end[];
+
+int stub_wait(pid_t pid) {
+    int status;
+    pid_t result;
+    do
+        result = wait4(pid, &status, __WALL, NULL);
+    while (result < 0 && errno == EINTR);
+    return result != pid || WIFEXITED(status) || WIFSIGNALED(status) ? 0 : status;
+}
+
+/* Let a stopped stub run the text page from a place with these registers, until it traps at STUB_AT_DONE. */
+static int run_orders(pid_t pid, struct user_regs_struct *regs) {
+    regs->orig_rax = UINT64_MAX;
+    regs->eflags = FLAGS_START;
+    regs->cs = SELECTOR_USER_CODE;
+    regs->ss = SELECTOR_USER_DATA;
+    if (ptrace(PTRACE_SETREGS, pid, NULL, regs))
+        return -errno;
+    for (;;) {
+        if (ptrace(PTRACE_CONT, pid, NULL, NULL))
+            return -errno;
+        int status = stub_wait(pid);
+        if (!status)
+            return -ESRCH;
+        int signal = WSTOPSIG(status);
+        if (!(status >> 16) && (signal == SIGILL || signal == SIGSEGV || signal == SIGBUS))
+            break; /* anything else is no end: a kick's interruption, a signal from outside */
+    }
+    return ptrace(PTRACE_GETREGS, pid, NULL, regs) ? -errno : 0;
+}
+
+int stub_apply(struct stub_family *family, pid_t pid, unsigned *done) {
+    unsigned count = family->order_count;
+    struct user_regs_struct regs = {.rip = STUB_TEXT + STUB_AT_APPLY, .rbx = STUB_ORDERS, .r12 = count};
+    family->order_count = 0;
+    *done = 0;
+    if (!count)
+        return 0;
+    int result = run_orders(pid, &regs);
+    /* Ring 3 can read that page: leave nothing in it. */
+    memset(family->orders, 0, count * sizeof *family->orders);
+    if (result)
+        return result;
+    if (regs.rip != STUB_TEXT + STUB_AT_DONE || regs.r12 > count)
+        return -EIO;
+    *done = count - (unsigned)regs.r12;
+    return regs.r12 ? (int)regs.rax : 0;
+}
+
+/* One call with its arguments in registers, by the text page at text. The call's result or -errno. */
+static int64_t call(pid_t pid, uint64_t text, uint64_t number, const uint64_t argument[6]) {
+    struct user_regs_struct regs = {.rip = text + STUB_AT_CALL,
+                                    .rax = number,
+                                    .rdi = argument[0],
+                                    .rsi = argument[1],
+                                    .rdx = argument[2],
+                                    .r10 = argument[3],
+                                    .r8 = argument[4],
+                                    .r9 = argument[5],
+                                    .r12 = 1};
+    int result = run_orders(pid, &regs);
+    return result ? result : (int64_t)regs.rax;
+}
+
+#define CALL(pid, number, ...) call(pid, STUB_TEXT, number, (const uint64_t[6]){__VA_ARGS__})
+
+/* -- the template -- */
+
+/* In the forked child: only calls that are safe beside other threads. */
+static void become_template(int image, int ram_fd, int orders_fd, int report) {
+    static char *const arguments[] = {"nestor-stub", NULL}, *const environment[] = {NULL};
+    struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
+    struct __user_cap_data_struct none[2] = {0};
+    sigset_t set;
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+    syscall(SYS_capset, &header, none);
+    /* Above the numbers that they shall have, whatever those were. */
+    image = fcntl(image, F_DUPFD_CLOEXEC, 16);
+    ram_fd = fcntl(ram_fd, F_DUPFD_CLOEXEC, 16);
+    orders_fd = fcntl(orders_fd, F_DUPFD_CLOEXEC, 16);
+    report = fcntl(report, F_DUPFD_CLOEXEC, 16);
+    dup2(ram_fd, STUB_RAM_FD);
+    dup2(orders_fd, ORDERS_FD);
+    for (int fd = 0; fd < 3; fd++)
+        close(fd);
+    close_range(ORDERS_FD + 1, ~0u, CLOSE_RANGE_CLOEXEC);
+    sigfillset(&set);
+    sigdelset(&set, SIGSEGV);
+    sigprocmask(SIG_SETMASK, &set, NULL);
+    syscall(SYS_execveat, image, "", arguments, environment, AT_EMPTY_PATH);
+    int error = errno;
+    ssize_t ignored = write(report, &error, sizeof error);
+    (void)ignored;
+    _exit(127);
+}
+
+static int image_file(void) {
+    size_t size = (size_t)(direct_stub_image_end - direct_stub_image);
+    int fd = memfd_create("nestor-stub", MFD_CLOEXEC | MFD_EXEC);
+    if (fd < 0)
+        fd = memfd_create("nestor-stub", MFD_CLOEXEC);
+    if (fd >= 0 && write(fd, direct_stub_image, size) != (ssize_t)size) {
+        close(fd);
+        errno = EIO;
+        return -1;
+    }
+    return fd;
+}
+
+/* Unmap all but what is ours; what the kernel will not let go (sealed mappings) stays. */
+static int empty_space(pid_t pid) {
+    char path[64], line[256];
+    snprintf(path, sizeof path, "/proc/%d/maps", (int)pid);
+    FILE *maps = fopen(path, "re");
+    if (!maps)
+        return -errno;
+    while (fgets(line, sizeof line, maps)) {
+        unsigned long long start, end;
+        if (sscanf(line, "%llx-%llx", &start, &end) == 2 && end <= STUB_ORDERS)
+            (void)CALL(pid, SYS_munmap, start, end - start);
+    }
+    fclose(maps);
+    return 0;
+}
+
+/* The calls that orders may make. */
+static int confine(struct stub_family *family) {
+    static const uint32_t allowed[] = {SYS_mmap,  SYS_munmap,     SYS_mprotect,
+                                       SYS_clone, SYS_exit_group, SYS_pause};
+    struct {
+        struct sock_fprog program;
+        struct sock_filter filter[3 + ARRAY_SIZE(allowed) + 2];
+    } *page = (void *)family->orders;
+    struct sock_filter *at = page->filter;
+    enum { CALLS = ARRAY_SIZE(allowed) };
+    *at++ = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, arch));
+    *at++ = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, AUDIT_ARCH_X86_64, 0, CALLS + 1);
+    *at++ = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr));
+    for (unsigned i = 0; i < CALLS; i++)
+        *at++ = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, allowed[i], (uint8_t)(CALLS - i), 0);
+    *at++ = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_TRACE);
+    *at++ = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
+    page->program.len = (unsigned short)(at - page->filter);
+    page->program.filter = (struct sock_filter *)(STUB_ORDERS + ((uint8_t *)page->filter - (uint8_t *)page));
+    int64_t result = CALL(family->template, SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, STUB_ORDERS);
+    memset(page, 0, sizeof *page);
+    return (int)result;
+}
+
+static int prepare(struct stub_family *family, const char **failed_at) {
+    pid_t pid = family->template;
+    struct user_regs_struct regs;
+    *failed_at = "reading a process's registers";
+    if (ptrace(PTRACE_GETREGS, pid, NULL, &regs))
+        return -errno;
+    /* The page moves away under its own feet: what follows its call faults. */
+    uint64_t text = regs.rip & PAGE_MASK;
+    *failed_at = "laying out a process";
+    (void)call(pid, text, SYS_mremap,
+               (const uint64_t[6]){text, PAGE_SIZE, PAGE_SIZE, MREMAP_MAYMOVE | MREMAP_FIXED, STUB_TEXT});
+    int64_t result =
+        CALL(pid, SYS_mmap, STUB_ORDERS, PAGE_SIZE, PROT_READ, MAP_SHARED | MAP_FIXED, ORDERS_FD, 0);
+    if (result != STUB_ORDERS)
+        return result < 0 ? (int)result : -EIO;
+    (void)CALL(pid, SYS_close, ORDERS_FD);
+    *failed_at = "emptying a process";
+    result = empty_space(pid);
+    if (result)
+        return (int)result;
+    family->cpuid_faults = CALL(pid, SYS_arch_prctl, ARCH_SET_CPUID, 0) == 0;
+    *failed_at = "a system call filter for it";
+    result = confine(family);
+    if (result)
+        return (int)result;
+    static uint8_t scratch[16 * KIB];
+    struct iovec vector = {scratch, sizeof scratch};
+    *failed_at = "reading a process's vector registers";
+    if (ptrace(PTRACE_GETREGSET, pid, NT_X86_XSTATE, &vector))
+        return -errno;
+    family->xstate_size = vector.iov_len;
+    return 0;
+}
+
+static int start(struct stub_family *family, int ram_fd, const char **failed_at) {
+    int image = image_file(), report[2], error = 0;
+    *failed_at = "a memory file";
+    if (image < 0)
+        return -errno;
+    *failed_at = "a pipe";
+    if (pipe2(report, O_CLOEXEC)) {
+        error = errno;
+        close(image);
+        return -error;
+    }
+    *failed_at = "fork";
+    sigset_t all, old;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &old);
+    pid_t pid = fork();
+    error = pid < 0 ? errno : 0;
+    if (!pid)
+        become_template(image, ram_fd, family->orders_fd, report[1]);
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    close(image);
+    close(report[1]);
+    if (pid > 0) {
+        /* The end of the file: it is executing the stub. */
+        *failed_at = "executing a memory file";
+        if (read(report[0], &error, sizeof error) == sizeof error)
+            waitpid(pid, NULL, 0);
+        else
+            family->template = pid;
+    }
+    close(report[0]);
+    return -error;
+}
+
+int stub_family_create(struct stub_family *family, int ram_fd, const char **failed_at) {
+    *family = (struct stub_family){.orders_fd = memfd_create("nestor-orders", MFD_CLOEXEC)};
+    *failed_at = "a memory file";
+    if (family->orders_fd < 0 || ftruncate(family->orders_fd, PAGE_SIZE))
+        return -errno;
+    family->orders = mmap(NULL, PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, family->orders_fd, 0);
+    if (family->orders == MAP_FAILED) {
+        family->orders = NULL;
+        return -errno;
+    }
+    int result = start(family, ram_fd, failed_at);
+    if (result)
+        return result;
+    *failed_at = "ptrace";
+    result = stub_family_attach(family);
+    return result ? result : prepare(family, failed_at);
+}
+
+void stub_family_destroy(struct stub_family *family) {
+    /* A confined process cannot send signals, but attach; one that is attached already can still send them.
+     */
+    if (family->template && !stub_family_attach(family))
+        stub_kill(family, family->template);
+    else if (family->template && !kill(family->template, SIGKILL))
+        stub_wait(family->template);
+    if (family->orders)
+        munmap(family->orders, PAGE_SIZE);
+    if (family->orders_fd >= 0)
+        close(family->orders_fd);
+    *family = (struct stub_family){.orders_fd = -1};
+}
+
+int stub_family_attach(struct stub_family *family) {
+    if (ptrace(PTRACE_SEIZE, family->template, NULL, OPTIONS) ||
+        ptrace(PTRACE_INTERRUPT, family->template, NULL, NULL))
+        return -errno;
+    return stub_wait(family->template) ? 0 : -ESRCH;
+}
+
+/* It waits for its next tracer in its own code. */
+void stub_family_detach(struct stub_family *family) {
+    struct user_regs_struct regs = {.rip = STUB_TEXT + STUB_AT_WAIT,
+                                    .cs = SELECTOR_USER_CODE,
+                                    .ss = SELECTOR_USER_DATA,
+                                    .eflags = FLAGS_START,
+                                    .orig_rax = UINT64_MAX};
+    ptrace(PTRACE_SETREGS, family->template, NULL, &regs);
+    ptrace(PTRACE_DETACH, family->template, NULL, NULL);
+}
+
+/* -- stubs -- */
+
+pid_t stub_fork(struct stub_family *family) {
+    pid_t template = family->template;
+    struct user_regs_struct regs = {
+        .rip = STUB_TEXT + STUB_AT_CALL, .rax = SYS_clone, .rdi = CLONE_PARENT | SIGCHLD, .r12 = 1};
+    /* The fork's own stop comes first, then the end of the call. */
+    int result = run_orders(template, &regs);
+    if (result)
+        return result;
+    if ((int64_t)regs.rax <= 0)
+        return regs.rax ? (pid_t)regs.rax : -EAGAIN;
+    pid_t pid = (pid_t)regs.rax;
+    return stub_wait(pid) ? pid : -ESRCH;
+}
+
+void stub_kill(struct stub_family *family, pid_t pid) {
+    struct user_regs_struct regs = {.rip = STUB_TEXT + STUB_AT_CALL, .rax = SYS_exit_group, .r12 = 1};
+    (void)family;
+    (void)run_orders(pid, &regs);
+}

@@ -1,0 +1,47 @@
+/* A stub process: started, stopped, ordered to make system calls. Knows nothing of guests. */
+#ifndef NESTOR_DIRECT_STUB_H
+#define NESTOR_DIRECT_STUB_H
+
+#include "base/types.h"
+#include "direct/stub/layout.h"
+
+#include <signal.h>
+#include <sys/types.h>
+#include <sys/user.h>
+
+#define STUB_RAM_FD 3
+#define STUB_ORDERS_MAX (PAGE_SIZE / STUB_ORDER_SIZE)
+
+struct stub_order {
+    uint64_t number, argument[6];
+};
+
+/* What a vCPU's stubs share. */
+struct stub_family {
+    pid_t template; /* never runs guest code; its children are the stubs */
+    int orders_fd;
+    struct stub_order *orders; /* the monitor's writable view of the page at STUB_ORDERS */
+    unsigned order_count;
+    uint64_t xstate_size;   /* of the kernel's register set */
+    bool cpuid_faults;      /* CPUID traps in the stubs */
+    volatile pid_t running; /* the stub that a kick must interrupt */
+};
+
+/* Start the template, by the thread that then prepares it, with ram_fd as its STUB_RAM_FD. 0 or -errno. */
+MUST_CHECK int stub_family_create(struct stub_family *family, int ram_fd, const char **failed_at);
+void stub_family_destroy(struct stub_family *family);
+/* Become the template's tracer; give it up again. */
+MUST_CHECK int stub_family_attach(struct stub_family *family);
+void stub_family_detach(struct stub_family *family);
+
+/* Fork a stub off the template. A pid, or -errno. */
+MUST_CHECK pid_t stub_fork(struct stub_family *family);
+void stub_kill(struct stub_family *family, pid_t pid);
+
+/* Wait for the next stop. 0: the process is gone. Else the wait status. */
+int stub_wait(pid_t pid);
+/* Have a stopped stub make the calls in family->orders; empties the list. 0, -ESRCH when the stub died, or
+ * what the first call that failed returned; *done is how many succeeded. Registers are lost. */
+MUST_CHECK int stub_apply(struct stub_family *family, pid_t pid, unsigned *done);
+
+#endif
