@@ -17,6 +17,13 @@ static void deliver_irq(struct vcpu *vcpu) {
         __atomic_fetch_or(&vcpu->requests, REQUEST_IRQ, __ATOMIC_SEQ_CST);
 }
 
+static void deliver_nmi(struct vcpu *vcpu) {
+    __atomic_fetch_and(&vcpu->requests, ~REQUEST_NMI, __ATOMIC_SEQ_CST);
+    cpu_deliver_nmi(vcpu);
+    if (__atomic_fetch_sub(&vcpu->nmis, 1, __ATOMIC_SEQ_CST) > 1)
+        __atomic_fetch_or(&vcpu->requests, REQUEST_NMI, __ATOMIC_SEQ_CST);
+}
+
 void vcpu_deliver_pending(struct vcpu *vcpu) {
     uint32_t requests = __atomic_load_n(&vcpu->requests, __ATOMIC_ACQUIRE);
     if (requests & REQUEST_CODE) {
@@ -26,8 +33,7 @@ void vcpu_deliver_pending(struct vcpu *vcpu) {
     if (vcpu->irq_shadow)
         return;
     if (requests & REQUEST_NMI && !vcpu->nmi_blocked) {
-        __atomic_fetch_and(&vcpu->requests, ~REQUEST_NMI, __ATOMIC_SEQ_CST);
-        cpu_deliver_nmi(vcpu);
+        deliver_nmi(vcpu);
     } else if (requests & REQUEST_IRQ && vcpu->rflags & FLAG_IF) {
         deliver_irq(vcpu);
     }

@@ -82,6 +82,7 @@ void cpu_reset(struct vcpu *vcpu, bool is_init) {
     vcpu->dr[7] = DR7_AT_RESET;
     vcpu->cpl = vcpu->irq_shadow = vcpu->nmi_blocked = 0;
     vcpu->event_in_delivery = false;
+    __atomic_store_n(&vcpu->nmis, 0, __ATOMIC_SEQ_CST);
     reset_segments(vcpu);
     if (!is_init)
         reset_power_on(vcpu);

@@ -140,6 +140,7 @@ struct vcpu {
     struct exception delivering; /* that event */
     enum run_state run_state;    /* (any thread reads) */
     uint8_t sipi_vector;         /* (any thread, before REQUEST_SIPI) */
+    uint32_t nmis;               /* (any thread) that wait: see vcpu_send_nmi() */
     bool is_bsp;
 
     /* -- surroundings -- */
@@ -180,5 +181,8 @@ struct vcpu {
 
 /* Set request bits from any thread and make the vCPU look at them soon: implemented by runtime/vm. */
 void vcpu_request(struct vcpu *vcpu, uint32_t bits);
+/* An NMI arrives; any thread. While one is in service one more waits and the rest is lost (SDM vol.
+ * 3, 6.7.1). Otherwise two may wait: a processor would have taken the first by the time the second comes. */
+void vcpu_send_nmi(struct vcpu *vcpu);
 
 #endif

@@ -153,6 +153,14 @@ static struct irq_line isa_line(struct board *board, unsigned irq) {
     return (struct irq_line){.set = isa_set, .context = board, .line = irq};
 }
 
+static void bench_line_set(void *context, unsigned line, bool level) {
+    struct board *board = context;
+    if (line < BOARD_ISA_IRQS)
+        isa_set(board, line, level);
+    else
+        ioapic_pin_set(board->ioapic, line, level);
+}
+
 static bool create_interrupts(struct board *board) {
     struct lapic_set_config lapics = {
         .count = board->config.cpus,
@@ -211,7 +219,11 @@ static bool create_ports(struct board *board) {
     board->ports.debug_write = machine_debug_write;
     board->ports.context = board;
     system_ports_reset(&board->ports);
-    return true;
+    fw_cfg_init(&board->fw_cfg, board->config.mem->size, (uint16_t)board->config.cpus);
+    if (board->config.debug_exit_port == BOARD_NO_PORT)
+        return true;
+    board->bench = test_bench_create((struct irq_line){.set = bench_line_set, .context = board});
+    return board->bench;
 }
 
 static bool create_pci(struct board *board) {
@@ -278,6 +290,8 @@ void board_destroy(struct board *board) {
     for (unsigned i = 0; i < BOARD_SERIAL_PORTS; i++)
         uart_destroy(board->serial[i].uart);
     pci_root_destroy(board->pci);
+    test_bench_destroy(board->bench);
+    fw_cfg_destroy(&board->fw_cfg);
     i8042_destroy(board->kbc);
     acpi_pm_destroy(board->pm);
     hpet_destroy(board->hpet);
@@ -372,6 +386,9 @@ void board_reset(struct board *board) {
     mc146818_reset(board->rtc);
     i8254_reset(board->pit);
     system_ports_reset(&board->ports);
+    fw_cfg_reset(&board->fw_cfg);
+    if (board->bench)
+        test_bench_reset(board->bench);
     board_ferr(board, false);
     ioapic_reset(board->ioapic);
     i8259_reset(board->pic);

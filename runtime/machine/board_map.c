@@ -179,7 +179,59 @@ static void exit_write(void *context, uint64_t offset, unsigned size, uint64_t v
     (void)size;
     debug_exit_write(&board->ports, (uint32_t)value);
 }
+static uint64_t fw_cfg_bus_read(void *context, uint64_t offset, unsigned size) {
+    return fw_cfg_read(context, (unsigned)offset, size);
+}
+static void fw_cfg_bus_write(void *context, uint64_t offset, unsigned size, uint64_t value) {
+    fw_cfg_write(context, (unsigned)offset, size, value);
+}
+static const struct bus_ops fw_cfg_ops = {fw_cfg_bus_read, fw_cfg_bus_write};
+
+static uint64_t scratch_read(void *context, uint64_t offset, unsigned size) {
+    return test_bench_scratch_read(context, (unsigned)offset, size);
+}
+static void scratch_write(void *context, uint64_t offset, unsigned size, uint64_t value) {
+    test_bench_scratch_write(context, (unsigned)offset, size, value);
+}
+static uint64_t line_read(void *context, uint64_t offset, unsigned size) {
+    (void)context;
+    (void)offset;
+    (void)size;
+    return UINT64_MAX;
+}
+static void line_write(void *context, uint64_t offset, unsigned size, uint64_t value) {
+    (void)size;
+    test_bench_line_write(context, (unsigned)offset, value);
+}
+static uint64_t bench_memory_read(void *context, uint64_t offset, unsigned size) {
+    return test_bench_memory_read(context, offset, size);
+}
+static void bench_memory_write(void *context, uint64_t offset, unsigned size, uint64_t value) {
+    test_bench_memory_write(context, offset, size, value);
+}
+static const struct bus_ops scratch_ops = {scratch_read, scratch_write};
+static const struct bus_ops line_ops = {line_read, line_write};
+static const struct bus_ops bench_memory_ops = {bench_memory_read, bench_memory_write};
+
 static const struct bus_ops exit_ops = {exit_read, exit_write};
+
+static int map_test_bench(struct board *board) {
+    struct test_bench *bench = board->bench;
+    uint64_t exit_port = board->config.debug_exit_port;
+    if (exit_port > 0xfffc)
+        return -ERANGE;
+    int result = bus_add(&board->pio, exit_port, 4, &exit_ops, board);
+    /* The debug-exit port may be anywhere, here too; then it has precedence. */
+    bool apart = exit_port + 4 <= TEST_BENCH_SCRATCH_PORT ||
+                 exit_port >= TEST_BENCH_SCRATCH_PORT + TEST_BENCH_SCRATCH_PORTS;
+    if (!result && apart)
+        result = bus_add(&board->pio, TEST_BENCH_SCRATCH_PORT, TEST_BENCH_SCRATCH_PORTS, &scratch_ops, bench);
+    if (!result)
+        result = bus_add(&board->pio, TEST_BENCH_LINE_PORT, TEST_BENCH_LINES, &line_ops, bench);
+    if (!result)
+        result = bus_add(&board->mmio, TEST_BENCH_MEMORY, TEST_BENCH_MEMORY_SIZE, &bench_memory_ops, bench);
+    return result;
+}
 
 static uint64_t ioapic_bus_read(void *context, uint64_t offset, unsigned size) {
     struct board *board = context;
@@ -248,10 +300,10 @@ int board_map_devices(struct board *board) {
         result = bus_add(&board->pio, 0xcf8, 8, &pci_ports_ops, board);
     if (!result)
         result = bus_add(&board->pio, ACPI_PM_PORT, ACPI_PM_LENGTH, &pm_ops, board);
-    if (!result && board->config.debug_exit_port != BOARD_NO_PORT)
-        result = board->config.debug_exit_port > 0xfffc
-                     ? -ERANGE
-                     : bus_add(&board->pio, board->config.debug_exit_port, 4, &exit_ops, board);
+    if (!result)
+        result = bus_add(&board->pio, FW_CFG_PORT, FW_CFG_PORTS, &fw_cfg_ops, &board->fw_cfg);
+    if (!result && board->bench)
+        result = map_test_bench(board);
     if (!result)
         result = bus_add(&board->mmio, IOAPIC_BASE, PAGE_SIZE, &ioapic_ops, board);
     if (!result)

@@ -3,6 +3,7 @@
 #define NESTOR_MACHINE_BOARD_PRIVATE_H
 
 #include "devices/acpi_pm.h"
+#include "devices/fw_cfg.h"
 #include "devices/hpet.h"
 #include "devices/i8042.h"
 #include "devices/i8254.h"
@@ -10,6 +11,7 @@
 #include "devices/ioapic.h"
 #include "devices/mc146818.h"
 #include "devices/system_ports.h"
+#include "devices/test_bench.h"
 #include "devices/uart16550.h"
 #include "machine/board.h"
 
@@ -60,6 +62,8 @@ struct board {
     struct acpi_pm *pm;
     struct i8042 *kbc;
     struct system_ports ports;
+    struct fw_cfg fw_cfg;
+    struct test_bench *bench; /* with a debug-exit port; else NULL */
     struct board_byte_port byte_ports[BOARD_BYTE_PORTS_MAX];
     struct board_serial serial[BOARD_SERIAL_PORTS];
     struct pci_root *pci;

@@ -131,7 +131,7 @@ static void kick(void *context) {
 
 static void nmi(void *context) {
     struct cpu_link *link = context;
-    vcpu_request(vm_vcpu(link->vm, link->index), REQUEST_NMI);
+    vcpu_send_nmi(vm_vcpu(link->vm, link->index));
 }
 
 static void init(void *context) {

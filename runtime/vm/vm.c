@@ -96,6 +96,14 @@ void vcpu_request(struct vcpu *vcpu, uint32_t bits) {
         syscall(SYS_tgkill, getpid(), cpu->tid, KICK_SIGNAL);
 }
 
+void vcpu_send_nmi(struct vcpu *vcpu) {
+    uint32_t limit = vcpu->nmi_blocked ? 1 : 2, before = __atomic_load_n(&vcpu->nmis, __ATOMIC_SEQ_CST);
+    while (before < limit && !__atomic_compare_exchange_n(&vcpu->nmis, &before, before + 1, false,
+                                                          __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
+        ;
+    vcpu_request(vcpu, REQUEST_NMI);
+}
+
 /* Sleep until there is any request. */
 static void sleep_for_request(struct vm_cpu *cpu) {
     struct vcpu *vcpu = cpu->vcpu;
@@ -158,8 +166,10 @@ static void run_active(struct vm_cpu *cpu) {
 /* HLT ends with an interrupt that is delivered; a vCPU waiting for SIPI takes nothing else. */
 static void run_halted(struct vm_cpu *cpu) {
     struct vcpu *vcpu = cpu->vcpu;
-    if (vcpu->run_state == RUN_WAIT_FOR_SIPI)
+    if (vcpu->run_state == RUN_WAIT_FOR_SIPI) {
         __atomic_fetch_and(&vcpu->requests, ~(REQUEST_IRQ | REQUEST_NMI), __ATOMIC_SEQ_CST);
+        __atomic_store_n(&vcpu->nmis, 0, __ATOMIC_SEQ_CST);
+    }
     vcpu_deliver_pending(vcpu);
     if (vcpu->run_state != RUN_ACTIVE) {
         direct_idle(vcpu);

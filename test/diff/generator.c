@@ -81,7 +81,12 @@ void gen_data_segments(struct generator *g) {
     static const uint8_t mov_es_eax[] = {0x8e, 0xc0}, mov_ds_eax[] = {0x8e, 0xd8};
     if (g->mode != 32)
         return;
+    unsigned first = g->stream->count;
     gen_mov(g, GPR_RAX, DIFF_DS);
+    if (g->refused)
+        return;
+    for (unsigned i = first; i < g->stream->count; i++)
+        g->stream->insn[i].is_glued = true;
     gen_emit(g, mov_es_eax, sizeof mov_es_eax, NULL, true);
     gen_emit(g, mov_ds_eax, sizeof mov_ds_eax, NULL, true);
 }
