@@ -7,6 +7,7 @@
 #include "devices/net_user.h"
 
 #include "base/diag.h"
+#include "devices/net_user_bound.h"
 #include "devices/worker_thread.h"
 
 #include <arpa/inet.h>
@@ -16,6 +17,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -43,6 +45,8 @@ struct net_user {
     pthread_t thread;
     struct pollfd *polls;
     unsigned poll_count, poll_room;
+    unsigned registered; /* sockets that libslirp has */
+    struct net_user_bound bound;
     struct user_timer timers[TIMERS_MAX];
 };
 
@@ -104,9 +108,17 @@ static void user_timer_mod(void *timer, int64_t deadline_ms, void *context) {
     }
 }
 
-static void user_poll_fd(int fd, void *context) {
-    (void)fd; /* the set is built anew for every poll */
-    (void)context;
+/* The set is built anew for every poll, but sockets without a wish of their own are not in it. */
+static void user_socket_opened(int fd, void *context) {
+    (void)fd;
+    ((struct net_user *)context)->registered++;
+}
+
+static void user_socket_closed(int fd, void *context) {
+    struct net_user *user = context;
+    (void)fd;
+    if (user->registered)
+        user->registered--;
 }
 
 static void user_notify(void *context) {
@@ -124,15 +136,23 @@ static const SlirpCb user_callbacks = {
     .clock_get_ns = user_clock,
     .timer_free = user_timer_free,
     .timer_mod = user_timer_mod,
-    .register_poll_fd = user_poll_fd,
-    .unregister_poll_fd = user_poll_fd,
+    .register_poll_fd = user_socket_opened,
+    .unregister_poll_fd = user_socket_closed,
     .notify = user_notify,
     .init_completed = user_init_completed,
     .timer_new_opaque = user_timer_new,
 };
 
+static bool is_listening(int fd) {
+    int listens = 0;
+    socklen_t length = sizeof listens;
+    return !getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &length) && listens;
+}
+
 static int user_add_poll(int fd, int events, void *context) {
     struct net_user *user = context;
+    if (net_user_bound_reached(&user->bound) && is_listening(fd))
+        return -1; /* who wants to come in waits for room */
     if (user->poll_count == user->poll_room) {
         unsigned room = user->poll_room * 2;
         struct pollfd *polls = realloc(user->polls, room * sizeof *polls);
@@ -188,6 +208,8 @@ static void *user_run(void *argument) {
         user->polls[0] = (struct pollfd){.fd = user->event, .events = POLLIN};
         user->poll_count = 1;
         slirp_pollfds_fill(user->slirp, &timeout, user_add_poll, user);
+        unsigned polled = user->poll_count - 1;
+        net_user_bound_count(&user->bound, polled > user->registered ? polled : user->registered);
         timeout = user_run_timers(user, timeout);
         int wait = again ? 0 : timeout > INT32_MAX ? -1 : (int)timeout;
         int ready = poll(user->polls, user->poll_count, wait);
@@ -234,7 +256,9 @@ static void user_kick(struct net_backend *backend) {
 }
 
 static void user_send(struct net_backend *backend, const uint8_t *frame, size_t length) {
-    slirp_input(((struct net_user *)backend)->slirp, frame, (int)length);
+    struct net_user *user = (struct net_user *)backend;
+    if (net_user_bound_admits(&user->bound, frame, length))
+        slirp_input(user->slirp, frame, (int)length);
 }
 
 static void user_destroy(struct net_backend *backend) {
@@ -288,6 +312,7 @@ int net_user_create(struct net_backend **backend, const struct net_user_config *
     if (!user)
         return -ENOMEM;
     user->base = (struct net_backend){.ops = &user_ops, .frame_max = NET_FRAME_MAX};
+    user->bound.connections = config->connections ? config->connections : NET_USER_CONNECTIONS;
     user->poll_room = 16;
     user->polls = calloc(user->poll_room, sizeof *user->polls);
     user->event = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);

@@ -8,6 +8,8 @@
 
 #include <netinet/in.h>
 
+#define NET_USER_CONNECTIONS 1024u
+
 /* A port of the host that leads to one of the guest's. Addresses and ports in network byte order. */
 struct net_forward {
     bool udp;
@@ -21,6 +23,7 @@ struct net_user_config {
     const struct net_forward *forwards;
     unsigned forward_count;
     const char *hostname; /* told by DHCP; NULL: none */
+    unsigned connections; /* at most so many at a time (net_user_bound.h); 0: NET_USER_CONNECTIONS */
 };
 
 /* Parse "tcp:127.0.0.1:2222-:22" or "udp::5353-10.0.2.15:53": no host address means any, no guest

@@ -6,6 +6,7 @@ target_sources(nestor-devices PRIVATE
   disk_uring.c
   net_offload.c
   net_user.c
+  net_user_bound.c
   virtio_blk.c
   virtio_console.c
   virtio_device.c

@@ -23,9 +23,12 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #define DEFAULT_CODE_CACHE (32 * MIB)
+#define DESCRIPTORS_RESERVED 128 /* of the process's limit, for everything but connections of guests */
+#define NET_CONNECTIONS_MIN 8
 
 enum event { EVENT_NONE, EVENT_POWEROFF, EVENT_RESET, EVENT_DEBUG_EXIT, EVENT_TRIPLE_FAULT, EVENT_STOP };
 
@@ -169,6 +172,18 @@ static int create_disks(struct machine *machine) {
     return 0;
 }
 
+/* A network's share of the descriptors that this process may have, less what everything else needs. */
+static unsigned connections_of(const struct vm_config *config) {
+    struct rlimit limit;
+    uint64_t most = NET_USER_CONNECTIONS;
+    if (!getrlimit(RLIMIT_NOFILE, &limit) && limit.rlim_cur != RLIM_INFINITY) {
+        uint64_t share = limit.rlim_cur > DESCRIPTORS_RESERVED ? limit.rlim_cur - DESCRIPTORS_RESERVED : 0;
+        share = share * 4 / 5 / config->net_count; /* datagrams may have a quarter more: net_user_bound.h */
+        most = share < most ? share : most;
+    }
+    return most > NET_CONNECTIONS_MIN ? (unsigned)most : NET_CONNECTIONS_MIN;
+}
+
 static int create_net(struct machine *machine, size_t index) {
     const struct vm_net_config *net = &machine->config->net[index];
     struct net_forward forwards[VM_FORWARDS_MAX];
@@ -180,7 +195,9 @@ static int create_net(struct machine *machine, size_t index) {
                                            .guest.s_addr = htonl(from->guest_address),
                                            .guest_port = htons(from->guest_port)};
     }
-    const struct net_user_config user = {.forwards = forwards, .forward_count = (unsigned)net->forward_count};
+    const struct net_user_config user = {.forwards = forwards,
+                                         .forward_count = (unsigned)net->forward_count,
+                                         .connections = connections_of(machine->config)};
     struct virtio_net_config card = {.trace = &machine->trace,
                                      .mac = {0x52, 0x54, 0x00, 0x12, 0x34, (uint8_t)(0x56 + index)}};
     if (net->has_mac)

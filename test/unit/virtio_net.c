@@ -8,6 +8,7 @@
 #include "virtio_guest.h"
 
 #include <arpa/inet.h>
+#include <dirent.h>
 #include <errno.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -566,6 +567,90 @@ static void test_offload(void) {
         CHECK(!net_offload_send(copy, 3000, &nonsense[i], 1514, collect, &collected));
 }
 
+static unsigned open_files(void) {
+    unsigned count = 0;
+    DIR *directory = opendir("/proc/self/fd");
+    CHECK(directory != NULL);
+    while (readdir(directory))
+        count++;
+    closedir(directory);
+    return count;
+}
+
+/* A backend with a bound, and a guest that begins a connection or a flow from each of many ports. */
+struct flood {
+    struct net_backend *backend;
+    unsigned protocol, peer;
+    bool sent; /* atomic */
+};
+
+static bool flood_service(void *context) {
+    struct flood *flood = context;
+    uint8_t frame[64] = {0}, *segment = frame + 34;
+    unsigned length = flood->protocol == 6 ? 20 : 8;
+    for (unsigned port = 20000; port < 20200; port++) {
+        ethernet(frame, host_mac, 0x0800);
+        ip4(frame, flood->protocol, length, "10.0.2.15", "10.0.2.2");
+        memset(segment, 0, length);
+        put16(segment, port);
+        put16(segment + 2, flood->peer);
+        if (flood->protocol == 6) {
+            segment[12] = 5 << 4;
+            segment[13] = SYN;
+            put16(segment + 14, 65535);
+            put16(segment + 16, (uint16_t)~simple_sum(segment, length, pseudo_sum(frame + 14, length)));
+        } else {
+            put16(segment + 4, length);
+        }
+        flood->backend->ops->send(flood->backend, frame, 34 + length);
+    }
+    __atomic_store_n(&flood->sent, true, __ATOMIC_RELEASE);
+    return false;
+}
+
+static void flood_receive(void *context, const uint8_t *frame, size_t length) {
+    (void)context;
+    (void)frame;
+    (void)length;
+}
+
+static void flood_received(void *context) {
+    (void)context;
+}
+
+static unsigned flood_sockets(unsigned protocol, unsigned peer, unsigned connections, unsigned rounds) {
+    static const struct net_client client = {flood_service, flood_receive, flood_received};
+    struct flood flood = {.protocol = protocol, .peer = peer};
+    const struct net_user_config user = {.connections = connections};
+    unsigned before = open_files();
+    CHECK(!net_user_create(&flood.backend, &user));
+    CHECK(!flood.backend->ops->start(flood.backend, &client, &flood));
+    unsigned alone = open_files();
+    for (unsigned round = 0; round < rounds; round++) {
+        __atomic_store_n(&flood.sent, false, __ATOMIC_RELEASE);
+        flood.backend->ops->kick(flood.backend);
+        while (!__atomic_load_n(&flood.sent, __ATOMIC_ACQUIRE))
+            usleep(1000);
+        usleep(5000);
+    }
+    unsigned sockets = open_files() - alone;
+    flood.backend->ops->destroy(flood.backend);
+    CHECK(open_files() == before);
+    return sockets;
+}
+
+static void test_bound(void) {
+    uint16_t port;
+    int server = server_socket(&port);
+    unsigned bounded = flood_sockets(6, port, 16, 4), free_count = flood_sockets(6, port, 500, 4);
+    printf("connections: %u at a bound of 16, %u at one of 500\n", bounded, free_count);
+    CHECK(bounded >= 8 && bounded <= 16 && free_count >= 200);
+    bounded = flood_sockets(17, port, 16, 4), free_count = flood_sockets(17, port, 500, 4);
+    printf("flows: %u at a bound of 16, %u at one of 500\n", bounded, free_count);
+    CHECK(bounded >= 8 && bounded <= 20 && free_count >= 200);
+    close(server);
+}
+
 int main(void) {
     setvbuf(stdout, NULL, _IOLBF, 0);
     test_offload();
@@ -576,5 +661,6 @@ int main(void) {
     test_tcp("nothing", 0, 2048, 128);
     test_forward();
     test_control();
+    test_bound();
     return 0;
 }
