@@ -14,6 +14,9 @@ The script is every line of FILE that holds "CONSOLE:"; what follows is one of
     get URL TEXT       fetch the URL from the host (retried until the deadline); the answer must hold TEXT
     kill               end the VMM; its status no longer matters
     idle SECONDS PERCENT   over that long, the VMM may use at most that much of one CPU
+    footprint              note what the VMM and its helpers hold on the host (footprint.py)
+    grown WHAT=N...        within 10 s each of processes, threads, descriptors, mappings, memory (MiB) is at most N more than noted
+When the VMM has ended, none of the processes that it was seen with may be left.
 Everything the guest printed goes to standard output (for FileCheck), what the VMM said on standard error likewise to
 standard error. "{port}" in a script and in arguments is the port of the web server that --serve starts on the loopback,
 "{free}" a free TCP port. --add puts a file into the guest by appending to a copy of the initrd.
@@ -38,6 +41,8 @@ import tempfile
 import threading
 import time
 import urllib.request
+
+import footprint
 
 OUTPUT_LIMIT = 32 << 20
 
@@ -143,6 +148,7 @@ class Console:
     def __init__(self, command, transcript, qmp=None):
         self.transcript, self.qmp = transcript, qmp
         self.text, self.partial, self.position, self.closed = "", "", 0, False
+        self.family, self.noted, self.looked = {}, None, 0.0
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
         os.set_blocking(self.process.stdout.fileno(), False)
@@ -203,14 +209,49 @@ class Console:
         else:
             self.process.send_signal(getattr(signal, "SIG" + name))
 
+    def look(self):
+        """Remember which processes the VMM has, at most once a second."""
+        if time.monotonic() > self.looked + 1:
+            self.looked = time.monotonic()
+            self.family.update(footprint.family(self.process.pid))
+
     def wait(self, seconds):
         until = time.monotonic() + seconds
         while not self.closed and time.monotonic() < until:
+            self.look()
             self.read(until)
         try:
-            return self.process.wait(max(0.1, until - time.monotonic()))
+            status = self.process.wait(max(0.1, until - time.monotonic()))
         except subprocess.TimeoutExpired as error:
             raise Failure(f"the VMM still ran after {seconds:g} s") from error
+        self.require_gone()
+        return status
+
+    def require_gone(self):
+        """A helper may outlive its VMM by the moment that the host's kernel takes to end it."""
+        until = time.monotonic() + 5
+        while left := footprint.still_running(self.family):
+            if time.monotonic() > until:
+                raise Failure(f"the VMM has ended, and its processes {left} have not")
+            time.sleep(0.05)
+
+    def note_footprint(self):
+        self.family.update(footprint.family(self.process.pid))
+        self.noted = footprint.footprint(self.process.pid)
+
+    def require_growth(self, limits):
+        until = time.monotonic() + 10
+        while True:
+            self.family.update(footprint.family(self.process.pid))
+            now = footprint.footprint(self.process.pid)
+            over = {name: f"{self.noted[name]:g} -> {now[name]:g}" for name, most in limits.items()
+                    if now[name] > self.noted[name] + most}
+            if not over:
+                print(f"footprint: {self.noted} -> {now}", file=sys.stderr)
+                return
+            if time.monotonic() > until:
+                raise Failure(f"the VMM's footprint has grown too much: {over}")
+            self.read(time.monotonic() + 0.5)
 
     def cpu_seconds(self):
         with open(f"/proc/{self.process.pid}/stat") as f:
@@ -273,8 +314,13 @@ def play(console, script, default_deadline):
                     raise Failure(f"the VMM ended with status {status}, not {rest}")
             elif verb == "get":
                 get(console, *rest.split(None, 1), deadline)
+            elif verb == "footprint":
+                console.note_footprint()
+            elif verb == "grown":
+                console.require_growth({name: float(most) for name, most in (word.split("=") for word in rest.split())})
             elif verb == "kill":
                 console.kill()
+                console.require_gone()
                 judged = True
             else:
                 raise SystemExit(f"line {number}: no such verb: {verb}")
