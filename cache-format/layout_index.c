@@ -97,7 +97,7 @@ static int build_index(struct layout *layout, const struct sorted_entry *sorted,
         if (records[i].digest_length)
             order[indexed++] = (struct heat_order){.heat = sorted[i].unit->unit.heat, .entry = i};
     qsort(order, indexed, sizeof *order, compare_heat);
-    while (buckets < indexed * 2ull)
+    while (buckets * 3ull < indexed * 4ull)
         buckets *= 2;
     struct ntc_index_record *index = calloc(buckets, sizeof *index);
     int result = index ? 0 : -ENOMEM;

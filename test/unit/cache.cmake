@@ -9,3 +9,8 @@ foreach(test format load)
   target_link_libraries(cache_${test}_test PRIVATE cache-sample nestor-cache-format Threads::Threads)
   set_target_properties(cache_${test}_test PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin/tests)
 endforeach()
+
+# Makes cache files for the tests of nestor-cache.
+add_executable(cache-sample-tool ${cache_dir}/cache_sample_main.c)
+target_link_libraries(cache-sample-tool PRIVATE cache-sample nestor-cache-format)
+set_target_properties(cache-sample-tool PROPERTIES OUTPUT_NAME cache-sample)

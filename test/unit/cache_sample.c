@@ -1,5 +1,7 @@
 #include "cache_sample.h"
 
+#include "cache-format/file.h"
+
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -146,6 +148,30 @@ struct ntc_writer *sample_writer(const struct sample_options *options) {
         return writer;
     ntc_writer_destroy(writer);
     return NULL;
+}
+
+void sample_redigest(uint8_t *file, uint64_t size) {
+    struct ntc_header *header = (struct ntc_header *)(void *)file;
+    const struct ntc_section *leaves = NULL;
+    uint64_t number = 0;
+    for (uint32_t i = 0; i < NTC_SECTIONS_MAX; i++)
+        if (header->section[i].kind == NTC_SECTION_LEAVES)
+            leaves = &header->section[i];
+    memset(file + NTC_HEADER_SIGNED + NTC_DIGEST_SIZE, 0,
+           NTC_HEADER_SIZE - NTC_HEADER_SIGNED - NTC_DIGEST_SIZE);
+    if (!leaves || leaves->offset > size || leaves->length > size - leaves->offset ||
+        header->load_size > size || header->leaf_count != leaves->length / NTC_DIGEST_SIZE)
+        return;
+    const uint64_t part[2][2] = {{NTC_HEADER_SIZE, leaves->offset}, {header->load_size, size}};
+    for (unsigned i = 0; i < 2; i++) {
+        for (uint64_t at = part[i][0]; at < part[i][1] && number < header->leaf_count;
+             at += NTC_CHUNK_SIZE, number++) {
+            uint64_t rest = part[i][1] - at;
+            ntc_leaf_digest(file + at, rest < NTC_CHUNK_SIZE ? rest : NTC_CHUNK_SIZE, number,
+                            file + leaves->offset + number * NTC_DIGEST_SIZE);
+        }
+    }
+    ntc_root_digest(header, file + leaves->offset, header->root);
 }
 
 static uint64_t walk_unit(const struct ntc_view *view, uint32_t number, const struct ntc_unit *unit) {

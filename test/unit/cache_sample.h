@@ -43,6 +43,9 @@ struct sample_options {
 /* A writer that holds the units. NULL: something failed. */
 struct ntc_writer *sample_writer(const struct sample_options *options);
 
+/* Make leaves and root those of the bytes as they are, as far as the header can be followed; no signature. */
+void sample_redigest(uint8_t *file, uint64_t size);
+
 /* Use everything that a view offers, as a hostile file would have it used. The number of units that opened.
  */
 uint32_t sample_walk(const struct ntc_view *view);

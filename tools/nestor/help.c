@@ -1,6 +1,7 @@
 /* Help texts and shell completion, made from the option table. */
 #include <string.h>
 
+#include "nestor-cache/command.h"
 #include "options.h"
 
 #define HELP_COLUMN 28
@@ -30,6 +31,7 @@ void help_print_program(FILE *out) {
     fputs("Usage: nestor COMMAND [OPTION]...\n"
           "Virtual machines without virtualisation hardware.\n\n"
           "  nestor run --kernel FILE ...  run a virtual machine; see nestor run --help\n"
+          "  nestor cache COMMAND ...      look into cache files of translated code and change them\n"
           "  nestor completion bash        print completions for bash to source\n"
           "  nestor --help                 print this help\n"
           "  nestor --version              print the version\n\n"
@@ -57,11 +59,16 @@ static void print_cases(FILE *out) {
 }
 
 void help_print_bash_completion(FILE *out) {
-    fputs("# bash completion of nestor: source it, or install it as completions/nestor.\n"
-          "_nestor() {\n"
+    fputs("# bash completion of nestor: source it, or install it as completions/nestor.\n", out);
+    cache_print_completion(out, "_nestor_cache_words", 2);
+    fputs("_nestor() {\n"
           "  local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]}\n"
           "  if [ \"$COMP_CWORD\" = 1 ]; then\n"
-          "    COMPREPLY=($(compgen -W 'run completion --help --version' -- \"$cur\"))\n"
+          "    COMPREPLY=($(compgen -W 'run cache completion --help --version' -- \"$cur\"))\n"
+          "    return\n"
+          "  fi\n"
+          "  if [ \"${COMP_WORDS[1]}\" = cache ]; then\n"
+          "    _nestor_cache_words\n"
           "    return\n"
           "  fi\n"
           "  if [ \"${COMP_WORDS[1]}\" = completion ]; then\n"

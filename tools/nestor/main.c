@@ -1,11 +1,13 @@
 /* The `nestor` program: commands and what is common to them. */
 #define _GNU_SOURCE
 #include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "base/diag.h"
+#include "nestor-cache/command.h"
 #include "options.h"
 #include "run.h"
 #include "signals.h"
@@ -40,6 +42,13 @@ int main(int argc, char **argv) {
         int output = finish_output();
         return code ? code : output;
     }
+    if (!strcmp(command, "cache")) {
+        /* A file-size limit is an error of the write, told like a full disk. */
+        signal(SIGXFSZ, SIG_IGN);
+        int code = cache_command(argc - 2, argv + 2, "nestor cache");
+        int output = finish_output();
+        return code ? code : output;
+    }
     if (!strcmp(command, "--help") || !strcmp(command, "-h") || !strcmp(command, "help")) {
         help_print_program(stdout);
         return finish_output();
@@ -56,6 +65,7 @@ int main(int argc, char **argv) {
         help_print_bash_completion(stdout);
         return finish_output();
     }
-    diag_error("command '%s' is not known; the commands are run and completion, see nestor --help", command);
+    diag_error("command '%s' is not known; the commands are run, cache and completion, see nestor --help",
+               command);
     return EXIT_CODE_USAGE;
 }
