@@ -261,8 +261,10 @@ static int run_stub(struct vcpu *vcpu, const struct direct_stub *stub) {
         status = ptrace(PTRACE_SYSEMU, stub->pid, NULL, NULL) ? 0 : stub_wait(stub->pid);
     direct->family.running = 0;
     if (status >= 0) {
+        uint64_t ticks = __builtin_ia32_rdtsc() - start;
         direct->stats.runs++;
-        direct->stats.native_ns += (__builtin_ia32_rdtsc() - start) * 1000 / direct->cycles_per_us;
+        direct->stats.native_ns += ticks * 1000 / direct->cycles_per_us;
+        vcpu->blocked_ticks += ticks; /* no steal time: the stub has run */
         tier_count_exit(vcpu);
     }
     return status;

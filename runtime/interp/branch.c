@@ -147,8 +147,10 @@ int int3_execute(struct vcpu *vcpu, struct decoded *d) {
 
 int into_execute(struct vcpu *vcpu, struct decoded *d) {
     (void)d;
-    if (!(vcpu->rflags & FLAG_OF))
+    if (!(vcpu->rflags & FLAG_OF)) {
+        vcpu->interp->last = NULL; /* it is no software interrupt: a trap may follow */
         return CPU_OK;
+    }
     return jumped(cpu_software_interrupt(vcpu, VECTOR_OF, vcpu->interp->next, false));
 }
 
