@@ -364,6 +364,8 @@ def main():
         arguments = [argument.replace("{%s}" % name, str(value)) for argument in arguments]
     script = read_script(options.script, values)
     with tempfile.TemporaryDirectory() as directory:
+        # A VMM that is started as another user reads its initrd here.
+        os.chmod(directory, 0o755)
         if options.add:
             at = arguments.index("--initrd") + 1
             arguments[at] = initrd_with(arguments[at], options.add, directory)
