@@ -76,6 +76,35 @@ REAL(real_string, "cld\n\tmov $0xfffe, %di\n\tmov $3, %cx\n\tmov $0x0a00, %ax\n\
 REAL(real_lock, ".byte 0xf0\n\tnop");
 REAL(real_popf, "push $0x7000\n\tpopf\n\tpushf\n\tpop %ax\n\tand $0x7000, %ax\n\tpush $0\n\tpopf");
 
+/* Limits loaded in protected mode outlive it ("big real mode"). */
+REAL(real_big,
+     "cli\n\tpush %ds\n\tlgdtl %cs:(1f-real_big)\n\tmov %cr0, %eax\n\tor $1, %al\n\tmov %eax, %cr0\n\t"
+     "jmp 2f\n2:\tmov $8, %bx\n\tmov %bx, %ds\n\tand $0xfe, %al\n\tmov %eax, %cr0\n\tjmp 3f\n3:\t"
+     "pop %ds\n\tmov $0xa00000, %ebx\n\tmovl $0x12345678, (%ebx)\n\tmov (%ebx), %eax\n\tjmp 4f\n"
+     "1:\t.word 15\n\t.long 0x9000 + 5f - real_big\n5:\t.quad 0, 0x00cf92000000ffff\n4:");
+REAL(real_sidt, "sub $8, %sp\n\tmov %sp, %bp\n\tsidt (%bp)\n\tmov (%bp), %ax\n\tadd $8, %sp");
+REAL(real_les,
+     "push $0x1234\n\tpush $0x5678\n\tmov %sp, %bp\n\tles (%bp), %bx\n\tmov %es, %ax\n\tadd $4, %sp");
+REAL(real_pusha, "mov $1, %ax\n\tmov $2, %bx\n\tpusha\n\txor %ax, %ax\n\txor %bx, %bx\n\tpopa");
+REAL(real_calll,
+     "mov %sp, %cx\n\tcalll 1f\n\tmov $4, %ax\n\tjmp 2f\n1:\tmov %cx, %bx\n\tsub %sp, %bx\n\tretl\n2:");
+REAL(real_enter16,
+     "mov $0x1111, %bp\n\tmov %sp, %ax\n\tenter $8, $0\n\tsub %sp, %ax\n\tleave\n\tmov %bp, %bx");
+REAL(real_jcxz, "mov $0x10000, %ecx\n\tjcxz 1f\n\tud2\n1:\tjecxz 2f\n\tmov $5, %ax\n2:");
+REAL(real_cwd, "mov $0x8000, %ax\n\tcwd\n\tmov %dx, %bx\n\tcwde");
+REAL(real_xlat, "mov $0x2000, %bx\n\tmovb $0x5a, 3(%bx)\n\tmov $3, %al\n\txlat");
+REAL(real_iretl, "pushfl\n\tpushl $0x900\n\tpushl $(1f-real_iretl)\n\tiretl\n\tud2\n1:\tmov $6, %ax");
+REAL(real_idt_end, "lidt %cs:(1f-real_idt_end)\n\tint $0x41\n1:\t.word 0xff\n\t.long 0");
+REAL(real_bswap, "mov $0x11223344, %eax\n\tbswap %eax\n\tmovzx %al, %ebx");
+REAL(real_aad, "mov $0x0205, %ax\n\taad\n\tmov %ax, %bx\n\taam");
+REAL(real_salc, "stc\n\t.byte 0xd6\n\tmovzx %al, %ax");
+REAL(real_dr7, "mov %dr7, %eax");
+REAL(real_fpu, "fninit\n\tmov $0x2000, %bx\n\tfnstcw (%bx)\n\tmov (%bx), %ax");
+REAL(real_std,
+     "std\n\tmov $0x2000, %si\n\tmov $0x2010, %di\n\tmovw $0x4455, (%si)\n\tmov $1, %cx\n\trep movsw\n\t"
+     "cld\n\tmov 0x2010, %ax\n\tmov %si, %bx");
+REAL(real_rdmsr, "mov $0x12345, %ecx\n\trdmsr");
+
 #define CASE(name, code, ...)                                                                                \
     { name, code, code##_end, __VA_ARGS__ }
 #define DONE 0x40
@@ -112,6 +141,24 @@ static const struct real_case cases[] = {
     CASE("lock nop", real_lock, 6, 0, 0, 0),
     CASE("popf sets IOPL and NT", real_popf, DONE, NONE, 0x7000, 0),
     CASE("jmp beyond 64 KiB", real_jump32, 13, 0, 0, 0),
+    CASE("limits of protected mode stay", real_big, DONE, NONE, 0x12345678, 0xa00000),
+    CASE("sidt", real_sidt, DONE, NONE, 0x3ff, 0),
+    CASE("les", real_les, DONE, NONE, 0x1234, 0x5678),
+    CASE("pusha and popa", real_pusha, DONE, NONE, 1, 2),
+    CASE("call and ret of 32 bits", real_calll, DONE, NONE, 4, 4),
+    CASE("enter and leave", real_enter16, DONE, NONE, 10, 0x1111),
+    CASE("jcxz and jecxz", real_jcxz, DONE, NONE, 5, 0),
+    CASE("cwd and cwde", real_cwd, DONE, NONE, 0xffff8000, 0xffff),
+    CASE("xlat", real_xlat, DONE, NONE, 0x5a, 0x2000),
+    CASE("iretl", real_iretl, DONE, NONE, 6, 0),
+    CASE("int n beyond the vector table", real_idt_end, 13, 6, 0, 0),
+    CASE("bswap and movzx", real_bswap, DONE, NONE, 0x44332211, 0x11),
+    CASE("aad and aam", real_aad, DONE, NONE, 0x0205, 0x19),
+    CASE("salc", real_salc, DONE, NONE, 0xff, 0),
+    CASE("dr7", real_dr7, DONE, NONE, 0x400, 0),
+    CASE("x87 control word", real_fpu, DONE, NONE, 0x37f, 0x2000),
+    CASE("rep movsw downwards", real_std, DONE, NONE, 0x4455, 0x1ffe),
+    CASE("rdmsr of an MSR that there is not", real_rdmsr, 13, 6, 0, 0),
 };
 
 static void check_cases(void) {
