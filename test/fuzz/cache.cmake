@@ -1,0 +1,10 @@
+# The cache files' fuzzer. Random bytes are no cache, so its own driver mutates made-up files instead.
+if(NESTOR_FUZZ)
+  nestor_add_fuzzer(fuzz_cache nestor-cache-format ${CMAKE_CURRENT_LIST_DIR}/fuzz_cache.c)
+  target_compile_definitions(fuzz_cache PRIVATE NESTOR_LIBFUZZER)
+else()
+  add_executable(fuzz_cache ${CMAKE_CURRENT_LIST_DIR}/fuzz_cache.c)
+  target_link_libraries(fuzz_cache PRIVATE nestor-cache-format)
+  set_target_properties(fuzz_cache PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin/fuzz)
+endif()
+target_link_libraries(fuzz_cache PRIVATE cache-sample)
