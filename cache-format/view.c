@@ -211,8 +211,8 @@ int ntc_view_open(struct ntc_view *view, const void *base, uint64_t size, struct
 
 struct ntc_state ntc_state_plain(void) {
     struct ntc_state state = {.flags = 0};
-    for (uint8_t i = 0; i < ARRAY_SIZE(state.where); i++)
-        state.where[i] = i;
+    for (unsigned i = 0; i < ARRAY_SIZE(state.where); i++)
+        state.where[i] = (uint8_t)i;
     return state;
 }
 

@@ -73,10 +73,10 @@ static void test_keys(void) {
     CHECK(!chmod(in_directory("key"), 0640));
     REFUSED(ntc_key_read_secret(&again, in_directory("key"), &refused), NTC_FAULT_KEY);
     CHECK(!chmod(in_directory("key"), 0600));
+    static const char wrong_id[] = "nestor-cache public key 1\nid 00112233445566778899aabbccddeeff\nkey "
+                                   "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=\n";
     static const char *const bad[] = {"", "nestor-cache public key 1\n",
-                                      "nestor-cache public key 2\nid 00\nkey x\n",
-                                      "nestor-cache public key 1\nid 00112233445566778899aabbccddeeff\nkey "
-                                      "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=\n"};
+                                      "nestor-cache public key 2\nid 00\nkey x\n", wrong_id};
     for (unsigned i = 0; i < ARRAY_SIZE(bad); i++) {
         write_text("bad", bad[i], 0644);
         REFUSED(ntc_key_read_public(&public_key, in_directory("bad"), &refused), NTC_FAULT_KEY);

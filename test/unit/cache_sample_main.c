@@ -3,14 +3,15 @@
  *   cache-sample FILE UNITS [STEP]   made-up units, added in an order that STEP decides; unsigned
  *   cache-sample FILE code           one unit of real instructions
  *   cache-sample FILE damage AT      flips a bit of the byte at offset AT
- *   cache-sample FILE redigest       makes root and leaves right again, so that only contents are wrong;
- * unsigned
+ *   cache-sample FILE open TRUST DIR BROKER   opens it as a VM does, by the store in DIR that BROKER runs;
+ * says how cache-sample FILE redigest       makes root and leaves right again, so that only contents are
+ * wrong; unsigned
  */
 #define _GNU_SOURCE
 #include <stdlib.h>
 #include <string.h>
 
-#include "cache-format/file.h"
+#include "cache-format/store.h"
 #include "cache_sample.h"
 
 #include <stdio.h>
@@ -101,6 +102,25 @@ static int write_code(const char *path) {
     return 0;
 }
 
+static int open_shared(const char *path, const char *trusted, const char *directory, const char *broker) {
+    const char *const argv[] = {broker, "broker", "--dir", directory, "--idle", "60", NULL};
+    const struct ntc_store_options options = {.directory = directory, .broker = argv};
+    struct ntc_trust trust = {0};
+    struct ntc_error error;
+    struct ntc_file file;
+    if (ntc_trust_add(&trust, trusted, &error))
+        return fail(&error);
+    const struct ntc_demand demand = {
+        .translator_abi = SAMPLE_ABI, .translator_layout = SAMPLE_LAYOUT, .trust = &trust};
+    int result = ntc_store_open(&file, path, &demand, &options, &error);
+    ntc_trust_destroy(&trust);
+    if (result)
+        return fail(&error);
+    printf("%s, %u units\n", file.origin, sample_walk(&file.view));
+    ntc_file_close(&file);
+    return 0;
+}
+
 static uint8_t *read_all(const char *path, size_t *size) {
     FILE *file = fopen(path, "re");
     if (!file || fseek(file, 0, SEEK_END))
@@ -125,6 +145,8 @@ int main(int argc, char **argv) {
         return 2;
     if (!strcmp(argv[2], "code"))
         return write_code(argv[1]);
+    if (!strcmp(argv[2], "open") && argc == 6)
+        return open_shared(argv[1], argv[3], argv[4], argv[5]);
     if (strcmp(argv[2], "damage") != 0 && strcmp(argv[2], "redigest") != 0)
         return write_units(argv[1], (uint32_t)strtoul(argv[2], NULL, 0),
                            argc > 3 ? (uint32_t)strtoul(argv[3], NULL, 0) : 1);
