@@ -14,6 +14,7 @@
 
 #define SCRATCHES 3
 #define RELEASE_BYTES (1 * MIB)
+#define RELEASE_ALL_BYTES (4 * MIB)
 
 static bool ends_block(enum kind kind) {
     return kind >= KIND_JMP;
@@ -369,9 +370,11 @@ static void emit_block(struct unit *unit) {
 }
 
 /* Both mappings of the code region count as resident. The writing one of what is finished is given back; a
- * later patch faults its page in again. */
+ * later patch faults its page in again. From time to time all of those pages go again. */
 static void release_written(struct dbt_vcpu *dbt, uint64_t before) {
     uint64_t from = before & ~(RELEASE_BYTES - 1), to = dbt->used & ~(RELEASE_BYTES - 1);
+    if (before / RELEASE_ALL_BYTES != dbt->used / RELEASE_ALL_BYTES)
+        from = 0;
     if (from < to)
         (void)madvise(dbt->rw + from, to - from, MADV_DONTNEED);
 }
