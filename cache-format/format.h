@@ -28,6 +28,7 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the structures are th
 #define NTC_SECTIONS_MAX 32u
 #define NTC_UNIT_GUEST_MAX 32768u    /* guest bytes of a unit */
 #define NTC_UNIT_CODE_MAX (1u << 20) /* host bytes of a unit */
+#define NTC_UNIT_MAP_MAX 65535u      /* bytes of a unit's map */
 #define NTC_UNIT_TABLE_MAX 65534u    /* slots, constants, sites, relocations, fields, entries of a unit */
 #define NTC_IMAGES_MAX 65535u        /* images of a file */
 #define NTC_PROBES_MAX 4096u         /* index slots that a search may look at */
@@ -45,14 +46,17 @@ enum ntc_section_kind {
     NTC_SECTION_INDEX = 8,    /* struct ntc_index_record: the hash table of entry bytes */
     NTC_SECTION_BYTES = 9,    /* guest bytes, each string once */
     NTC_SECTION_SITES = 10,   /* struct ntc_site */
-    NTC_SECTION_RELOCS = 11,  /* struct ntc_reloc */
+    NTC_SECTION_RELOCS = 11,  /* struct ntc_reloc, of the kinds from NTC_RELOC_RUNTIME_FIRST on */
     NTC_SECTION_FIELDS = 12,  /* struct ntc_field */
     NTC_SECTION_MAPS = 13,    /* host-PC to guest-PC maps: bytes */
     NTC_SECTION_STATES = 14,  /* struct ntc_state */
     NTC_SECTION_STRINGS = 15, /* UTF-8, each ended by a zero byte; offset 0 is the empty string */
     NTC_SECTION_PLACES = 16,  /* u32: unit numbers by their offset in CODE */
     NTC_SECTION_LEAVES = 17,  /* 32-byte digests of the chunks; the last that is loaded */
-    NTC_SECTION_IR = 18,      /* text; not loaded */
+    /* For tools: behind load_size. */
+    NTC_SECTION_IR = 18,    /* text */
+    NTC_SECTION_NOTES = 19, /* struct ntc_note_record, one for each unit */
+    NTC_SECTION_LINKS = 20, /* struct ntc_link */
     NTC_SECTION_KINDS,
 };
 
@@ -129,25 +133,30 @@ enum ntc_generator { NTC_GENERATOR_TEMPLATE = 0, NTC_GENERATOR_LLVM = 1, NTC_GEN
 
 struct ntc_unit_record {
     uint64_t link_address;
-    uint32_t guest_length;
+    uint64_t host_features; /* what this unit needs beyond the header's */
     uint32_t bytes;         /* in BYTES */
-    uint8_t bytes_hash[16]; /* XXH3-128 of them with all fields zero: low half, high half */
     uint32_t mode;          /* of the guest, as the translator's ABI defines it */
-    uint32_t image;
-    uint32_t code; /* in CODE */
+    uint32_t code;          /* in CODE */
     uint32_t code_length;
     uint32_t first_slot, first_const, first_site, first_reloc, first_field;
-    uint16_t slot_count, const_count, site_count, reloc_count, field_count, entry_count;
-    uint32_t map, map_length; /* in MAPS */
-    uint32_t name;            /* string: the symbol, or empty */
-    uint32_t name_offset;     /* of the unit's first byte from the symbol */
-    uint64_t host_features;   /* what this unit needs beyond the header's */
-    uint64_t ir;              /* in IR */
-    uint32_t ir_length;       /* 0: none */
-    uint32_t heat;            /* how often a profile saw it, on a scale of the producer's; 0: never */
-    uint16_t generator;
-    uint16_t flags;    /* zero */
+    uint32_t map;      /* in MAPS */
     uint32_t abi_data; /* the translator's own */
+    uint16_t guest_length, map_length;
+    uint16_t image;
+    uint16_t slot_count, const_count, site_count, reloc_count, field_count, entry_count;
+    uint8_t generator;
+    uint8_t flags; /* zero */
+};
+
+/* What a VM has no use for: of the unit with the same number. */
+struct ntc_note_record {
+    uint8_t bytes_hash[16]; /* XXH3-128 of the guest bytes with all fields zero: low half, high half */
+    uint64_t ir;            /* in IR */
+    uint32_t ir_length;     /* 0: none */
+    uint32_t name;          /* string: the symbol, or empty */
+    uint32_t name_offset;   /* of the unit's first byte from the symbol */
+    uint32_t heat;          /* how often a profile saw it, on a scale of the producer's; 0: never */
+    uint32_t first_link, link_count;
 };
 
 struct ntc_entry_record {
@@ -177,8 +186,9 @@ enum ntc_site_kind {
 };
 #define NTC_NO_SLOT 0xffffu
 /* In ntc_site.flags; bits 8-15 belong to the translator. */
-#define NTC_SITE_TARGET_ABSOLUTE 1u /* target is a guest address, not an offset from the unit's */
-#define NTC_SITE_TARGET_FIELD 2u    /* target is the number of a field that holds it */
+#define NTC_SITE_TARGET_ABSOLUTE                                                                             \
+    1u                           /* target is a guest address, sign-extended, not an offset from the unit's */
+#define NTC_SITE_TARGET_FIELD 2u /* target is the number of a field that holds it */
 #define NTC_SITE_FLAGS_KNOWN 0xff03u
 
 struct ntc_site {
@@ -191,7 +201,7 @@ struct ntc_site {
     uint16_t size;
     uint16_t flags;
     uint16_t slot;  /* of the unit, or NTC_NO_SLOT */
-    int64_t target; /* guest address of a direct exit - that of the unit, unless flags say otherwise */
+    int32_t target; /* guest address of a direct exit - that of the unit, unless flags say otherwise */
 };
 
 enum ntc_reloc_kind {
@@ -213,13 +223,20 @@ enum ntc_reloc_kind {
 enum ntc_reloc_place { NTC_PLACE_CODE = 0, NTC_PLACE_CONST = 1 };
 
 struct ntc_reloc {
-    uint32_t place; /* offset in the unit's code, or number of its constant */
-    uint8_t kind;   /* enum ntc_reloc_kind */
-    uint8_t where;  /* enum ntc_reloc_place */
+    uint32_t place;    /* offset in the unit's code, or number of its constant */
+    uint8_t kind;      /* enum ntc_reloc_kind */
+    uint8_t where : 4; /* enum ntc_reloc_place */
+    uint8_t width : 4; /* bytes: 4 (must fit, signed or unsigned) or 8 */
     uint16_t index;
-    uint8_t width; /* bytes: 4 (must fit, signed or unsigned) or 8 */
-    uint8_t reserved[7];
     int64_t addend;
+};
+
+/* A relocation of the kinds before NTC_RELOC_RUNTIME_FIRST: 4 bytes of code. */
+struct ntc_link {
+    uint32_t place; /* offset in the unit's code */
+    uint16_t index;
+    uint8_t kind;
+    uint8_t addend;
 };
 
 /* Guest bytes that may differ from the recorded ones. */
@@ -264,19 +281,22 @@ NTC_OFFSET(ntc_header, root, NTC_HEADER_SIGNED);
 NTC_OFFSET(ntc_header, signature, 3896);
 NTC_OFFSET(ntc_image_record, first_entry, 40);
 NTC_OFFSET(ntc_image_record, digest, 64);
-NTC_OFFSET(ntc_unit_record, mode, 32);
-NTC_OFFSET(ntc_unit_record, slot_count, 68);
-NTC_OFFSET(ntc_unit_record, host_features, 96);
-NTC_OFFSET(ntc_site, slot, 14);
-NTC_OFFSET(ntc_reloc, addend, 16);
+NTC_OFFSET(ntc_unit_record, mode, 20);
+NTC_OFFSET(ntc_unit_record, guest_length, 60);
+NTC_OFFSET(ntc_unit_record, generator, 78);
+NTC_OFFSET(ntc_note_record, first_link, 40);
+NTC_OFFSET(ntc_site, target, 16);
+NTC_OFFSET(ntc_reloc, addend, 8);
 _Static_assert(sizeof(struct ntc_section) == 32, "see docs/cache-format.md");
 _Static_assert(sizeof(struct ntc_header) == NTC_HEADER_SIZE, "see docs/cache-format.md");
 _Static_assert(sizeof(struct ntc_image_record) == 120, "see docs/cache-format.md");
-_Static_assert(sizeof(struct ntc_unit_record) == 128, "see docs/cache-format.md");
+_Static_assert(sizeof(struct ntc_note_record) == 48, "see docs/cache-format.md");
+_Static_assert(sizeof(struct ntc_link) == 8, "see docs/cache-format.md");
+_Static_assert(sizeof(struct ntc_unit_record) == 80, "see docs/cache-format.md");
 _Static_assert(sizeof(struct ntc_entry_record) == 16, "see docs/cache-format.md");
 _Static_assert(sizeof(struct ntc_index_record) == 8, "see docs/cache-format.md");
-_Static_assert(sizeof(struct ntc_site) == 24, "see docs/cache-format.md");
-_Static_assert(sizeof(struct ntc_reloc) == 24, "see docs/cache-format.md");
+_Static_assert(sizeof(struct ntc_site) == 20, "see docs/cache-format.md");
+_Static_assert(sizeof(struct ntc_reloc) == 16, "see docs/cache-format.md");
 _Static_assert(sizeof(struct ntc_field) == 8, "see docs/cache-format.md");
 _Static_assert(sizeof(struct ntc_state) == 32, "see docs/cache-format.md");
 

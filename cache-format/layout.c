@@ -69,6 +69,9 @@ static int compare_units(const void *a, const void *b) {
         order = compare_runs(u->relocs, u->reloc_count * sizeof *u->relocs, v->relocs,
                              v->reloc_count * sizeof *v->relocs);
     if (!order)
+        order = compare_runs(u->links, u->link_count * sizeof *u->links, v->links,
+                             v->link_count * sizeof *v->links);
+    if (!order)
         order = compare_runs(u->fields, u->field_count * sizeof *u->fields, v->fields,
                              v->field_count * sizeof *v->fields);
     if (!order)
@@ -213,7 +216,9 @@ static int add_map(struct layout *layout, struct kept_unit *kept, struct ntc_map
         if (result)
             return result;
     }
-    kept->record.map_length = builder->length;
+    if (builder->length > NTC_UNIT_MAP_MAX) /* the file's state numbers may be longer than the unit's were */
+        return -E2BIG;
+    kept->record.map_length = (uint16_t)builder->length;
     return add_bytes(&layout->section[NTC_SECTION_MAPS], builder->bytes, builder->length, 1,
                      &kept->record.map);
 }
@@ -224,9 +229,9 @@ static int place_unit(struct layout *layout, const struct ntc_writer *writer, st
     struct ntc_unit_record *record = &kept->record;
     struct pool *code = &layout->section[NTC_SECTION_CODE], *slots = &layout->section[NTC_SECTION_SLOTS];
     *record = (struct ntc_unit_record){.link_address = unit->link_address,
-                                       .guest_length = unit->guest_length,
+                                       .guest_length = (uint16_t)unit->guest_length,
                                        .mode = unit->mode,
-                                       .image = kept->image,
+                                       .image = (uint16_t)kept->image,
                                        .code_length = unit->code_length,
                                        .slot_count = unit->slot_count,
                                        .const_count = unit->const_count,
@@ -234,13 +239,9 @@ static int place_unit(struct layout *layout, const struct ntc_writer *writer, st
                                        .reloc_count = unit->reloc_count,
                                        .field_count = unit->field_count,
                                        .entry_count = unit->entry_count,
-                                       .name_offset = unit->name_offset,
                                        .host_features = unit->host_features,
-                                       .ir_length = unit->ir_length,
-                                       .heat = unit->heat,
-                                       .generator = unit->generator,
+                                       .generator = (uint8_t)unit->generator,
                                        .abi_data = unit->abi_data};
-    memcpy(record->bytes_hash, kept->hash, sizeof record->bytes_hash);
     int result = pool_align(code, NTC_CODE_ALIGN, INT3);
     if (!result)
         result = add_bytes(code, unit->code, unit->code_length, 1, &record->code);
@@ -258,13 +259,6 @@ static int place_unit(struct layout *layout, const struct ntc_writer *writer, st
     if (!result)
         result =
             intern32(&layout->section[NTC_SECTION_BYTES], unit->bytes, unit->guest_length, &record->bytes);
-    if (!result)
-        result = intern32(&layout->section[NTC_SECTION_STRINGS], unit->name, strlen(unit->name) + 1,
-                          &record->name);
-    if (!result && unit->ir_length) {
-        record->ir = layout->section[NTC_SECTION_IR].length;
-        result = pool_add(&layout->section[NTC_SECTION_IR], unit->ir, unit->ir_length) ? 0 : -ENOMEM;
-    }
     if (!result && !pool_add(&layout->section[NTC_SECTION_PLACES], &kept->number, sizeof kept->number))
         result = -ENOMEM;
     if (result)
@@ -279,6 +273,26 @@ static int place_unit(struct layout *layout, const struct ntc_writer *writer, st
     return 0;
 }
 
+/* What only tools read of a unit. */
+static int add_note(struct layout *layout, const struct kept_unit *kept) {
+    const struct ntc_unit *unit = &kept->unit;
+    struct pool *links = &layout->section[NTC_SECTION_LINKS], *ir = &layout->section[NTC_SECTION_IR];
+    struct ntc_note_record note = {.name_offset = unit->name_offset,
+                                   .ir_length = unit->ir_length,
+                                   .ir = unit->ir_length ? ir->length : 0,
+                                   .heat = unit->heat,
+                                   .first_link = (uint32_t)(links->length / sizeof *unit->links),
+                                   .link_count = unit->link_count};
+    memcpy(note.bytes_hash, kept->hash, sizeof note.bytes_hash);
+    int result =
+        intern32(&layout->section[NTC_SECTION_STRINGS], unit->name, strlen(unit->name) + 1, &note.name);
+    if (!result && (!pool_add(links, unit->links, unit->link_count * sizeof *unit->links) ||
+                    (unit->ir_length && !pool_add(ir, unit->ir, unit->ir_length)) ||
+                    !pool_add(&layout->section[NTC_SECTION_NOTES], &note, sizeof note)))
+        result = -ENOMEM;
+    return result;
+}
+
 /* CODE, SLOTS and CONSTS have their sizes: write the distances between them, and site numbers, into the code.
  */
 static void settle(struct layout *layout) {
@@ -287,19 +301,18 @@ static void settle(struct layout *layout) {
     uint64_t consts = slots + layout->section[NTC_SECTION_SLOTS].length;
     for (uint32_t i = 0; i < layout->units; i++) {
         const struct kept_unit *kept = layout->unit[i];
-        for (unsigned j = 0; j < kept->unit.reloc_count; j++) {
-            const struct ntc_reloc *reloc = &kept->unit.relocs[j];
-            uint64_t place = kept->record.code + (uint64_t)reloc->place;
-            uint64_t from = place + reloc->width + (uint64_t)reloc->addend, value;
-            if (reloc->kind == NTC_RELOC_SLOT)
-                value = slots + (kept->record.first_slot + (uint64_t)reloc->index) * sizeof(uint64_t) - from;
-            else if (reloc->kind == NTC_RELOC_CONST)
-                value =
-                    consts + (kept->record.first_const + (uint64_t)reloc->index) * sizeof(uint64_t) - from;
-            else if (reloc->kind == NTC_RELOC_RUNTIME)
-                value = slots + reloc->index * sizeof(uint64_t) - from;
-            else if (reloc->kind == NTC_RELOC_SITE)
-                value = kept->record.first_site + (uint64_t)reloc->index;
+        for (uint32_t j = 0; j < kept->unit.link_count; j++) {
+            const struct ntc_link *link = &kept->unit.links[j];
+            uint64_t place = kept->record.code + (uint64_t)link->place;
+            uint64_t from = place + sizeof(uint32_t) + link->addend, value;
+            if (link->kind == NTC_RELOC_SLOT)
+                value = slots + (kept->record.first_slot + (uint64_t)link->index) * sizeof(uint64_t) - from;
+            else if (link->kind == NTC_RELOC_CONST)
+                value = consts + (kept->record.first_const + (uint64_t)link->index) * sizeof(uint64_t) - from;
+            else if (link->kind == NTC_RELOC_RUNTIME)
+                value = slots + link->index * sizeof(uint64_t) - from;
+            else if (link->kind == NTC_RELOC_SITE)
+                value = kept->record.first_site + (uint64_t)link->index;
             else
                 continue;
             uint32_t word = (uint32_t)value;
@@ -354,10 +367,12 @@ static int build_sections(struct layout *layout, const struct ntc_writer *writer
     if (result)
         return result;
     settle(layout);
-    for (uint32_t i = 0; i < layout->units && !result; i++)
-        if (!pool_add(&layout->section[NTC_SECTION_UNITS], &layout->unit[i]->record,
-                      sizeof layout->unit[i]->record))
+    for (uint32_t i = 0; i < layout->units && !result; i++) {
+        result = add_note(layout, layout->unit[i]);
+        if (!result && !pool_add(&layout->section[NTC_SECTION_UNITS], &layout->unit[i]->record,
+                                 sizeof layout->unit[i]->record))
             result = -ENOMEM;
+    }
     if (!result)
         result = layout_entries(layout, writer);
     return result ? result : add_images(layout, writer);
@@ -384,6 +399,8 @@ static const uint32_t record_size[NTC_SECTION_KINDS] = {
     [NTC_SECTION_PLACES] = sizeof(uint32_t),
     [NTC_SECTION_LEAVES] = NTC_DIGEST_SIZE,
     [NTC_SECTION_IR] = 1,
+    [NTC_SECTION_NOTES] = sizeof(struct ntc_note_record),
+    [NTC_SECTION_LINKS] = sizeof(struct ntc_link),
 };
 
 static void add_section(struct ntc_header *header, uint32_t kind, uint64_t offset, uint64_t length) {
@@ -410,16 +427,24 @@ static int place_sections(struct layout *layout, struct ntc_header *header) {
         at += layout->section[kind].length;
     }
     at = align_up(at, 64);
-    uint64_t leaves_offset = at, ir = layout->section[NTC_SECTION_IR].length;
-    uint64_t leaves = chunks_in(leaves_offset - NTC_HEADER_SIZE) + chunks_in(ir);
+    uint64_t leaves_offset = at, tools = 0;
+    for (uint32_t kind = NTC_SECTION_IR; kind < NTC_SECTION_KINDS; kind++)
+        tools = align_up(tools, 64) + layout->section[kind].length;
+    uint64_t leaves = chunks_in(leaves_offset - NTC_HEADER_SIZE) + chunks_in(tools);
     header->load_size = align_up(leaves_offset + leaves * NTC_DIGEST_SIZE, PAGE_SIZE);
-    header->file_size = header->load_size + ir;
-    if (header->load_size > NTC_LOAD_MAX || header->file_size > NTC_FILE_MAX || ir > UINT32_MAX)
+    header->file_size = header->load_size + tools;
+    if (header->load_size > NTC_LOAD_MAX || header->file_size > NTC_FILE_MAX ||
+        layout->section[NTC_SECTION_IR].length > UINT32_MAX)
         return -E2BIG;
     header->leaf_count = (uint32_t)leaves;
     add_section(header, NTC_SECTION_LEAVES, leaves_offset, leaves * NTC_DIGEST_SIZE);
-    if (ir)
-        add_section(header, NTC_SECTION_IR, header->load_size, ir);
+    at = header->load_size;
+    for (uint32_t kind = NTC_SECTION_IR; kind < NTC_SECTION_KINDS; kind++) {
+        at = align_up(at, 64);
+        if (kind != NTC_SECTION_IR || layout->section[kind].length)
+            add_section(header, kind, at, layout->section[kind].length);
+        at += layout->section[kind].length;
+    }
     return 0;
 }
 

@@ -43,8 +43,7 @@ static const char *check_ranges(const struct ntc_view *view, const struct ntc_un
     const struct ntc_image_record *image = &view->images[r->image];
     if (number - image->first_unit >= image->unit_count)
         return "it is not among its image's units";
-    if (!r->guest_length || r->guest_length > NTC_UNIT_GUEST_MAX ||
-        !within(view, NTC_SECTION_BYTES, r->bytes, r->guest_length))
+    if (!within(view, NTC_SECTION_BYTES, r->bytes, r->guest_length))
         return "guest bytes";
     if (r->link_address < image->link_base || r->link_address - image->link_base >= image->link_length ||
         r->guest_length > image->link_length - (r->link_address - image->link_base))
@@ -65,13 +64,31 @@ static const char *check_ranges(const struct ntc_view *view, const struct ntc_un
         return "fields";
     if (!within(view, NTC_SECTION_MAPS, r->map, r->map_length))
         return "map";
-    if (r->name >= view->count[NTC_SECTION_STRINGS])
-        return "name";
-    if (r->ir_length && !within(view, NTC_SECTION_IR, r->ir, r->ir_length))
-        return "IR";
     if (r->generator >= NTC_GENERATORS || r->flags)
         return "generator or flags";
     return NULL;
+}
+
+/* NULL, or what is wrong with what only tools see. */
+static const char *check_note(const struct ntc_view *view, const struct ntc_note_record *note) {
+    if (note->name >= view->count[NTC_SECTION_STRINGS])
+        return "name";
+    if (note->ir_length && (!view->ir || !within(view, NTC_SECTION_IR, note->ir, note->ir_length)))
+        return "IR";
+    if (!within(view, NTC_SECTION_LINKS, note->first_link, note->link_count))
+        return "links";
+    return NULL;
+}
+
+static void describe_note(const struct ntc_view *view, const struct ntc_note_record *note,
+                          struct ntc_unit *unit) {
+    unit->heat = note->heat;
+    unit->name = view->strings + note->name;
+    unit->name_offset = note->name_offset;
+    unit->ir = note->ir_length ? view->ir + note->ir : NULL;
+    unit->ir_length = note->ir_length;
+    unit->links = view->links + note->first_link;
+    unit->link_count = note->link_count;
 }
 
 static void describe(const struct ntc_view *view, const struct ntc_unit_record *r, struct ntc_unit *unit) {
@@ -79,7 +96,7 @@ static void describe(const struct ntc_view *view, const struct ntc_unit_record *
     unit->guest_length = r->guest_length;
     unit->mode = r->mode;
     unit->image = r->image;
-    unit->heat = r->heat;
+    unit->heat = 0;
     unit->generator = r->generator;
     unit->abi_data = r->abi_data;
     unit->host_features = r->host_features;
@@ -106,10 +123,12 @@ static void describe(const struct ntc_view *view, const struct ntc_unit_record *
     unit->field_count = r->field_count;
     unit->entry_count = r->entry_count;
     unit->entries = NULL;
-    unit->name = view->strings + r->name;
-    unit->name_offset = r->name_offset;
-    unit->ir = view->ir && r->ir_length ? view->ir + r->ir : NULL;
-    unit->ir_length = r->ir_length;
+    unit->links = NULL;
+    unit->link_count = 0;
+    unit->name = view->strings; /* the empty one */
+    unit->name_offset = 0;
+    unit->ir = NULL;
+    unit->ir_length = 0;
 }
 
 static bool good_site(const struct ntc_unit *unit, const struct ntc_site *site) {
@@ -128,9 +147,6 @@ static bool good_site(const struct ntc_unit *unit, const struct ntc_site *site) 
 static bool good_reloc(const struct ntc_unit *unit, const struct ntc_reloc *reloc, uint64_t images) {
     if (reloc->width != 4 && reloc->width != 8)
         return false;
-    for (unsigned i = 0; i < sizeof reloc->reserved; i++)
-        if (reloc->reserved[i])
-            return false;
     if (reloc->where == NTC_PLACE_CODE) {
         if (reloc->place > unit->code_length || reloc->width > unit->code_length - reloc->place)
             return false;
@@ -159,6 +175,11 @@ static bool good_reloc(const struct ntc_unit *unit, const struct ntc_reloc *relo
     default:
         return false;
     }
+}
+
+static bool good_link(const struct ntc_unit *unit, const struct ntc_link *link) {
+    const struct ntc_reloc reloc = ntc_link_reloc(link);
+    return link->kind < NTC_RELOC_RUNTIME_FIRST && good_reloc(unit, &reloc, 0);
 }
 
 static bool good_fields(const struct ntc_unit *unit, uint64_t images) {
@@ -217,6 +238,9 @@ const char *ntc_unit_check(const struct ntc_unit *unit, uint64_t images) {
     for (unsigned i = 0; i < unit->reloc_count; i++)
         if (!good_reloc(unit, &unit->relocs[i], images))
             return "a relocation";
+    for (uint32_t i = 0; i < unit->link_count; i++)
+        if (!good_link(unit, &unit->links[i]))
+            return "a link";
     if (!good_map(unit))
         return "map from host to guest addresses";
     return NULL;
@@ -230,6 +254,15 @@ static const char *open_unit(const struct ntc_view *view, uint32_t number, struc
     if (why)
         return why;
     describe(view, record, unit);
+    if (view->notes) {
+        why = check_note(view, &view->notes[number]);
+        if (why)
+            return why;
+        describe_note(view, &view->notes[number], unit);
+    }
+    for (unsigned i = 0; i < unit->reloc_count; i++)
+        if (unit->relocs[i].kind < NTC_RELOC_RUNTIME_FIRST)
+            return "a relocation";
     return ntc_unit_check(unit, view->count[NTC_SECTION_IMAGES]);
 }
 

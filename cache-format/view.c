@@ -31,6 +31,8 @@ static const struct section_rule {
     [NTC_SECTION_PLACES] = {"PLACES", sizeof(uint32_t), true, false},
     [NTC_SECTION_LEAVES] = {"LEAVES", NTC_DIGEST_SIZE, true, false},
     [NTC_SECTION_IR] = {"IR", 1, false, true},
+    [NTC_SECTION_NOTES] = {"NOTES", sizeof(struct ntc_note_record), false, false},
+    [NTC_SECTION_LINKS] = {"LINKS", sizeof(struct ntc_link), false, false},
 };
 
 const char *ntc_section_name(uint32_t kind) {
@@ -148,8 +150,9 @@ int ntc_header_check(const struct ntc_header *h, const char *path, struct ntc_er
         return malformed(path, error, "the index is no power of two");
     if (!s[NTC_SECTION_STATES]->record_count || !s[NTC_SECTION_STRINGS]->record_count ||
         s[NTC_SECTION_IMAGES]->record_count > NTC_IMAGES_MAX ||
-        s[NTC_SECTION_PLACES]->record_count != s[NTC_SECTION_UNITS]->record_count)
-        return malformed(path, error, "number of states, strings, images or places");
+        s[NTC_SECTION_PLACES]->record_count != s[NTC_SECTION_UNITS]->record_count ||
+        s[NTC_SECTION_NOTES]->record_count != s[NTC_SECTION_UNITS]->record_count)
+        return malformed(path, error, "number of states, strings, images, places or notes");
     for (uint32_t i = 0; i < h->section_count; i++) {
         const struct ntc_section *other = &h->section[i];
         if (other->offset < h->load_size && other != leaves && other->offset + other->length > leaves->offset)
@@ -201,6 +204,8 @@ int ntc_view_open(struct ntc_view *view, const void *base, uint64_t size, struct
     view->places = at[NTC_SECTION_PLACES];
     view->leaves = at[NTC_SECTION_LEAVES];
     view->ir = at[NTC_SECTION_IR];
+    view->links = at[NTC_SECTION_LINKS];
+    view->notes = view->links ? at[NTC_SECTION_NOTES] : NULL;
     if (view->strings[0] || view->strings[view->count[NTC_SECTION_STRINGS] - 1])
         return malformed(path, error, "STRINGS have no end");
     const struct ntc_state plain = ntc_state_plain();

@@ -45,7 +45,10 @@ struct ntc_view {
     const char *strings;
     const uint32_t *places;
     const uint8_t *leaves;
-    const char *ir; /* NULL when not loaded */
+    /* NULL when not loaded. */
+    const char *ir;
+    const struct ntc_note_record *notes;
+    const struct ntc_link *links;
     uint64_t count[NTC_SECTION_KINDS];
 };
 
@@ -79,7 +82,11 @@ struct ntc_unit {
     const uint64_t *slots;
     const uint64_t *consts; /* their values without a slide */
     const struct ntc_site *sites;
+    /* A reader gives those that are settled when the unit is put to use; to a writer any. */
     const struct ntc_reloc *relocs;
+    /* Those that the writer settles, as a reader gives them; none in what a VM loaded. */
+    const struct ntc_link *links;
+    uint32_t link_count;
     const struct ntc_field *fields; /* ascending, not overlapping */
     const uint8_t *map;             /* map.h */
     uint32_t map_length;
@@ -92,6 +99,7 @@ struct ntc_unit {
     uint16_t slot_count, const_count, site_count, reloc_count, field_count, entry_count;
     /* Only what a writer is given; a reader walks them with ntc_unit_entry(). */
     const struct ntc_unit_entry *entries;
+    /* Name, heat and IR are not in what a VM loaded. */
     const char *name; /* never NULL from a reader; NULL for a writer: none */
     uint32_t name_offset;
     const char *ir; /* NULL: none, or not loaded */
@@ -132,6 +140,16 @@ struct ntc_slides {
  * not known does not match. */
 bool ntc_unit_compare(const struct ntc_unit *unit, uint64_t slide, const struct ntc_slides *slides,
                       const uint8_t *bytes, uint32_t from, uint32_t length);
+
+/* (light) A link as the relocation that it is. */
+static inline struct ntc_reloc ntc_link_reloc(const struct ntc_link *link) {
+    return (struct ntc_reloc){.place = link->place,
+                              .kind = link->kind,
+                              .where = NTC_PLACE_CODE,
+                              .width = 4,
+                              .index = link->index,
+                              .addend = link->addend};
+}
 
 /* (light) The value of field number `number`, sign-extended, from the whole unit's guest bytes. */
 int64_t ntc_field_value(const struct ntc_field *field, const uint8_t *unit_bytes);

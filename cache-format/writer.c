@@ -98,7 +98,8 @@ static int check_unit(const struct ntc_writer *writer, const struct ntc_unit *un
     if (unit->guest_length > NTC_UNIT_GUEST_MAX || unit->code_length > NTC_UNIT_CODE_MAX ||
         unit->slot_count > NTC_UNIT_TABLE_MAX || unit->const_count > NTC_UNIT_TABLE_MAX ||
         unit->site_count > NTC_UNIT_TABLE_MAX || unit->reloc_count > NTC_UNIT_TABLE_MAX ||
-        unit->field_count > NTC_UNIT_TABLE_MAX || unit->entry_count > NTC_UNIT_TABLE_MAX)
+        unit->field_count > NTC_UNIT_TABLE_MAX || unit->entry_count > NTC_UNIT_TABLE_MAX ||
+        unit->map_length > NTC_UNIT_MAP_MAX || unit->link_count > NTC_UNIT_CODE_MAX)
         return -E2BIG;
     if (!unit->entry_count || ntc_unit_check(unit, writer->images))
         return -EINVAL;
@@ -129,6 +130,7 @@ static uint64_t block_size(const struct ntc_unit *u, uint64_t name, uint64_t ir)
                               u->const_count * sizeof *u->consts,
                               u->site_count * sizeof *u->sites,
                               u->reloc_count * sizeof *u->relocs,
+                              (u->link_count + (uint64_t)u->reloc_count) * sizeof *u->links,
                               u->field_count * sizeof *u->fields,
                               u->map_length,
                               u->entry_count * sizeof *u->entries,
@@ -179,10 +181,27 @@ out:
     return result;
 }
 
-static void zero_settled(struct ntc_unit *unit, uint8_t *code) {
-    for (unsigned i = 0; i < unit->reloc_count; i++)
-        if (unit->relocs[i].kind < NTC_RELOC_RUNTIME_FIRST)
-            memset(code + unit->relocs[i].place, 0, unit->relocs[i].width);
+/* Sort out relocations by who settles them; where the writer does, the copied code becomes zero. */
+static void copy_relocs(struct ntc_unit *copy, const struct ntc_unit *unit, uint8_t *code,
+                        struct ntc_reloc *relocs, struct ntc_link *links) {
+    copy->relocs = relocs;
+    copy->links = links;
+    copy->reloc_count = 0;
+    copy->link_count = unit->link_count;
+    if (unit->link_count)
+        memcpy(links, unit->links, unit->link_count * sizeof *links);
+    for (unsigned i = 0; i < unit->reloc_count; i++) {
+        const struct ntc_reloc *reloc = &unit->relocs[i];
+        if (reloc->kind >= NTC_RELOC_RUNTIME_FIRST)
+            relocs[copy->reloc_count++] = *reloc;
+        else
+            links[copy->link_count++] = (struct ntc_link){.place = reloc->place,
+                                                          .index = reloc->index,
+                                                          .kind = reloc->kind,
+                                                          .addend = (uint8_t)reloc->addend};
+    }
+    for (uint32_t i = 0; i < copy->link_count; i++)
+        memset(code + links[i].place, 0, sizeof(uint32_t));
 }
 
 static void hash_bytes(struct kept_unit *kept) {
@@ -219,7 +238,11 @@ static struct kept_unit *copy_unit(const struct ntc_writer *writer, const struct
         u->code_offset = 0;
         u->consts = carve(&at, unit->consts, unit->const_count * sizeof *unit->consts);
         u->sites = carve(&at, unit->sites, unit->site_count * sizeof *unit->sites);
-        u->relocs = carve(&at, unit->relocs, unit->reloc_count * sizeof *unit->relocs);
+        struct ntc_reloc *relocs = carve(&at, NULL, 0);
+        at += unit->reloc_count * sizeof *relocs;
+        struct ntc_link *links = carve(&at, NULL, 0);
+        at += align_up((unit->link_count + (uint64_t)unit->reloc_count) * sizeof *links, 8);
+        copy_relocs(u, unit, code, relocs, links);
         u->fields = carve(&at, unit->fields, unit->field_count * sizeof *unit->fields);
         u->map = carve(&at, compact.unit.map, compact.unit.map_length);
         u->states = carve(&at, states, states_size);
@@ -229,7 +252,6 @@ static struct kept_unit *copy_unit(const struct ntc_writer *writer, const struct
         u->name = carve(&at, unit->name ? unit->name : "", name);
         u->ir = carve(&at, unit->ir, ir);
         u->ir_length = (uint32_t)ir;
-        zero_settled(u, code);
         hash_bytes(kept);
     }
     free(states);

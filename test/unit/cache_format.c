@@ -72,25 +72,23 @@ static uint32_t load32(const uint8_t *bytes) {
 /* What the writer settled in a unit's code leads where it should. */
 static void check_settled(const struct ntc_view *view, const struct ntc_unit *unit) {
     const uint8_t *code_start = view->code;
-    for (unsigned i = 0; i < unit->reloc_count; i++) {
-        const struct ntc_reloc *reloc = &unit->relocs[i];
-        if (reloc->kind >= NTC_RELOC_RUNTIME_FIRST)
-            continue;
-        const uint8_t *place = unit->code + reloc->place;
-        const uint8_t *leads = place + 4 + reloc->addend + (int32_t)load32(place);
-        switch (reloc->kind) {
+    for (uint32_t i = 0; i < unit->link_count; i++) {
+        const struct ntc_link *link = &unit->links[i];
+        const uint8_t *place = unit->code + link->place;
+        const uint8_t *leads = place + 4 + link->addend + (int32_t)load32(place);
+        switch (link->kind) {
         case NTC_RELOC_SLOT:
-            CHECK(leads == (const uint8_t *)&unit->slots[reloc->index]);
+            CHECK(leads == (const uint8_t *)&unit->slots[link->index]);
             break;
         case NTC_RELOC_CONST:
-            CHECK(leads == (const uint8_t *)&unit->consts[reloc->index]);
+            CHECK(leads == (const uint8_t *)&unit->consts[link->index]);
             break;
         case NTC_RELOC_RUNTIME:
-            CHECK(leads == (const uint8_t *)&view->slots[reloc->index]);
+            CHECK(leads == (const uint8_t *)&view->slots[link->index]);
             break;
         case NTC_RELOC_SITE:
-            CHECK(load32(place) == unit->first_site + reloc->index);
-            CHECK(&view->sites[load32(place)] == &unit->sites[reloc->index]);
+            CHECK(load32(place) == unit->first_site + link->index);
+            CHECK(&view->sites[load32(place)] == &unit->sites[link->index]);
             break;
         default:
             CHECK(false);
@@ -121,8 +119,14 @@ static void check_unit(const struct ntc_view *view, uint32_t number) {
     CHECK(!strcmp(unit.name, sample.name));
     CHECK_EQUAL(unit.site_count, expected->site_count);
     CHECK(!memcmp(unit.sites, expected->sites, unit.site_count * sizeof *unit.sites));
-    CHECK_EQUAL(unit.reloc_count, expected->reloc_count);
-    CHECK(!memcmp(unit.relocs, expected->relocs, unit.reloc_count * sizeof *unit.relocs));
+    /* The last relocation is settled when the unit is used, those before it by the writer. */
+    CHECK_EQUAL(unit.reloc_count, 1);
+    CHECK(!memcmp(unit.relocs, &expected->relocs[expected->reloc_count - 1], sizeof *unit.relocs));
+    CHECK_EQUAL(unit.link_count, expected->reloc_count - 1);
+    for (uint32_t i = 0; i < unit.link_count; i++) {
+        const struct ntc_reloc link = ntc_link_reloc(&unit.links[i]);
+        CHECK(!memcmp(&link, &expected->relocs[i], sizeof link));
+    }
     CHECK_EQUAL(unit.field_count, expected->field_count);
     CHECK(!memcmp(unit.consts, expected->consts, unit.const_count * sizeof *unit.consts));
     CHECK_EQUAL(unit.slot_count, expected->slot_count);
@@ -167,7 +171,7 @@ static void test_round_trip(void) {
     /* Hot code comes first. */
     uint32_t before = UINT32_MAX;
     for (uint32_t i = 0; i < UNITS; i++) {
-        uint32_t heat = file.view.units[file.view.places[i]].heat;
+        uint32_t heat = file.view.notes[file.view.places[i]].heat;
         uint32_t class = heat ? 32u - (uint32_t)__builtin_clz(heat) : 0;
         CHECK(class <= before);
         before = class;
@@ -241,7 +245,7 @@ static void test_preference(void) {
         CHECK(!ntc_writer_write(writer, in_directory("d.ntc"), NULL, NULL, &error));
         read_file(&file, "d.ntc");
         CHECK_EQUAL(file.view.units[0].abi_data, 100);
-        CHECK_EQUAL(file.view.units[0].heat, 1u << 20); /* the kept one inherits it */
+        CHECK_EQUAL(file.view.notes[0].heat, 1u << 20); /* the kept one inherits it */
         ntc_file_close(&file);
         ntc_writer_destroy(writer);
         sample_unit_destroy(&one);
@@ -405,7 +409,7 @@ static void test_equal_beginnings(void) {
     memset(bytes, 0x90, sizeof bytes);
     ntc_search_content(&search, &file.view, bytes, sizeof bytes, SAMPLE_MODE);
     while (ntc_search_next(&search, &hit)) {
-        CHECK(file.view.units[hit.unit].heat >= 500 - 64);
+        CHECK(file.view.notes[hit.unit].heat >= 500 - 64);
         found++;
     }
     CHECK_EQUAL(found, 64);

@@ -126,7 +126,7 @@ int cache_info(const struct cache_options *options) {
 /* -- stats -- */
 
 struct totals {
-    uint64_t units, llvm, hot, entries, indexed, guest_bytes, host_bytes, slots, consts, sites, relocs,
+    uint64_t units, llvm, hot, entries, indexed, guest_bytes, host_bytes, slots, consts, sites, links, relocs,
         moving, fields, longest;
 };
 
@@ -145,10 +145,10 @@ static uint64_t count_units(const struct ntc_view *view, struct totals *t) {
         t->consts += unit.const_count;
         t->sites += unit.site_count;
         t->relocs += unit.reloc_count;
+        t->links += unit.link_count;
         t->fields += unit.field_count;
         for (unsigned j = 0; j < unit.reloc_count; j++)
-            t->moving +=
-                unit.relocs[j].kind >= NTC_RELOC_RUNTIME_FIRST && unit.relocs[j].where == NTC_PLACE_CODE;
+            t->moving += unit.relocs[j].where == NTC_PLACE_CODE;
         if (unit.guest_length > t->longest)
             t->longest = unit.guest_length;
     }
@@ -183,8 +183,9 @@ static int stats_one(const struct ntc_file *file, cJSON *all) {
         {"slots", "link slots", t.slots},
         {"constants", "constants", t.consts},
         {"sites", "sites", t.sites},
+        {"links", "places in code that the writer settled", t.links},
         {"relocations", "relocations", t.relocs},
-        {"relocations_in_code", "of them in code when a kernel moves", t.moving},
+        {"relocations_in_code", "of them in code", t.moving},
         {"fields", "fields that may differ", t.fields},
         {"index_probes", "probes of the longest search", file->view.header->index_probes},
     };

@@ -62,8 +62,8 @@ static int order(uint64_t a, uint64_t b) {
 }
 
 /* The order of UNITS, for units of two files: images by what they are called. */
-static int compare_places(const struct ntc_view *a, const struct ntc_unit_record *u, const struct ntc_view *b,
-                          const struct ntc_unit_record *v) {
+static int compare_places(const struct ntc_view *a, uint64_t i, const struct ntc_view *b, uint64_t j) {
+    const struct ntc_unit_record *u = &a->units[i], *v = &b->units[j];
     const struct ntc_image_record *one = ntc_view_image(a, u->image), *other = ntc_view_image(b, v->image);
     int result = order(one->kind != NTC_IMAGE_KERNEL, other->kind != NTC_IMAGE_KERNEL);
     if (!result)
@@ -76,24 +76,26 @@ static int compare_places(const struct ntc_view *a, const struct ntc_unit_record
         result = order(u->mode, v->mode);
     if (!result)
         result = order(u->guest_length, v->guest_length);
-    return result ? result : memcmp(u->bytes_hash, v->bytes_hash, sizeof u->bytes_hash);
+    return result ? result
+                  : memcmp(a->notes[i].bytes_hash, b->notes[j].bytes_hash, sizeof a->notes->bytes_hash);
 }
 
 /* Is the code the same, but for what depends on where it stands? */
 static bool same_code(const struct ntc_unit *u, const struct ntc_unit *v) {
     if (u->code_length != v->code_length || u->generator != v->generator ||
-        u->reloc_count != v->reloc_count ||
-        (u->reloc_count && memcmp(u->relocs, v->relocs, u->reloc_count * sizeof *u->relocs)))
+        u->reloc_count != v->reloc_count || u->link_count != v->link_count ||
+        (u->reloc_count && memcmp(u->relocs, v->relocs, u->reloc_count * sizeof *u->relocs)) ||
+        (u->link_count && memcmp(u->links, v->links, u->link_count * sizeof *u->links)))
         return false;
     uint8_t settled[64] = {0};
     for (uint32_t at = 0; at < u->code_length; at += sizeof settled) {
         uint32_t length =
             u->code_length - at < sizeof settled ? u->code_length - at : (uint32_t)sizeof settled;
         memset(settled, 0, sizeof settled);
-        for (unsigned i = 0; i < u->reloc_count; i++)
-            for (uint32_t j = 0; j < u->relocs[i].width && u->relocs[i].kind < NTC_RELOC_RUNTIME_FIRST; j++)
-                if (u->relocs[i].place + j - at < length)
-                    settled[u->relocs[i].place + j - at] = 1;
+        for (uint32_t i = 0; i < u->link_count; i++)
+            for (uint32_t j = 0; j < sizeof(uint32_t); j++)
+                if (u->links[i].place + j - at < length)
+                    settled[u->links[i].place + j - at] = 1;
         for (uint32_t j = 0; j < length; j++)
             if (!settled[j] && u->code[at + j] != v->code[at + j])
                 return false;
@@ -127,9 +129,7 @@ static int diff_units(const struct ntc_file *a, const struct ntc_file *b, struct
             return bad_unit(a, i);
         if (j < units_b && ntc_unit_open(&b->view, (uint32_t)j, &v))
             return bad_unit(b, j);
-        int side = i == units_a   ? 1
-                   : j == units_b ? -1
-                                  : compare_places(&a->view, &a->view.units[i], &b->view, &b->view.units[j]);
+        int side = i == units_a ? 1 : j == units_b ? -1 : compare_places(&a->view, i, &b->view, j);
         if (side < 0) {
             d->removed++;
             tell(d, "removed", '-', &a->view, (uint32_t)i, &u);

@@ -45,26 +45,28 @@ static uint32_t disassemble(ZydisMachineMode machine, uint64_t address, const ui
 /* What the relocations and sites say of a host instruction. */
 static void annotate(const struct ntc_unit *unit, uint32_t at, uint32_t length, char *text, size_t size) {
     *text = 0;
-    for (unsigned i = 0; i < unit->reloc_count; i++) {
-        const struct ntc_reloc *reloc = &unit->relocs[i];
-        if (reloc->where != NTC_PLACE_CODE || reloc->place < at || reloc->place >= at + length)
+    for (unsigned i = 0; i < unit->reloc_count; i++)
+        if (unit->relocs[i].where == NTC_PLACE_CODE && unit->relocs[i].place - at < length)
+            snprintf(text, size, " ; moves with the kernel");
+    for (uint32_t i = 0; i < unit->link_count; i++) {
+        const struct ntc_link *link = &unit->links[i];
+        if (link->place - at >= length)
             continue;
-        switch (reloc->kind) {
+        switch (link->kind) {
         case NTC_RELOC_SLOT:
-            snprintf(text, size, " ; slot %u, unlinked: +%#" PRIx64, reloc->index,
-                     unit->slots[reloc->index] - unit->code_offset);
+            snprintf(text, size, " ; slot %u, unlinked: +%#" PRIx64, link->index,
+                     unit->slots[link->index] - unit->code_offset);
             break;
         case NTC_RELOC_CONST:
-            snprintf(text, size, " ; constant %#" PRIx64, unit->consts[reloc->index]);
+            snprintf(text, size, " ; constant %#" PRIx64, unit->consts[link->index]);
             break;
         case NTC_RELOC_RUNTIME:
-            snprintf(text, size, " ; run-time slot %u", reloc->index);
+            snprintf(text, size, " ; run-time slot %u", link->index);
             break;
         case NTC_RELOC_SITE:
-            snprintf(text, size, " ; site %u, guest +%#x", reloc->index, unit->sites[reloc->index].guest);
+            snprintf(text, size, " ; site %u, guest +%#x", link->index, unit->sites[link->index].guest);
             break;
         default:
-            snprintf(text, size, " ; moves with the kernel");
             break;
         }
     }

@@ -34,26 +34,24 @@ static uint32_t word_at(const uint8_t *bytes) {
 
 /* What the writer settled: does it lead where the relocation says? */
 static bool settled(const struct ntc_view *view, const struct ntc_unit *unit) {
-    for (unsigned i = 0; i < unit->reloc_count; i++) {
-        const struct ntc_reloc *reloc = &unit->relocs[i];
-        if (reloc->kind >= NTC_RELOC_RUNTIME_FIRST)
-            continue;
-        const uint8_t *place = unit->code + reloc->place;
-        uint64_t leads = (uint64_t)(place + 4 - view->code) + (uint64_t)reloc->addend +
-                         (uint64_t)(int64_t)(int32_t)word_at(place);
+    for (uint32_t i = 0; i < unit->link_count; i++) {
+        const struct ntc_link *link = &unit->links[i];
+        const uint8_t *place = unit->code + link->place;
+        uint64_t leads =
+            (uint64_t)(place + 4 - view->code) + link->addend + (uint64_t)(int64_t)(int32_t)word_at(place);
         uint64_t slots = (uint64_t)((const uint8_t *)view->slots - view->code), wanted;
-        if (reloc->kind == NTC_RELOC_SITE) {
-            if (word_at(place) != unit->first_site + reloc->index)
+        if (link->kind == NTC_RELOC_SITE) {
+            if (word_at(place) != unit->first_site + link->index)
                 return false;
             continue;
         }
-        if (reloc->kind == NTC_RELOC_SLOT)
-            wanted = slots + (unit->first_slot + (uint64_t)reloc->index) * 8;
-        else if (reloc->kind == NTC_RELOC_RUNTIME)
-            wanted = slots + reloc->index * 8ull;
+        if (link->kind == NTC_RELOC_SLOT)
+            wanted = slots + (unit->first_slot + (uint64_t)link->index) * 8;
+        else if (link->kind == NTC_RELOC_RUNTIME)
+            wanted = slots + link->index * 8ull;
         else
             wanted = (uint64_t)((const uint8_t *)view->consts - view->code) +
-                     (unit->first_const + (uint64_t)reloc->index) * 8;
+                     (unit->first_const + (uint64_t)link->index) * 8;
         if (leads != wanted)
             return false;
     }
@@ -72,10 +70,10 @@ static int verify_units(const struct ntc_file *file, struct ntc_error *error) {
         uint32_t entries = 0;
         if (ntc_unit_open(view, (uint32_t)i, &unit))
             return bad(file, error, "unit", i, ntc_unit_complaint(view, (uint32_t)i));
-        if (!same_hash(&unit, view->units[i].bytes_hash))
+        if (!same_hash(&unit, view->notes[i].bytes_hash))
             return bad(file, error, "unit", i, "the hash of its guest bytes");
         if (!settled(view, &unit))
-            return bad(file, error, "unit", i, "a relocation that its code does not follow");
+            return bad(file, error, "unit", i, "a link that its code does not follow");
         while (ntc_unit_entry(view, (uint32_t)i, &unit, &at, &entry))
             entries++;
         if (entries != unit.entry_count)
