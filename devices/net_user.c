@@ -316,9 +316,13 @@ int net_user_create(struct net_backend **backend, const struct net_user_config *
     user->poll_room = 16;
     user->polls = calloc(user->poll_room, sizeof *user->polls);
     user->event = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    int result = -ENOMEM;
-    if (!user->polls || user->event < 0)
+    int result = user->event < 0 ? -errno : -ENOMEM;
+    if (!user->polls || user->event < 0) {
+        diag_error("net: user networking cannot be set up: %s; free memory, or raise the limit of open files "
+                   "(ulimit -n)",
+                   strerror(-result));
         goto fail;
+    }
     user->slirp = slirp_new(&slirp_config, &user_callbacks, user);
     if (!user->slirp) {
         diag_error("net: libslirp %s does not start; try --net none", slirp_version_string());

@@ -40,11 +40,14 @@ static void *map_private(uint64_t size) {
 
 struct vcpu *dbt_area_create(void) {
     int fd = memfd_of("nestor-vcpu", AREA_BYTES);
-    if (fd < 0)
+    if (fd < 0) {
+        errno = -fd;
         return NULL;
+    }
     struct dbt_area *area = map_shared(fd, AREA_BYTES, PROT_READ | PROT_WRITE);
     if (!area) {
         close(fd);
+        errno = ENOMEM;
         return NULL;
     }
     area->vcpu.self = &area->vcpu;

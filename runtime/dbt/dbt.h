@@ -31,7 +31,7 @@ enum dbt_exit {
     DBT_EXIT_TIER,    /* ring 3 shall go on in direct execution */
 };
 
-/* Allocate the area around a vCPU (zeroed); NULL without memory. */
+/* Allocate the area around a vCPU (zeroed); NULL, with errno, without memory or descriptors. */
 struct vcpu *dbt_area_create(void);
 void dbt_area_destroy(struct vcpu *vcpu);
 

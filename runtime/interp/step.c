@@ -20,6 +20,7 @@ int interp_vcpu_create(struct vcpu *vcpu) {
     size_t cache_size = DECODE_CACHE_ENTRIES * sizeof *interp->cache;
     interp->cache = mmap(NULL, cache_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     interp->thunks = thunk_arena_create();
+    int error = interp->thunks ? ENOMEM : errno;
     interp->frame = aligned_alloc(64, align_up(sizeof *interp->frame, 64));
     interp->xstate = calloc(1, sizeof *interp->xstate);
     interp->offer = calloc(1, sizeof *interp->offer);
@@ -27,7 +28,7 @@ int interp_vcpu_create(struct vcpu *vcpu) {
     if (interp->cache == MAP_FAILED || !interp->thunks || !interp->frame || !interp->xstate ||
         !interp->offer) {
         interp_vcpu_destroy(vcpu);
-        return -ENOMEM;
+        return -error;
     }
     memset(interp->frame, 0, sizeof *interp->frame);
     xstate_layout_read(interp->xstate);

@@ -36,7 +36,7 @@ struct thunk {
 
 struct thunk_arena;
 
-struct thunk_arena *thunk_arena_create(void); /* NULL: no memory */
+struct thunk_arena *thunk_arena_create(void); /* NULL, with errno: no memory or descriptors */
 void thunk_arena_destroy(struct thunk_arena *arena);
 
 /* The thunk of a decoded instruction, made when it is new. NULL: it cannot be expressed. The pointer is good

@@ -115,11 +115,17 @@ static void on_shutdown(void *context, struct vcpu *vcpu) {
     post(machine, EVENT_TRIPLE_FAULT, vcpu->index);
 }
 
+/* What helps against an error of the host's. */
+static const char *mend_of(int result, const char *otherwise) {
+    return result == -EMFILE || result == -ENFILE ? "raise the limit of open files (ulimit -n)" : otherwise;
+}
+
 static int create_memory(struct machine *machine) {
     int result = guest_mem_create(&machine->mem, machine->config->memory, machine->config->prealloc);
     if (result) {
-        diag_error("--memory %lluM cannot be allocated: %s; give less",
-                   (unsigned long long)(machine->config->memory / MIB), strerror(-result));
+        diag_error("--memory %lluM cannot be allocated: %s; %s",
+                   (unsigned long long)(machine->config->memory / MIB), strerror(-result),
+                   mend_of(result, "give less"));
         return result;
     }
     machine->has_mem = true;
@@ -246,8 +252,8 @@ static int create_cpus(struct machine *machine) {
     };
     int result = vm_create(&machine->vm, &options, &machine->mem, &machine->model);
     if (result) {
-        diag_error("%u vCPUs cannot be made: %s; give fewer, or free memory", config->cpus,
-                   strerror(-result));
+        diag_error("%u vCPUs cannot be made: %s; %s", config->cpus, strerror(-result),
+                   mend_of(result, "give fewer, or free memory"));
         return result;
     }
     for (unsigned i = 0; i < config->cpus; i++)

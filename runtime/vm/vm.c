@@ -252,7 +252,7 @@ static int create_cpu(struct vm *vm, unsigned index) {
     struct vm_cpu *cpu = &vm->cpu[index];
     struct vcpu *vcpu = dbt_area_create();
     if (!vcpu)
-        return -ENOMEM;
+        return -errno;
     cpu->vcpu = vcpu;
     cpu->vm = vm;
     vcpu->vm = cpu;

@@ -52,6 +52,8 @@ int serial_port_create(struct serial_port **result_port, const char *option,
     port->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (port->wake < 0) {
         result = -errno;
+        diag_error("--%s: cannot be served: %s; raise the limit of open files (ulimit -n)", option,
+                   strerror(-result));
         serial_port_destroy(port);
         return result;
     }
