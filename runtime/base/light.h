@@ -13,4 +13,19 @@ static inline void light_copy(void *target, const void *source, size_t count) {
     __asm__ volatile("rep movsb" : "+D"(target), "+S"(source), "+c"(count)::"memory");
 }
 
+struct light_qword {
+    uint64_t value;
+} __attribute__((packed, may_alias));
+
+static inline bool light_equal(const void *one, const void *other, size_t count) {
+    const uint8_t *a = one, *b = other;
+    for (; count >= 8; count -= 8, a += 8, b += 8)
+        if (((const struct light_qword *)a)->value != ((const struct light_qword *)b)->value)
+            return false;
+    for (; count; count--)
+        if (*a++ != *b++)
+            return false;
+    return true;
+}
+
 #endif

@@ -57,9 +57,18 @@ void block_publish(struct vcpu *vcpu, uint32_t index) {
     }
 }
 
+/* Make a patchable jump of a site's block lead to a place. */
+static void patch_jump(struct dbt_vcpu *dbt, const struct site *site, uint32_t jump, uint32_t to) {
+    const struct block *block = &dbt->block[site->block];
+    if (block->cache)
+        *cached_slot(dbt, block, jump) = (uint64_t)dbt->rx + to;
+    else
+        asm_patch_rel32(dbt->rw + jump, dbt->rw + to);
+}
+
 static void unlink_site(struct dbt_vcpu *dbt, uint32_t index) {
     struct site *site = &dbt->site[index];
-    asm_patch_rel32(dbt->rw + site->host, dbt->rw + site->cold);
+    patch_jump(dbt, site, site->host, site->cold);
     site->linked_to = NO_INDEX;
 }
 
@@ -69,13 +78,13 @@ void block_link(struct dbt_vcpu *dbt, uint32_t index, uint32_t target) {
     site->linked_to = target;
     site->next_incoming = block->incoming;
     block->incoming = index;
-    asm_patch_rel32(dbt->rw + site->host, dbt->rw + block->entry[site->flags_saved]);
+    patch_jump(dbt, site, site->host, block->entry[site->flags_saved]);
     dbt->stats.links++;
 }
 
 void block_skip_group(struct dbt_vcpu *dbt, uint32_t index) {
     const struct site *site = &dbt->site[index];
-    asm_patch_rel32(dbt->rw + site->cold, dbt->rw + site->target);
+    patch_jump(dbt, site, site->cold, (uint32_t)site->target);
 }
 
 static void remove_from_hash(struct dbt_vcpu *dbt, uint32_t index) {
@@ -108,7 +117,7 @@ static void remove_outgoing(struct dbt_vcpu *dbt, struct block *block) {
 }
 
 /* Take a block out of use: nothing finds it, nothing jumps into it but stale jump-cache entries, which meet a
- * SITE_DEAD at its entry. */
+ * SITE_DEAD at its entry. Cached code cannot be written: its jump-cache entries are dropped at once. */
 void block_kill(struct dbt_vcpu *dbt, uint32_t index) {
     struct block *block = &dbt->block[index];
     remove_from_hash(dbt, index);
@@ -120,12 +129,16 @@ void block_kill(struct dbt_vcpu *dbt, uint32_t index) {
         unlink_site(dbt, i);
     block->incoming = NO_INDEX;
     block->dead = true;
+    dbt->stats.invalidations++;
+    dbt->host_writes++;
+    if (block->cache) {
+        jump_forget_everywhere(dbt, block->rip);
+        return;
+    }
     struct code_buffer code = {.at = dbt->rw + block->entry[true],
                                .end = dbt->rw + block->host + block->host_size};
     asm_store32_imm_gs(&code, AREA_HOT(site), block->first_site);
     asm_jmp_to(&code, dbt->rw + (dbt->stub_exit - dbt->rx));
-    dbt->stats.invalidations++;
-    dbt->host_writes++;
 }
 
 void block_unlink_cross_page(struct dbt_vcpu *dbt) {
@@ -156,8 +169,7 @@ void block_flush_all(struct vcpu *vcpu) {
     dbt->stats.flushes++;
 }
 
-struct block *block_at(struct dbt_vcpu *dbt, uint64_t host_pc, struct pc_entry *pc) {
-    uint64_t offset = host_pc - (uint64_t)dbt->rx;
+static uint32_t own_block_at(const struct dbt_vcpu *dbt, uint64_t offset) {
     uint32_t low = 0, high = dbt->blocks;
     while (low < high) {
         uint32_t middle = low + (high - low) / 2;
@@ -166,12 +178,24 @@ struct block *block_at(struct dbt_vcpu *dbt, uint64_t host_pc, struct pc_entry *
         else
             high = middle;
     }
-    if (low == dbt->blocks || offset < dbt->block[low].host)
+    return low == dbt->blocks || offset < dbt->block[low].host ? NO_INDEX : low;
+}
+
+struct block *block_at(struct dbt_vcpu *dbt, uint64_t host_pc, struct pc_entry *pc) {
+    uint64_t offset = host_pc - (uint64_t)dbt->rx;
+    uint32_t index, in_code;
+    if (cached_holds(dbt, host_pc)) {
+        index = cached_block_at(dbt, host_pc, &in_code);
+    } else {
+        index = own_block_at(dbt, offset);
+        in_code = index == NO_INDEX ? 0 : (uint32_t)(offset - dbt->block[index].host);
+    }
+    if (index == NO_INDEX)
         return NULL;
-    struct block *block = &dbt->block[low];
+    struct block *block = &dbt->block[index];
     const struct pc_entry *entry = &dbt->pc[block->first_pc];
     unsigned i = 0;
-    while (i + 1 < block->pcs && entry[i + 1].host <= offset - block->host)
+    while (i + 1 < block->pcs && entry[i + 1].host <= in_code)
         i++;
     *pc = entry[i];
     return block;

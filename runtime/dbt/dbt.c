@@ -134,6 +134,8 @@ void dbt_vcpu_destroy(struct vcpu *vcpu) {
     struct dbt_vcpu *dbt = vcpu->dbt;
     if (!dbt)
         return;
+    cached_destroy(dbt);
+    portable_log_destroy(dbt);
     unmap(dbt->alias[AREA_MASKED], AREA_BYTES);
     unmap(dbt->alias[AREA_STOP], AREA_BYTES);
     unmap(dbt->rw, dbt->size);
@@ -173,7 +175,8 @@ bool dbt_handle_signal(struct vcpu *vcpu, int signal, siginfo_t *info, void *con
     struct dbt_vcpu *dbt = vcpu->dbt;
     ucontext_t *user = context;
     uint64_t pc = (uint64_t)user->uc_mcontext.gregs[REG_RIP];
-    if (pc < (uint64_t)dbt->rx + dbt->stubs_end || pc >= (uint64_t)dbt->rx + dbt->used)
+    if ((pc < (uint64_t)dbt->rx + dbt->stubs_end || pc >= (uint64_t)dbt->rx + dbt->used) &&
+        !cached_holds(dbt, pc))
         return false;
     struct dbt_hot *hot = &dbt->area->hot;
     hot->fault_pc = pc;
@@ -187,7 +190,7 @@ bool dbt_handle_signal(struct vcpu *vcpu, int signal, siginfo_t *info, void *con
 
 bool dbt_is_translated(const struct vcpu *vcpu, uint64_t host_pc) {
     const struct dbt_vcpu *dbt = vcpu->dbt;
-    return dbt && host_pc - (uint64_t)dbt->rx < dbt->size;
+    return dbt && (host_pc - (uint64_t)dbt->rx < dbt->size || cached_holds(dbt, host_pc));
 }
 
 void dbt_kick_from_handler(struct vcpu *vcpu) {

@@ -8,6 +8,7 @@
 #ifndef NESTOR_DBT_DBT_H
 #define NESTOR_DBT_DBT_H
 
+#include "cache-format/file.h"
 #include "cpu/vcpu.h"
 
 #include <signal.h>
@@ -21,7 +22,11 @@ struct dbt_stats {
     uint64_t flushes, invalidations;                              /* of the whole cache; of single blocks */
     uint64_t exits, tlb_slow, tlb_fills, interpreted, polls, links, jump_misses, interrupts, exceptions;
     uint64_t translate_ns;
-    uint64_t code_bytes; /* in use now */
+    uint64_t cached_blocks,
+        cache_misses;       /* blocks taken from a persistent cache; ring-0 blocks that none had */
+    uint64_t cache_differs; /* found by their first bytes, but not the same */
+    uint64_t cache_tsc;     /* TSC ticks of looking up, comparing and putting to use */
+    uint64_t code_bytes;    /* in use now */
 };
 
 enum dbt_exit {
@@ -37,6 +42,9 @@ void dbt_area_destroy(struct vcpu *vcpu);
 
 MUST_CHECK int dbt_vcpu_create(struct vcpu *vcpu, const struct dbt_options *options);
 void dbt_vcpu_destroy(struct vcpu *vcpu);
+/* Let the vCPU run code of a cache file, which must outlive it: before it runs. */
+#define DBT_CACHES_MAX 8u
+MUST_CHECK int dbt_cache_attach(struct vcpu *vcpu, const struct ntc_file *file, struct ntc_error *error);
 /* Bind the calling thread to the vCPU. The signal stack and handlers are the caller's (runtime/vm). */
 void dbt_thread_enter(struct vcpu *vcpu);
 enum dbt_exit dbt_run(struct vcpu *vcpu);

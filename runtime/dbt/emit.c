@@ -113,19 +113,12 @@ void emit_flags_live(struct unit *unit) {
 }
 
 void emit_exit_to_c(struct unit *unit, const struct site *site) {
-    struct dbt_vcpu *dbt = unit->dbt;
-    asm_store32_imm_gs(&unit->code, AREA_HOT(site), unit_site_index(unit, site));
-    asm_jmp_to(&unit->code, dbt->rw + ((site->flags_saved ? dbt->stub_exit : dbt->stub_exit_live) - dbt->rx));
+    emit_site_number(unit, site, BOUNDARY_SCRATCH);
+    emit_stub_jump(unit, site->flags_saved ? RUNTIME_EXIT : RUNTIME_EXIT_LIVE);
 }
 
 void emit_unlinked(struct unit *unit, struct site *site) {
-    struct code_buffer *c = &unit->code;
-    uint8_t *place = asm_jmp(c);
-    if (c->overflow)
-        return;
-    asm_patch_rel32(place, c->at);
-    site->host = (uint32_t)(place - unit->dbt->rw);
-    site->cold = (uint32_t)(c->at - unit->dbt->rw);
+    site->host = emit_patchable_jump(unit, &site->cold);
     emit_exit_to_c(unit, site);
 }
 
@@ -137,15 +130,11 @@ void emit_unlinked(struct unit *unit, struct site *site) {
  */
 static void emit_cold_memory(struct unit *unit, const struct cold *cold, struct site *site) {
     struct code_buffer *c = &unit->code;
-    if (site->group) {
-        uint8_t *to_raw = asm_jmp(c);
-        if (c->overflow)
-            return;
-        asm_patch_rel32(to_raw, c->at);
-        site->cold = (uint32_t)(to_raw - unit->dbt->rw);
-    }
-    asm_store32_imm_gs(c, AREA_HOT(site), cold->site);
-    asm_jmp_to(c, unit->dbt->rw + (unit->dbt->stub_memory - unit->dbt->rx));
+    uint32_t raw;
+    if (site->group)
+        site->cold = emit_patchable_jump(unit, &raw);
+    emit_site_number(unit, site, unit->t2);
+    emit_stub_jump(unit, RUNTIME_MEMORY);
     if (!site->group)
         return;
     site->target = (int32_t)(c->at - unit->dbt->rw);
@@ -156,7 +145,7 @@ static void emit_cold_memory(struct unit *unit, const struct cold *cold, struct 
 /* A side exit that is not linked yet, or that cannot be linked directly. */
 static void emit_cold_link(struct unit *unit, struct site *site) {
     struct code_buffer *c = &unit->code;
-    if (unit_spilled_here(unit)) {
+    if (unit_spilled_here(unit) || unit->portable) {
         emit_reload(unit);
         emit_unlinked(unit, site);
     } else {

@@ -153,11 +153,11 @@ static void emit_push_return(struct unit *unit, const struct item *item) {
     int size = unit->code64 ? 8 : 4;
     uint64_t back = unit->block->rip + item->guest + item->insn.length;
     struct host_memory to = emit_stack(unit, item, -size, VMEM_WRITE);
-    if (!unit->code64 || (uint64_t)(int64_t)(int32_t)back == back) {
+    if (!unit->portable && (!unit->code64 || (uint64_t)(int64_t)(int32_t)back == back)) {
         asm_mem(c, unit->code64, 0xc7, 0, to.base, to.index, 0, to.disp);
         code_u32(c, (uint32_t)back);
     } else {
-        asm_mov_imm(c, unit->t2, back);
+        emit_guest_address(unit, unit->t2, back);
         asm_mem(c, true, 0x89, unit->t2, to.base, to.index, 0, to.disp);
     }
     asm_lea(c, unit->code64, GPR_RSP, GPR_RSP, -1, 0, -size);

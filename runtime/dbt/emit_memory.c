@@ -26,7 +26,10 @@ bool emit_address(struct unit *unit, const struct item *item, const ZydisDecoded
     int64_t disp = op->mem.disp.has_displacement ? op->mem.disp.value : 0;
     if (op->mem.base == ZYDIS_REGISTER_RIP || op->mem.base == ZYDIS_REGISTER_EIP) {
         uint64_t linear = unit->block->rip + item->guest + insn->length + (uint64_t)disp;
-        asm_mov_imm(c, unit->t0, wide ? linear : (uint32_t)linear);
+        if (wide)
+            emit_guest_address(unit, unit->t0, linear);
+        else
+            emit_guest_address32(unit, unit->t0, linear);
     } else if (base < 0 && index < 0) {
         asm_mov_imm(c, unit->t0, wide ? (uint64_t)disp : (uint32_t)disp);
     } else if (base >= 0 && index < 0 && !disp) {
@@ -150,7 +153,10 @@ void emit_lea(struct unit *unit, const struct item *item) {
         uint64_t value = unit->block->rip + item->guest + insn->length + (uint64_t)op->mem.disp.value;
         if (insn->z.address_width == 32)
             value = (uint32_t)value;
-        asm_mov_imm(c, target, insn->z.operand_width == 64 ? value : (uint32_t)value);
+        if (insn->z.operand_width == 64 && insn->z.address_width == 64)
+            emit_guest_address(unit, target, value);
+        else
+            emit_guest_address32(unit, target, value);
     } else if (unit->code64) {
         code_bytes(c, insn->bytes, insn->length);
     } else {

@@ -114,6 +114,8 @@ static uint32_t find_or_translate(struct vcpu *vcpu, uint64_t ram_offset, uint32
         block_kill(dbt, index);
         index = NO_INDEX;
     }
+    if (index == NO_INDEX && dbt->cached)
+        index = cached_install(vcpu, ram_offset, mode);
     if (index == NO_INDEX) {
         vcpu_fpu_park(vcpu);
         index = dbt_translate_watched(vcpu, ram_offset, mode);

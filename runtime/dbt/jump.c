@@ -118,6 +118,15 @@ void jump_forget(struct vcpu *vcpu, uint64_t rip) {
         entry->key = 0;
 }
 
+void jump_forget_everywhere(struct dbt_vcpu *dbt, uint64_t rip) {
+    for (unsigned i = 0; i < JUMP_CONTEXTS; i++) {
+        uint64_t key = rip ^ dbt->context[i].key;
+        struct jump_cache_entry *entry = &dbt->area->jump[jump_cache_index(key)];
+        if (dbt->context[i].key && entry->key == key)
+            entry->key = 0;
+    }
+}
+
 /* Does a relied-on kernel mapping still hold? */
 static bool still_holds(struct vcpu *vcpu, const struct relied_page *page) {
     struct translation translation;

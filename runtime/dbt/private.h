@@ -49,9 +49,9 @@ enum helper {
 
 struct site {
     uint32_t block;
-    uint32_t host;          /* LINK: the rel32 to patch; MEMORY: retry; HELPER: resume */
-    uint32_t cold;          /* LINK: what the rel32 leads to while not linked */
-    int32_t target;         /* LINK: target rip - block rip */
+    uint32_t host;  /* LINK: the jump to patch (a rel32's place, or a slot); MEMORY: retry; HELPER: resume */
+    uint32_t cold;  /* LINK: what the jump leads to while not linked; MEMORY of a group: a jump as in LINK */
+    int32_t target; /* LINK: target rip - block rip; MEMORY of a group: what `cold` is patched to */
     uint32_t next_incoming; /* LINK: list of the links into one block */
     uint32_t linked_to;     /* LINK: block, or NO_INDEX */
     uint16_t guest;         /* rip of the instruction - block rip */
@@ -86,6 +86,8 @@ struct block {
     uint16_t guest_length;
     uint16_t spilled; /* mask of the registers that live in vcpu->gpr alone behind the entry */
     bool dead;
+    uint8_t cache;        /* 1 + number of the cache that the code is in, 0: the vCPU's own */
+    uint32_t cached_unit; /* its number there */
 };
 
 #define HASH_BITS 15
@@ -111,7 +113,14 @@ struct relied_page {
 /* The largest XSAVE area of the components that a guest may have (interp/xstate.h) is under 2.7 KiB. */
 #define XSTATE_AREA_MAX 4096u
 
+/* The stubs that code jumps to; a cache's first link slots lead to them (docs/cache-format.md, run-time
+ * slots). */
+enum runtime_slot { RUNTIME_EXIT, RUNTIME_EXIT_LIVE, RUNTIME_MEMORY, RUNTIME_SLOTS_USED };
+
 struct unit;
+struct cached;
+struct translator;
+struct portable_log;
 
 struct dbt_vcpu {
     struct dbt_area *area;
@@ -144,8 +153,11 @@ struct dbt_vcpu {
     unsigned relied_count;
     uint64_t user_bloom[USER_BLOOM_WORDS];
 
-    uint64_t host_writes; /* bumped by invalidations: an in-block resume is off */
-    struct unit *unit;    /* the translation in progress */
+    struct cached *cached;         /* the persistent caches; NULL: none */
+    struct portable_log *log;      /* what is to be recorded; NULL: nothing is */
+    struct translator *translator; /* of a vCPU that makes portable units */
+    uint64_t host_writes;          /* bumped by invalidations: an in-block resume is off */
+    struct unit *unit;             /* the translation in progress */
     enum dbt_exit exit;
     struct dbt_stats stats;
     uint8_t xstate_copy[XSTATE_AREA_MAX] __attribute__((aligned(64)));
@@ -154,11 +166,36 @@ struct dbt_vcpu {
 /* -- stubs.c -- */
 void dbt_emit_stubs(struct dbt_vcpu *dbt);
 
+static inline const uint8_t *dbt_stub(const struct dbt_vcpu *dbt, enum runtime_slot stub) {
+    return stub == RUNTIME_EXIT     ? dbt->stub_exit
+           : stub == RUNTIME_MEMORY ? dbt->stub_memory
+                                    : dbt->stub_exit_live;
+}
+
 /* -- translate.c -- */
 /* Translate the block at vcpu->rip for mode (vcpu->mode, perhaps with MODE_UNGROUPED); the page is at
  * ram_offset. Index, or NO_INDEX when the interpreter must run one instruction first. May flush the whole
  * cache. The extended state is parked. */
 uint32_t dbt_translate(struct vcpu *vcpu, uint64_t ram_offset, uint32_t mode);
+/* Make room in the tables for one more block, dropping everything if need be. */
+void dbt_make_room(struct vcpu *vcpu);
+/* Gather and emit the block that dbt->unit is set up for. */
+MUST_CHECK bool unit_translate(struct unit *unit);
+
+/* -- portable.c -- */
+/* Remember a fresh block for dbt_portable_record(), with its bytes: they may be rewritten. Parked. */
+void portable_log_add(struct vcpu *vcpu, const struct block *block);
+void portable_log_destroy(struct dbt_vcpu *dbt);
+
+/* -- cached.c -- */
+/* Put the cached unit for the code at ram_offset to use at vcpu->rip. Its block's index, or NO_INDEX. */
+uint32_t cached_install(struct vcpu *vcpu, uint64_t ram_offset, uint32_t mode);
+/* The word that a slot of a block's cache is. */
+uint64_t *cached_slot(const struct dbt_vcpu *dbt, const struct block *block, uint32_t slot);
+/* The block whose code in a cache host_pc lies in, and the offset in its code; NO_INDEX: none. */
+uint32_t cached_block_at(const struct dbt_vcpu *dbt, uint64_t host_pc, uint32_t *offset);
+bool cached_holds(const struct dbt_vcpu *dbt, uint64_t host_pc);
+void cached_destroy(struct dbt_vcpu *dbt);
 
 /* -- block.c -- */
 uint32_t block_find(struct dbt_vcpu *dbt, uint64_t ram_offset, uint64_t rip, uint32_t mode);
@@ -181,6 +218,8 @@ void jump_insert(struct vcpu *vcpu, uint64_t rip, uint32_t block, bool global);
 uint64_t jump_find(const struct vcpu *vcpu, uint64_t rip);
 void jump_forget(struct vcpu *vcpu, uint64_t rip);
 void jump_clear(struct dbt_vcpu *dbt);
+/* Drop what leads to rip in any context. */
+void jump_forget_everywhere(struct dbt_vcpu *dbt, uint64_t rip);
 /* A kernel mapping is to be relied on: remember it so that flushes can check it. False: the table is full, do
  * not rely on it. */
 MUST_CHECK bool jump_rely(struct dbt_vcpu *dbt, uint64_t linear, uint64_t ram_offset);

@@ -90,15 +90,15 @@ static void choose_scratches(struct unit *unit) {
 static unsigned decode_at(struct unit *unit, struct item *item, unsigned offset) {
     struct vcpu *vcpu = unit->vcpu;
     struct block *block = unit->block;
-    uint64_t room = PAGE_SIZE - (block->ram_offset & (PAGE_SIZE - 1));
-    const uint8_t *bytes = vcpu->mem->base + block->ram_offset + offset;
+    uint64_t room = unit->room;
+    const uint8_t *bytes = unit->bytes + offset;
     unsigned code_size = unit->code64 ? 64 : 32;
     if (offset >= room)
         return 0;
     enum insn_status status = insn_decode(&item->insn, bytes, room - offset, code_size);
     if (status == INSN_OK)
         return item->insn.length;
-    if (offset || status != INSN_SHORT)
+    if (offset || status != INSN_SHORT || unit->portable)
         return 0;
     /* The first instruction crosses into the next page. */
     uint8_t both[INSN_MAX_LENGTH];
@@ -341,6 +341,8 @@ static void emit_poll(struct unit *unit, size_t page) {
 static void emit_block(struct unit *unit) {
     struct code_buffer *c = &unit->code;
     unit->colds = 0;
+    if (unit->portable)
+        portable_begin(unit);
     unit_site(unit, SITE_DEAD, NULL)->flags_saved = true;
     emit_entries(unit);
     unit_note_pc(unit, 0);
@@ -379,16 +381,40 @@ static void release_written(struct dbt_vcpu *dbt, uint64_t before) {
         (void)madvise(dbt->rw + from, to - from, MADV_DONTNEED);
 }
 
-uint32_t dbt_translate(struct vcpu *vcpu, uint64_t ram_offset, uint32_t mode) {
+void dbt_make_room(struct vcpu *vcpu) {
     struct dbt_vcpu *dbt = vcpu->dbt;
     if (dbt->used + BLOCK_MAX_HOST > dbt->size || dbt->blocks == dbt->max_blocks ||
         dbt->sites + BLOCK_MAX_INSNS * 4 > dbt->max_sites ||
         dbt->pcs + BLOCK_MAX_INSNS * 2 + 2 > dbt->max_pcs)
         block_flush_all(vcpu);
+}
+
+bool unit_translate(struct unit *unit) {
+    struct dbt_vcpu *dbt = unit->dbt;
+    struct block *block = unit->block;
+    uint64_t flushes = dbt->stats.flushes;
+    unit->code = (struct code_buffer){
+        .start = dbt->rw + dbt->used, .at = dbt->rw + dbt->used, .end = dbt->rw + dbt->used + BLOCK_MAX_HOST};
+    if (!gather(unit) || dbt->stats.flushes != flushes)
+        return false;
+    emit_block(unit);
+    if (unit->code.overflow) {
+        dbt->sites = block->first_site;
+        dbt->pcs = block->first_pc;
+        return false;
+    }
+    block->host_size = (uint32_t)(unit->code.at - unit->code.start);
+    block->spilled = unit->spilled;
+    block->guest_length = (uint16_t)(unit->end_rip - block->rip);
+    return true;
+}
+
+uint32_t dbt_translate(struct vcpu *vcpu, uint64_t ram_offset, uint32_t mode) {
+    struct dbt_vcpu *dbt = vcpu->dbt;
+    dbt_make_room(vcpu);
     /* The page must be known to hold code before its bytes are read: a store that comes later is then
      * noticed. Before the tables are looked at, too: it may serve requests, which change them. */
     block_hold_page(vcpu, ram_offset & PAGE_MASK);
-    uint64_t flushes = dbt->stats.flushes;
     struct unit *unit = dbt->unit;
     uint32_t index = dbt->blocks;
     struct block *block = &dbt->block[index];
@@ -404,21 +430,12 @@ uint32_t dbt_translate(struct vcpu *vcpu, uint64_t ram_offset, uint32_t mode) {
     unit->dbt = dbt;
     unit->block = block;
     unit->index = index;
+    unit->portable = NULL;
+    unit->bytes = vcpu->mem->base + ram_offset;
+    unit->room = PAGE_SIZE - (ram_offset & (PAGE_SIZE - 1));
     unit->code64 = cpu_is_code64(vcpu);
-    unit->code = (struct code_buffer){
-        .start = dbt->rw + dbt->used, .at = dbt->rw + dbt->used, .end = dbt->rw + dbt->used + BLOCK_MAX_HOST};
-
-    if (!gather(unit) || dbt->stats.flushes != flushes)
+    if (!unit_translate(unit))
         return NO_INDEX;
-    emit_block(unit);
-    if (unit->code.overflow) {
-        dbt->sites = block->first_site;
-        dbt->pcs = block->first_pc;
-        return NO_INDEX;
-    }
-    block->host_size = (uint32_t)(unit->code.at - unit->code.start);
-    block->spilled = unit->spilled;
-    block->guest_length = (uint16_t)(unit->end_rip - block->rip);
     uint64_t before = dbt->used;
     dbt->used = align_up(dbt->used + block->host_size, 16);
     release_written(dbt, before);
@@ -427,6 +444,8 @@ uint32_t dbt_translate(struct vcpu *vcpu, uint64_t ram_offset, uint32_t mode) {
     dbt->stats.guest_instructions += unit->items;
     dbt->stats.guest_bytes += block->guest_length;
     dbt->stats.host_bytes += block->host_size;
+    if (UNLIKELY(dbt->log))
+        portable_log_add(vcpu, block);
     block_publish(vcpu, index);
     return index;
 }

@@ -19,6 +19,7 @@
 #ifndef NESTOR_DBT_UNIT_H
 #define NESTOR_DBT_UNIT_H
 
+#include "cache-format/format.h"
 #include "cpu/vmem.h"
 #include "dbt/asm.h"
 #include "dbt/private.h"
@@ -96,6 +97,16 @@ struct group {
     enum vmem_access access;
 };
 
+/* What makes a unit portable, gathered while it is emitted. */
+#define PORTABLE_MAX 256u
+#define PORTABLE_SITE_CONST 0u /* number of the block's first site, set when the unit is put to use */
+struct portable {
+    struct ntc_reloc reloc[PORTABLE_MAX];
+    uint64_t slot[PORTABLE_MAX]; /* offset of the exit that is taken while the slot is not linked */
+    uint64_t constant[PORTABLE_MAX];
+    unsigned relocs, slots, consts;
+};
+
 struct unit {
     struct vcpu *vcpu;
     struct dbt_vcpu *dbt;
@@ -104,6 +115,9 @@ struct unit {
     uint32_t index;
     struct item item[BLOCK_MAX_INSNS];
     unsigned items;
+    const uint8_t *bytes;      /* guest code at the block's start */
+    uint64_t room;             /* bytes up to the page's end */
+    struct portable *portable; /* NULL: for this vCPU's code cache */
     bool code64;
     uint64_t end_rip; /* of the last item */
     int t0, t1, t2;   /* scratches; -1 when the block needs none */
@@ -122,6 +136,19 @@ struct unit {
 /* -- classify.c -- */
 /* The item's kind; sets item->helper with it. */
 enum kind unit_classify(struct unit *unit, struct item *item);
+
+/* -- emit_portable.c -- */
+void portable_begin(struct unit *unit);
+void emit_stub_jump(struct unit *unit, enum runtime_slot stub);
+/* hot.site = the site's number; scratch may be overwritten. */
+void emit_site_number(struct unit *unit, const struct site *site, int scratch);
+/* A jump to what comes behind it (at *behind), until it is patched. Returns what struct site's `host` and
+ * `cold` name it by: the offset of its rel32, or the number of its slot. */
+uint32_t emit_patchable_jump(struct unit *unit, uint32_t *behind);
+/* reg = a guest address that moves with the block. */
+void emit_guest_address(struct unit *unit, int reg, uint64_t address);
+/* Its low half: no portable unit can have that. */
+void emit_guest_address32(struct unit *unit, int reg, uint64_t address);
 
 /* -- emit_system.c -- */
 void emit_read_base(struct unit *unit, const struct item *item);

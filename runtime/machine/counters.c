@@ -1,4 +1,6 @@
 #include "machine/counters.h"
+
+#include "cpu/host_clock.h"
 #include "dbt/dbt.h"
 #include "devices/virtio_blk.h"
 #include "devices/virtio_net.h"
@@ -87,6 +89,10 @@ static void add_vcpu(cJSON *array, const struct vcpu *vcpu) {
         {"code_cache_bytes", stats->code_bytes},
         {"cache_flushes", stats->flushes},
         {"block_invalidations", stats->invalidations},
+        {"cached_blocks", stats->cached_blocks},
+        {"cache_misses", stats->cache_misses},
+        {"cache_differs", stats->cache_differs},
+        {"cache_ns", (uint64_t)((double)stats->cache_tsc * 1e9 / (double)host_tsc_hz())},
         {"links", stats->links},
         {"exits", stats->exits},
         {"jump_misses", stats->jump_misses},

@@ -13,6 +13,7 @@
 #include "devices/virtio_net.h"
 #include "devices/virtio_rng.h"
 #include "machine/board.h"
+#include "machine/caches.h"
 #include "machine/counters.h"
 #include "machine/cpu_link.h"
 #include "machine/vcpu_dump.h"
@@ -41,6 +42,7 @@ struct machine {
     struct guest_mem mem;
     bool has_mem;
     struct cpu_model model;
+    struct caches caches;
     struct board *board;
     struct vm *vm;
     struct cpu_link link[VM_MAX_CPUS];
@@ -258,7 +260,8 @@ static int create_cpus(struct machine *machine) {
     }
     for (unsigned i = 0; i < config->cpus; i++)
         cpu_link_connect(&machine->link[i], machine->vm, machine->board, i);
-    return 0;
+    result = caches_open(&machine->caches, config, &machine->model);
+    return result ? result : caches_attach(&machine->caches, config, machine->vm, &machine->model);
 }
 
 static int open_boot(struct machine *machine) {
@@ -353,6 +356,7 @@ void machine_destroy(struct machine *machine) {
         board_destroy(machine->board);
     if (machine->vm)
         vm_destroy(machine->vm);
+    caches_close(&machine->caches);
     if (machine->has_mem)
         guest_mem_destroy(&machine->mem);
     if (machine->statm >= 0)
@@ -438,6 +442,8 @@ void machine_run(struct machine *machine, struct machine_outcome *outcome) {
         enum event event = wait_for_event(machine, &value);
         vm_stop(machine->vm);
         quiet_console(machine);
+        if (machine->config->record_cache && (event != EVENT_RESET || machine->config->no_reboot))
+            caches_record(&machine->caches, machine->config, machine->vm, &machine->model);
         if (event != EVENT_RESET || machine->config->no_reboot) {
             *outcome = (struct machine_outcome){.end = ends[event], .value = value};
             return;

@@ -14,6 +14,8 @@
 #define VM_FORWARDS_MAX 16
 #define VM_INITRDS_MAX 32
 #define VM_DISK_SERIAL_MAX 20 /* bytes: virtio 1.2, 5.2.6 VIRTIO_BLK_T_GET_ID */
+#define VM_CACHES_MAX 8
+#define VM_TRUST_MAX 16
 #define VM_NO_PORT UINT32_MAX
 
 struct vm_disk_config {
@@ -78,9 +80,16 @@ struct vm_config {
     struct vm_serial_config serial;  /* of the first serial port */
     struct vm_serial_config console; /* of the virtio console; NONE: the machine has no such device */
     enum vm_engine engine;
-    unsigned direct_max; /* 0: the engine's default */
-    const char *cpu;     /* for cpu_model_create() */
-    uint64_t code_cache; /* bytes; 0: the engine's default */
+    unsigned direct_max;              /* 0: the engine's default */
+    const char *cpu;                  /* for cpu_model_create() */
+    uint64_t code_cache;              /* bytes; 0: the engine's default */
+    const char *cache[VM_CACHES_MAX]; /* cache files */
+    size_t cache_count;
+    const char *trust[VM_TRUST_MAX]; /* public keys: files or directories; none: the user's configuration */
+    size_t trust_count;
+    bool cache_required;             /* a cache that cannot be used is an error */
+    const char *const *cache_broker; /* argv of the host-wide store's broker; NULL: start none */
+    const char *record_cache;        /* write what no cache had to this file at the end; NULL: do not */
     bool prealloc;
     bool no_reboot;
     bool sandbox;           /* confine the process before the guest runs */

@@ -296,6 +296,37 @@ int option_parse_code_cache(struct run_options *options, const struct option_sou
     return 0;
 }
 
+static int add_path(struct run_options *options, const struct option_source *source, const char *value,
+                    const char **paths, size_t *count, size_t max) {
+    if (!*value)
+        return option_refuse(source, value, "give the path of a file");
+    if (*count == max)
+        return option_refuse(source, value, "at most %zu may be given", max);
+    paths[(*count)++] = keep(options, value);
+    return 0;
+}
+
+int option_parse_cache(struct run_options *options, const struct option_source *source, const char *value) {
+    return add_path(options, source, value, options->vm.cache, &options->vm.cache_count, VM_CACHES_MAX);
+}
+
+int option_parse_trust(struct run_options *options, const struct option_source *source, const char *value) {
+    return add_path(options, source, value, options->vm.trust, &options->vm.trust_count, VM_TRUST_MAX);
+}
+
+int option_parse_cache_required(struct run_options *options, const struct option_source *source,
+                                const char *value) {
+    return parse_switch(source, value, &options->vm.cache_required);
+}
+
+int option_parse_record_cache(struct run_options *options, const struct option_source *source,
+                              const char *value) {
+    if (!*value)
+        return option_refuse(source, value, "give the path of a file");
+    options->vm.record_cache = keep(options, value);
+    return 0;
+}
+
 int option_parse_prealloc(struct run_options *options, const struct option_source *source,
                           const char *value) {
     return parse_switch(source, value, &options->vm.prealloc);

@@ -105,10 +105,8 @@ static const int calls_of_network[] = {
 };
 
 static const int calls_of_files[] = {
-    SCMP_SYS(openat),
-    SCMP_SYS(rename),
-    SCMP_SYS(unlink),
-    SCMP_SYS(newfstatat),
+    SCMP_SYS(openat),     SCMP_SYS(rename), SCMP_SYS(unlink),
+    SCMP_SYS(newfstatat), SCMP_SYS(fchmod), SCMP_SYS(umask),
 };
 
 /* Calls that are allowed when (argument & mask) == value. */

@@ -1,0 +1,272 @@
+/* Making portable units: the template emitter with every tie to this process written as a slot, a constant or
+ * a relocation (emit_portable.c), and its tables in the words of the cache format.
+ */
+#include "dbt/portable.h"
+
+#include "cache-format/map.h"
+#include "cpu/model.h"
+#include "dbt/portable_site.h"
+#include "dbt/unit.h"
+#include "interp/interp.h"
+#include "mem/guest_mem.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define SCRATCH_CODE (1 * MIB)
+
+/* What dbt_portable_translate() hands out, kept with the translator. */
+struct translator {
+    struct portable portable;
+    struct ntc_site site[BLOCK_MAX_INSNS * 8];
+    struct ntc_unit_entry entry;
+    struct ntc_map_builder map;
+};
+
+bool dbt_portable_mode(uint32_t mode) {
+    return (mode & MODE_CODE_MASK) == MODE_CODE_64 && mode & MODE_CPL0 && !(mode & MODE_UNGROUPED);
+}
+
+struct digest {
+    uint64_t value;
+};
+
+static void digest_add(struct digest *digest, uint64_t word) {
+    for (unsigned i = 0; i < 8; i++)
+        digest->value = (digest->value ^ (word >> 8 * i & 0xff)) * 0x100000001b3ull;
+}
+
+uint64_t dbt_portable_layout(const struct cpu_model *model) {
+    const uint64_t words[] = {DBT_PORTABLE_ABI,
+                              AREA_GPR(0),
+                              AREA_VCPU(view),
+                              AREA_VCPU(rflags),
+                              AREA_VCPU(segment[SEG_FS].base),
+                              AREA_VCPU(segment[SEG_GS].base),
+                              AREA_VCPU(kernel_gs_base),
+                              AREA_VCPU(tsc_aux),
+                              AREA_HOT(target),
+                              AREA_HOT(value),
+                              AREA_HOT(flags),
+                              AREA_HOT(site),
+                              AREA_HOT(jump_key),
+                              AREA_HOT(stack_page),
+                              AREA_HOT(stack_addend),
+                              AREA_HOT(view_kernel),
+                              AREA_HOT(iflag),
+                              AREA_HOT(acflag),
+                              offsetof(struct dbt_area, cpuid),
+                              offsetof(struct dbt_area, jump),
+                              offsetof(struct dbt_area, poll),
+                              offsetof(struct dbt_area, sti_poll),
+                              sizeof(struct segment),
+                              sizeof(struct vtlb_entry),
+                              offsetof(struct vtlb_entry, tag_write),
+                              offsetof(struct vtlb_entry, addend),
+                              VTLB_ENTRIES,
+                              JUMP_CACHE_BITS,
+                              CPUID_MEMO_SIZE,
+                              HOMED,
+                              HELPER_XSTATE,
+                              SITE_UNGROUPED};
+    struct digest digest = {0xcbf29ce484222325ull};
+    for (unsigned i = 0; i < ARRAY_SIZE(words); i++)
+        digest_add(&digest, words[i]);
+    /* Which instructions are withheld from the guest decides what is copied and what is interpreted. */
+    for (unsigned i = 0; i < model->count; i++) {
+        const struct cpuid_entry *entry = &model->entry[i];
+        if (entry->leaf != 1 && entry->leaf != 7 && entry->leaf != 0xd && entry->leaf != 0x80000001u)
+            continue;
+        digest_add(&digest, (uint64_t)entry->leaf << 32 | entry->subleaf);
+        digest_add(&digest, entry->leaf == 1 ? 0 : (uint64_t)entry->eax << 32 | entry->ebx);
+        digest_add(&digest, (uint64_t)entry->ecx << 32 | entry->edx);
+    }
+    return digest.value;
+}
+
+struct vcpu *dbt_translator_create(const struct cpu_model *model) {
+    const struct dbt_options options = {.code_cache_size = SCRATCH_CODE};
+    struct vcpu *vcpu = dbt_area_create();
+    if (!vcpu)
+        return NULL;
+    vcpu->model = model;
+    /* The interpreter's part knows which instructions the model withholds. */
+    if (interp_vcpu_create(vcpu) || dbt_vcpu_create(vcpu, &options)) {
+        dbt_translator_destroy(vcpu);
+        return NULL;
+    }
+    vcpu->dbt->translator = calloc(1, sizeof *vcpu->dbt->translator);
+    if (!vcpu->dbt->translator) {
+        dbt_translator_destroy(vcpu);
+        return NULL;
+    }
+    return vcpu;
+}
+
+void dbt_translator_destroy(struct vcpu *vcpu) {
+    if (!vcpu)
+        return;
+    if (vcpu->dbt && vcpu->dbt->translator)
+        ntc_map_builder_destroy(&vcpu->dbt->translator->map);
+    if (vcpu->dbt)
+        free(vcpu->dbt->translator);
+    dbt_vcpu_destroy(vcpu);
+    if (vcpu->interp)
+        interp_vcpu_destroy(vcpu);
+    dbt_area_destroy(vcpu);
+}
+
+static const struct ntc_state states[2] = {
+    {.where = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}},
+    {.where = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}, .flags = NTC_STATE_FLAGS_SAVED},
+};
+
+static bool describe_sites(const struct unit *unit, struct translator *translator) {
+    const struct block *block = unit->block;
+    if (block->sites > ARRAY_SIZE(translator->site))
+        return false;
+    for (unsigned i = 0; i < block->sites; i++)
+        portable_site_write(&translator->site[i], &unit->dbt->site[block->first_site + i], block->host);
+    return true;
+}
+
+static int describe_map(const struct unit *unit, struct translator *translator) {
+    const struct block *block = unit->block;
+    ntc_map_builder_reset(&translator->map);
+    for (unsigned i = 0; i < block->pcs; i++) {
+        const struct pc_entry *pc = &unit->dbt->pc[block->first_pc + i];
+        int result =
+            ntc_map_add(&translator->map,
+                        &(struct ntc_point){.host = pc->host, .guest = pc->guest, .state = pc->flags_saved});
+        if (result)
+            return result;
+    }
+    return 0;
+}
+
+int dbt_portable_translate(struct vcpu *vcpu, const struct portable_request *request, struct ntc_unit *unit) {
+    struct dbt_vcpu *dbt = vcpu->dbt;
+    struct translator *translator = dbt->translator;
+    struct unit *work = dbt->unit;
+    struct block *block = &dbt->block[0];
+    if (!dbt_portable_mode(request->mode) || !request->length)
+        return -ENOENT;
+    dbt->sites = dbt->pcs = 0;
+    dbt->used = dbt->stubs_end;
+    *block = (struct block){.rip = request->rip,
+                            .ram_page2 = GUEST_NO_RAM,
+                            .mode = request->mode,
+                            .host = (uint32_t)dbt->used,
+                            .incoming = NO_INDEX};
+    work->vcpu = vcpu;
+    work->dbt = dbt;
+    work->block = block;
+    work->index = 0;
+    work->portable = &translator->portable;
+    work->bytes = request->bytes;
+    work->room = request->length;
+    work->code64 = true;
+    if (!unit_translate(work))
+        return -ENOENT;
+    if (!describe_sites(work, translator))
+        return -E2BIG;
+    int result = describe_map(work, translator);
+    if (result)
+        return result;
+    const struct portable *portable = &translator->portable;
+    translator->entry = (struct ntc_unit_entry){.host = block->entry[true] - block->host};
+    *unit = (struct ntc_unit){.link_address = request->rip,
+                              .guest_length = block->guest_length,
+                              .mode = request->mode,
+                              .generator = NTC_GENERATOR_TEMPLATE,
+                              .abi_data = block->spilled | (block->entry[false] - block->host) << 16,
+                              .bytes = request->bytes,
+                              .code = dbt->rw + block->host,
+                              .code_length = block->host_size,
+                              .slots = portable->slot,
+                              .consts = portable->constant,
+                              .sites = translator->site,
+                              .relocs = portable->reloc,
+                              .map = translator->map.bytes,
+                              .map_length = translator->map.length,
+                              .states = states,
+                              .state_count = ARRAY_SIZE(states),
+                              .slot_count = (uint16_t)portable->slots,
+                              .const_count = (uint16_t)portable->consts,
+                              .site_count = block->sites,
+                              .reloc_count = (uint16_t)portable->relocs,
+                              .entries = &translator->entry,
+                              .entry_count = 1};
+    return 0;
+}
+
+/* -- Recording -- */
+
+struct logged {
+    uint64_t rip;
+    uint32_t mode;
+    uint32_t bytes; /* offset */
+    uint16_t length;
+};
+
+struct portable_log {
+    struct logged *block;
+    uint8_t *bytes;
+    uint32_t blocks, max_blocks, used, size;
+};
+
+int dbt_portable_log(struct vcpu *vcpu) {
+    vcpu->dbt->log = calloc(1, sizeof *vcpu->dbt->log);
+    return vcpu->dbt->log ? 0 : -ENOMEM;
+}
+
+/* Room for `needed` elements in all, doubling the array; false: without memory, or past what offsets can
+ * name. */
+static bool make_room(void **array, uint32_t *room, uint64_t needed, size_t element) {
+    if (needed <= *room)
+        return true;
+    uint64_t wanted = needed * 2 < 4096 ? 4096 : needed * 2;
+    void *bigger = wanted > UINT32_MAX ? NULL : realloc(*array, wanted * element);
+    if (!bigger)
+        return false;
+    *array = bigger;
+    *room = (uint32_t)wanted;
+    return true;
+}
+
+void portable_log_add(struct vcpu *vcpu, const struct block *block) {
+    struct portable_log *log = vcpu->dbt->log;
+    if (!dbt_portable_mode(block->mode) || block->ram_page2 != GUEST_NO_RAM ||
+        !make_room((void **)&log->block, &log->max_blocks, log->blocks + 1ull, sizeof *log->block) ||
+        !make_room((void **)&log->bytes, &log->size, (uint64_t)log->used + block->guest_length, 1))
+        return;
+    memcpy(log->bytes + log->used, vcpu->mem->base + block->ram_offset, block->guest_length);
+    log->block[log->blocks++] = (struct logged){
+        .rip = block->rip, .mode = block->mode, .bytes = log->used, .length = block->guest_length};
+    log->used += block->guest_length;
+}
+
+void portable_log_destroy(struct dbt_vcpu *dbt) {
+    if (!dbt->log)
+        return;
+    free(dbt->log->block);
+    free(dbt->log->bytes);
+    free(dbt->log);
+    dbt->log = NULL;
+}
+
+void dbt_portable_record(struct vcpu *vcpu, struct vcpu *translator,
+                         void (*add)(void *context, struct ntc_unit *unit), void *context) {
+    const struct portable_log *log = vcpu->dbt->log;
+    for (uint32_t i = 0; log && i < log->blocks; i++) {
+        const struct logged *logged = &log->block[i];
+        const struct portable_request request = {.rip = logged->rip,
+                                                 .mode = logged->mode,
+                                                 .bytes = log->bytes + logged->bytes,
+                                                 .length = logged->length};
+        struct ntc_unit unit;
+        if (!dbt_portable_translate(translator, &request, &unit))
+            add(context, &unit);
+    }
+}

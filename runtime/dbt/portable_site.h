@@ -1,0 +1,19 @@
+/* A block's sites in a cache file: the translator's words in the format's. Private to runtime/dbt. */
+#ifndef NESTOR_DBT_PORTABLE_SITE_H
+#define NESTOR_DBT_PORTABLE_SITE_H
+
+#include "dbt/private.h"
+
+/* ntc_site.flags, the translator's part. */
+#define PORTABLE_SITE_FLAGS_SAVED 0x100u
+#define PORTABLE_SITE_PLAIN 0x200u
+#define PORTABLE_SITE_GROUP 0x400u
+
+/* base: where the block's code starts, as the offsets in the site count. */
+void portable_site_write(struct ntc_site *to, const struct site *from, uint32_t base);
+/* Of a unit whose code starts at base and whose first link slot is first_slot; false: not what write makes.
+ */
+MUST_CHECK bool portable_site_read(struct site *to, const struct ntc_site *from, uint32_t base,
+                                   uint32_t first_slot, const uint64_t *slots, uint32_t code_offset);
+
+#endif
