@@ -113,8 +113,7 @@ void emit_flags_live(struct unit *unit) {
 }
 
 void emit_exit_to_c(struct unit *unit, const struct site *site) {
-    emit_site_number(unit, site, BOUNDARY_SCRATCH);
-    emit_stub_jump(unit, site->flags_saved ? RUNTIME_EXIT : RUNTIME_EXIT_LIVE);
+    emit_leave_to(unit, site, site->flags_saved ? RUNTIME_EXIT : RUNTIME_EXIT_LIVE);
 }
 
 void emit_unlinked(struct unit *unit, struct site *site) {
@@ -133,8 +132,7 @@ static void emit_cold_memory(struct unit *unit, const struct cold *cold, struct 
     uint32_t raw;
     if (site->group)
         site->cold = emit_patchable_jump(unit, &raw);
-    emit_site_number(unit, site, unit->t2);
-    emit_stub_jump(unit, RUNTIME_MEMORY);
+    emit_leave_to(unit, site, RUNTIME_MEMORY);
     if (!site->group)
         return;
     site->target = (int32_t)(c->at - unit->dbt->rw);

@@ -52,28 +52,51 @@ static void emit_jmp_slot(struct unit *unit, enum ntc_reloc_kind kind, unsigned 
 }
 
 void portable_begin(struct unit *unit) {
-    unit->portable->relocs = unit->portable->slots = unit->portable->consts = 0;
+    struct portable *portable = unit->portable;
+    portable->relocs = portable->slots = portable->consts = 0;
+    for (unsigned stub = 0; stub < RUNTIME_SLOTS_USED; stub++)
+        portable->leaves[stub] = 0;
     (void)add_const(unit, 0); /* PORTABLE_SITE_CONST */
 }
 
-void emit_stub_jump(struct unit *unit, enum runtime_slot stub) {
-    struct dbt_vcpu *dbt = unit->dbt;
-    if (unit->portable)
-        emit_jmp_slot(unit, NTC_RELOC_RUNTIME, stub);
-    else
-        asm_jmp_to(&unit->code, dbt->rw + (dbt_stub(dbt, stub) - dbt->rx));
-}
-
-void emit_site_number(struct unit *unit, const struct site *site, int scratch) {
+/* In a portable unit the number is that within the block; the unit's tail for the stub makes it whole. */
+void emit_leave_to(struct unit *unit, const struct site *site, enum runtime_slot stub) {
     struct code_buffer *c = &unit->code;
-    if (!unit->portable) {
+    struct dbt_vcpu *dbt = unit->dbt;
+    struct portable *portable = unit->portable;
+    if (!portable) {
         asm_store32_imm_gs(c, AREA_HOT(site), unit_site_index(unit, site));
+        asm_jmp_to(c, dbt->rw + (dbt_stub(dbt, stub) - dbt->rx));
         return;
     }
-    uint32_t number = unit_site_index(unit, site) - unit->block->first_site;
-    emit_load_const(unit, scratch, PORTABLE_SITE_CONST);
-    asm_lea(c, true, scratch, scratch, -1, 0, (int32_t)number);
-    asm_store32_gs(c, AREA_HOT(site), scratch);
+    if (portable->leaves[stub] == PORTABLE_LEAVES_MAX) {
+        c->overflow = true;
+        return;
+    }
+    asm_store32_imm_gs(c, AREA_HOT(site), unit_site_index(unit, site) - unit->block->first_site);
+    portable->leave[stub][portable->leaves[stub]++] = asm_jmp(c);
+}
+
+/* Without flags, which may be live: mov a, [rip + first site]; mov b, gs:[site]; lea a, [a + b]; mov
+ * gs:[site], a; jmp [rip + stub] */
+static void emit_tail(struct unit *unit, enum runtime_slot stub) {
+    struct code_buffer *c = &unit->code;
+    int a = stub == RUNTIME_MEMORY ? unit->t1 : GPR_R10, b = stub == RUNTIME_MEMORY ? unit->t2 : GPR_R11;
+    emit_load_const(unit, a, PORTABLE_SITE_CONST);
+    asm_load32_gs(c, b, AREA_HOT(site));
+    asm_lea(c, true, a, a, b, 0, 0);
+    asm_store32_gs(c, AREA_HOT(site), a);
+    emit_jmp_slot(unit, NTC_RELOC_RUNTIME, stub);
+}
+
+void portable_end(struct unit *unit) {
+    struct portable *portable = unit->portable;
+    for (unsigned stub = 0; stub < RUNTIME_SLOTS_USED && !unit->code.overflow; stub++) {
+        for (unsigned i = 0; i < portable->leaves[stub]; i++)
+            asm_patch_rel32(portable->leave[stub][i], unit->code.at);
+        if (portable->leaves[stub])
+            emit_tail(unit, (enum runtime_slot)stub);
+    }
 }
 
 uint32_t emit_patchable_jump(struct unit *unit, uint32_t *behind) {

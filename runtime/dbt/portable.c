@@ -15,6 +15,9 @@
 #include <string.h>
 
 #define SCRATCH_CODE (1 * MIB)
+/* What follows the number of CPUs: EDX of leaf 1, ECX of leaf 80000001H. */
+#define HTT (1u << 28)
+#define CMP_LEGACY (1u << 1)
 
 /* What dbt_portable_translate() hands out, kept with the translator. */
 struct translator {
@@ -79,8 +82,10 @@ uint64_t dbt_portable_layout(const struct cpu_model *model) {
         if (entry->leaf != 1 && entry->leaf != 7 && entry->leaf != 0xd && entry->leaf != 0x80000001u)
             continue;
         digest_add(&digest, (uint64_t)entry->leaf << 32 | entry->subleaf);
-        digest_add(&digest, entry->leaf == 1 ? 0 : (uint64_t)entry->eax << 32 | entry->ebx);
-        digest_add(&digest, (uint64_t)entry->ecx << 32 | entry->edx);
+        bool family = entry->leaf == 1, extended = entry->leaf == 0x80000001u;
+        digest_add(&digest, family ? 0 : (uint64_t)entry->eax << 32 | entry->ebx);
+        digest_add(&digest, (uint64_t)(extended ? entry->ecx & ~CMP_LEGACY : entry->ecx) << 32 |
+                                (family ? entry->edx & ~HTT : entry->edx));
     }
     return digest.value;
 }

@@ -366,6 +366,8 @@ static void emit_block(struct unit *unit) {
         emit_link(unit, NULL, unit->code64 ? unit->end_rip : (uint32_t)unit->end_rip);
     }
     emit_colds(unit);
+    if (unit->portable)
+        portable_end(unit);
     /* A killed block's entry is overwritten with an exit: keep room for it. */
     while (c->at - c->start < 40)
         code_u8(c, 0x90);

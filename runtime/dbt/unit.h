@@ -99,12 +99,16 @@ struct group {
 
 /* What makes a unit portable, gathered while it is emitted. */
 #define PORTABLE_MAX 256u
+#define PORTABLE_LEAVES_MAX 192u
 #define PORTABLE_SITE_CONST 0u /* number of the block's first site, set when the unit is put to use */
 struct portable {
     struct ntc_reloc reloc[PORTABLE_MAX];
     uint64_t slot[PORTABLE_MAX]; /* offset of the exit that is taken while the slot is not linked */
     uint64_t constant[PORTABLE_MAX];
     unsigned relocs, slots, consts;
+    uint8_t
+        *leave[RUNTIME_SLOTS_USED][PORTABLE_LEAVES_MAX]; /* rel32s that shall lead to the tail for a stub */
+    unsigned leaves[RUNTIME_SLOTS_USED];
 };
 
 struct unit {
@@ -139,9 +143,10 @@ enum kind unit_classify(struct unit *unit, struct item *item);
 
 /* -- emit_portable.c -- */
 void portable_begin(struct unit *unit);
-void emit_stub_jump(struct unit *unit, enum runtime_slot stub);
-/* hot.site = the site's number; scratch may be overwritten. */
-void emit_site_number(struct unit *unit, const struct site *site, int scratch);
+/* Behind everything else. */
+void portable_end(struct unit *unit);
+/* hot.site = the site's number; jump to the stub. */
+void emit_leave_to(struct unit *unit, const struct site *site, enum runtime_slot stub);
 /* A jump to what comes behind it (at *behind), until it is patched. Returns what struct site's `host` and
  * `cold` name it by: the offset of its rel32, or the number of its slot. */
 uint32_t emit_patchable_jump(struct unit *unit, uint32_t *behind);
