@@ -19,16 +19,12 @@
 #include "cache-format/file_private.h"
 #include "cache-format/header.h"
 #include "cache-format/host_features.h"
+#include "cache-format/leaves.h"
 
 #define THREADS_MAX 16u
 #define CHUNKS_PER_THREAD 32u /* a thread costs about as much as this many chunks take */
 
-static const char leaf_personal[] = "nestor-ntc-leaf1";
 static const char root_personal[] = "nestor-ntc-root1";
-
-void ntc_leaf_digest(const uint8_t *bytes, size_t length, uint64_t number, uint8_t *leaf) {
-    digest_personal(leaf, NTC_DIGEST_SIZE, bytes, length, leaf_personal, number);
-}
 
 void ntc_root_digest(const struct ntc_header *header, const uint8_t *leaves, uint8_t *root) {
     crypto_generichash_blake2b_state state;
@@ -171,38 +167,61 @@ static bool pwrite_all(int fd, const uint8_t *bytes, size_t length, uint64_t off
     return true;
 }
 
-static int copy_chunk(struct copy *copy, uint64_t number, uint8_t *buffer) {
-    uint8_t leaf[NTC_DIGEST_SIZE];
-    uint64_t start, end;
-    if (number < copy->loaded_chunks) {
-        start = NTC_HEADER_SIZE + number * NTC_CHUNK_SIZE;
-        end = copy->leaves_offset;
-    } else {
-        start = copy->load_size + (number - copy->loaded_chunks) * NTC_CHUNK_SIZE;
+/* Where chunk `number` lies: its offset and length. */
+static size_t chunk_place(const struct copy *copy, uint64_t number, uint64_t *start) {
+    uint64_t end = copy->leaves_offset;
+    *start = NTC_HEADER_SIZE + number * NTC_CHUNK_SIZE;
+    if (number >= copy->loaded_chunks) {
+        *start = copy->load_size + (number - copy->loaded_chunks) * NTC_CHUNK_SIZE;
         end = copy->file_size;
     }
-    size_t length = end - start < NTC_CHUNK_SIZE ? (size_t)(end - start) : NTC_CHUNK_SIZE;
-    int result = pread_all(copy->from, buffer, length, start);
-    if (result)
-        return result;
-    ntc_leaf_digest(buffer, length, number, leaf);
-    if (memcmp(leaf, copy->leaves + number * NTC_DIGEST_SIZE, sizeof leaf))
-        return -EBADMSG;
-    if (copy->to >= 0)
-        return pwrite_all(copy->to, buffer, length, start) ? 0 : -ENOMEM;
-    memcpy(copy->memory + start, buffer, length);
+    return end - *start < NTC_CHUNK_SIZE ? (size_t)(end - *start) : NTC_CHUNK_SIZE;
+}
+
+/* Up to LEAVES_AT_ONCE chunks from `first` on: read, digest, compare, keep. */
+static int copy_chunks(struct copy *copy, uint64_t first, uint8_t *buffer) {
+    uint8_t digests[LEAVES_AT_ONCE][NTC_DIGEST_SIZE], *leaf[LEAVES_AT_ONCE];
+    const uint8_t *bytes[LEAVES_AT_ONCE];
+    uint64_t start[LEAVES_AT_ONCE], number[LEAVES_AT_ONCE];
+    size_t length[LEAVES_AT_ONCE];
+    unsigned count = 0;
+    bool even = true;
+    for (; count < LEAVES_AT_ONCE && first + count < copy->chunks; count++) {
+        uint8_t *at = buffer + (size_t)count * NTC_CHUNK_SIZE;
+        bytes[count] = at;
+        leaf[count] = digests[count];
+        number[count] = first + count;
+        length[count] = chunk_place(copy, first + count, &start[count]);
+        even &= length[count] == length[0];
+        int result = pread_all(copy->from, at, length[count], start[count]);
+        if (result)
+            return result;
+    }
+    if (even && count == LEAVES_AT_ONCE)
+        leaves_digest(bytes, length[0], number, leaf);
+    else
+        for (unsigned i = 0; i < count; i++)
+            ntc_leaf_digest(bytes[i], length[i], number[i], leaf[i]);
+    for (unsigned i = 0; i < count; i++) {
+        if (memcmp(leaf[i], copy->leaves + number[i] * NTC_DIGEST_SIZE, NTC_DIGEST_SIZE))
+            return -EBADMSG;
+        if (copy->to < 0)
+            memcpy(copy->memory + start[i], bytes[i], length[i]);
+        else if (!pwrite_all(copy->to, bytes[i], length[i], start[i]))
+            return -ENOMEM;
+    }
     return 0;
 }
 
 static void *copy_thread(void *context) {
     struct copy *copy = context;
-    uint8_t *buffer = malloc(NTC_CHUNK_SIZE);
+    uint8_t *buffer = malloc((size_t)LEAVES_AT_ONCE * NTC_CHUNK_SIZE);
     int64_t result = buffer ? 0 : -ENOMEM;
     while (!result && !__atomic_load_n(&copy->failed, __ATOMIC_RELAXED)) {
-        uint64_t number = __atomic_fetch_add(&copy->next, 1, __ATOMIC_RELAXED);
+        uint64_t number = __atomic_fetch_add(&copy->next, LEAVES_AT_ONCE, __ATOMIC_RELAXED);
         if (number >= copy->chunks)
             break;
-        result = copy_chunk(copy, number, buffer);
+        result = copy_chunks(copy, number, buffer);
     }
     int64_t none = 0;
     if (result)

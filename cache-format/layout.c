@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "cache-format/file.h"
+#include "cache-format/leaves.h"
 #include "cache-format/map.h"
 
 #define INT3 0xcc
@@ -454,7 +455,19 @@ static void digest_file(struct layout *layout, uint64_t leaves_offset) {
     const uint64_t part[2][2] = {{NTC_HEADER_SIZE, leaves_offset}, {header->load_size, header->file_size}};
     uint64_t number = 0;
     for (unsigned i = 0; i < 2; i++) {
-        for (uint64_t at = part[i][0]; at < part[i][1]; at += NTC_CHUNK_SIZE, number++) {
+        uint64_t at = part[i][0];
+        for (; part[i][1] - at >= LEAVES_AT_ONCE * NTC_CHUNK_SIZE; number += LEAVES_AT_ONCE) {
+            const uint8_t *bytes[LEAVES_AT_ONCE];
+            uint64_t numbers[LEAVES_AT_ONCE];
+            uint8_t *leaves[LEAVES_AT_ONCE];
+            for (unsigned j = 0; j < LEAVES_AT_ONCE; j++, at += NTC_CHUNK_SIZE) {
+                bytes[j] = layout->file + at;
+                numbers[j] = number + j;
+                leaves[j] = leaf + (number + j) * NTC_DIGEST_SIZE;
+            }
+            leaves_digest(bytes, NTC_CHUNK_SIZE, numbers, leaves);
+        }
+        for (; at < part[i][1]; at += NTC_CHUNK_SIZE, number++) {
             uint64_t rest = part[i][1] - at;
             ntc_leaf_digest(layout->file + at, rest < NTC_CHUNK_SIZE ? rest : NTC_CHUNK_SIZE, number,
                             leaf + number * NTC_DIGEST_SIZE);

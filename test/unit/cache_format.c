@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "cache-format/file.h"
+#include "cache-format/leaves.h"
 #include "cache_sample.h"
 #include "devices_check.h"
 
@@ -417,6 +418,29 @@ static void test_equal_beginnings(void) {
     ntc_file_close(&file);
 }
 
+/* Four chunks at once have the digests that libsodium gives each. */
+static void test_leaves(void) {
+    static uint8_t chunk[LEAVES_AT_ONCE][3000];
+    static const size_t lengths[] = {0, 1, 8, 127, 128, 129, 255, 256, 257, 1000, 3000};
+    const uint8_t *bytes[LEAVES_AT_ONCE];
+    uint64_t number[LEAVES_AT_ONCE];
+    uint8_t digests[LEAVES_AT_ONCE][NTC_DIGEST_SIZE], expected[NTC_DIGEST_SIZE], *leaf[LEAVES_AT_ONCE];
+    for (unsigned i = 0; i < LEAVES_AT_ONCE; i++) {
+        for (size_t j = 0; j < sizeof chunk[i]; j++)
+            chunk[i][j] = (uint8_t)(j * 7 + j / 251 + i * 31);
+        bytes[i] = chunk[i];
+        number[i] = i * 0x100000001ull;
+        leaf[i] = digests[i];
+    }
+    for (unsigned l = 0; l < ARRAY_SIZE(lengths); l++) {
+        leaves_digest(bytes, lengths[l], number, leaf);
+        for (unsigned i = 0; i < LEAVES_AT_ONCE; i++) {
+            ntc_leaf_digest(chunk[i], lengths[l], number[i], expected);
+            CHECK(!memcmp(expected, digests[i], sizeof expected));
+        }
+    }
+}
+
 static void test_empty(void) {
     struct ntc_file file;
     write_sample("f.ntc", &(struct sample_options){.units = 0}, NULL);
@@ -443,6 +467,7 @@ int main(void) {
     test_search();
     test_compare();
     test_equal_beginnings();
+    test_leaves();
     test_empty();
     clean_up();
     return check_result();
