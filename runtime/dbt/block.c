@@ -183,19 +183,17 @@ static uint32_t own_block_at(const struct dbt_vcpu *dbt, uint64_t offset) {
 
 struct block *block_at(struct dbt_vcpu *dbt, uint64_t host_pc, struct pc_entry *pc) {
     uint64_t offset = host_pc - (uint64_t)dbt->rx;
-    uint32_t index, in_code;
     if (cached_holds(dbt, host_pc)) {
-        index = cached_block_at(dbt, host_pc, &in_code);
-    } else {
-        index = own_block_at(dbt, offset);
-        in_code = index == NO_INDEX ? 0 : (uint32_t)(offset - dbt->block[index].host);
+        uint32_t cached = cached_block_at(dbt, host_pc, pc);
+        return cached == NO_INDEX ? NULL : &dbt->block[cached];
     }
+    uint32_t index = own_block_at(dbt, offset);
     if (index == NO_INDEX)
         return NULL;
     struct block *block = &dbt->block[index];
     const struct pc_entry *entry = &dbt->pc[block->first_pc];
     unsigned i = 0;
-    while (i + 1 < block->pcs && entry[i + 1].host <= in_code)
+    while (i + 1 < block->pcs && entry[i + 1].host <= offset - block->host)
         i++;
     *pc = entry[i];
     return block;

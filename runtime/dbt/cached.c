@@ -106,12 +106,19 @@ static uint32_t block_of(const struct dbt_vcpu *dbt, unsigned cache, uint32_t nu
                : NO_INDEX;
 }
 
-uint32_t cached_block_at(const struct dbt_vcpu *dbt, uint64_t host_pc, uint32_t *offset) {
+uint32_t cached_block_at(const struct dbt_vcpu *dbt, uint64_t host_pc, struct pc_entry *pc) {
     for (unsigned i = 0; i < dbt->cached->count; i++) {
         const struct ntc_mapping *mapping = &dbt->cached->file[i].mapping;
-        uint32_t number;
-        if (ntc_mapping_find(mapping, host_pc, &number, offset))
-            return block_of(dbt, i, number, mapping->view->units[number].first_const);
+        uint32_t number, offset;
+        struct ntc_unit unit;
+        struct ntc_point point;
+        if (!ntc_mapping_find(mapping, host_pc, &number, &offset))
+            continue;
+        if (ntc_unit_open(mapping->view, number, &unit) || !ntc_map_find(&unit, offset, &point))
+            return NO_INDEX;
+        *pc = (struct pc_entry){.guest = (uint16_t)(point.guest & 0x7fff),
+                                .flags_saved = !!(unit.states[point.state].flags & NTC_STATE_FLAGS_SAVED)};
+        return block_of(dbt, i, number, unit.first_const);
     }
     return NO_INDEX;
 }
@@ -161,24 +168,6 @@ static bool add_sites(struct dbt_vcpu *dbt, struct block *block, const struct nt
     return true;
 }
 
-static bool add_map(struct dbt_vcpu *dbt, struct block *block, const struct ntc_unit *unit) {
-    struct ntc_map_reader reader;
-    struct ntc_point point;
-    int more;
-    ntc_map_read(&reader, unit);
-    while ((more = ntc_map_next(&reader, &point)) > 0) {
-        if (block->pcs == BLOCK_MAX_INSNS * 2 || point.host > UINT16_MAX)
-            return false;
-        dbt->pc[dbt->pcs++] = (struct pc_entry){
-            .host = (uint16_t)point.host,
-            .guest = (uint16_t)(point.guest & 0x7fff),
-            .flags_saved = point.state && unit->states[point.state].flags & NTC_STATE_FLAGS_SAVED,
-        };
-        block->pcs++;
-    }
-    return block->pcs != 0;
-}
-
 static uint32_t put_to_use(struct vcpu *vcpu, unsigned cache, const struct ntc_hit *hit,
                            const struct ntc_unit *unit, uint64_t ram_offset, uint32_t mode) {
     struct dbt_vcpu *dbt = vcpu->dbt;
@@ -201,9 +190,8 @@ static uint32_t put_to_use(struct vcpu *vcpu, unsigned cache, const struct ntc_h
                             .spilled = (uint16_t)unit->abi_data,
                             .cache = (uint8_t)(cache + 1),
                             .cached_unit = hit->unit};
-    if (!add_sites(dbt, block, unit, index, code) || !add_map(dbt, block, unit)) {
+    if (!add_sites(dbt, block, unit, index, code)) {
         dbt->sites = block->first_site;
-        dbt->pcs = block->first_pc;
         return NO_INDEX;
     }
     set_words(mapping, unit, vcpu->rip, block->first_site);

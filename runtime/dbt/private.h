@@ -192,8 +192,8 @@ void portable_log_destroy(struct dbt_vcpu *dbt);
 uint32_t cached_install(struct vcpu *vcpu, uint64_t ram_offset, uint32_t mode);
 /* The word that a slot of a block's cache is. */
 uint64_t *cached_slot(const struct dbt_vcpu *dbt, const struct block *block, uint32_t slot);
-/* The block whose code in a cache host_pc lies in, and the offset in its code; NO_INDEX: none. */
-uint32_t cached_block_at(const struct dbt_vcpu *dbt, uint64_t host_pc, uint32_t *offset);
+/* The block whose code in a cache host_pc lies in, and the guest's place there; NO_INDEX: none. */
+uint32_t cached_block_at(const struct dbt_vcpu *dbt, uint64_t host_pc, struct pc_entry *pc);
 bool cached_holds(const struct dbt_vcpu *dbt, uint64_t host_pc);
 void cached_destroy(struct dbt_vcpu *dbt);
 

@@ -5,6 +5,7 @@
 #include "devices/virtio_blk.h"
 #include "devices/virtio_net.h"
 #include "direct/direct.h"
+#include "machine/caches.h"
 
 #include <stdio.h>
 #include <sys/stat.h>
@@ -109,6 +110,20 @@ static void add_vcpu(cJSON *array, const struct vcpu *vcpu) {
     cJSON_AddItemToArray(array, object);
 }
 
+static void add_caches(cJSON *array, const struct counter_sources *sources) {
+    for (unsigned i = 0; i < sources->caches->count; i++) {
+        const struct counter counter[] = {
+            {"open_ns", sources->caches->open_ns[i]},
+            {"mapped_bytes", sources->caches->file[i].size},
+        };
+        cJSON *object = cJSON_CreateObject();
+        cJSON_AddStringToObject(object, "file", sources->caches->path[i]);
+        cJSON_AddStringToObject(object, "origin", sources->caches->file[i].origin);
+        add(object, counter, ARRAY_SIZE(counter));
+        cJSON_AddItemToArray(array, object);
+    }
+}
+
 static void add_disk(cJSON *array, const struct virtio_blk *disk, const char *file) {
     struct virtio_blk_counters counters;
     virtio_blk_count(disk, &counters);
@@ -159,6 +174,7 @@ cJSON *counters_collect(const struct counter_sources *sources) {
     cJSON *cpus = cJSON_AddArrayToObject(tree, "vcpus");
     for (unsigned i = 0; i < config->cpus; i++)
         add_vcpu(cpus, vm_vcpu(sources->vm, i));
+    add_caches(cJSON_AddArrayToObject(tree, "caches"), sources);
     cJSON *disks = cJSON_AddArrayToObject(tree, "disks");
     for (size_t i = 0; i < config->disk_count; i++)
         add_disk(disks, sources->disks[i], config->disk[i].file);

@@ -7,6 +7,7 @@
 #include "machine/vm_config.h"
 #include "mem/guest_mem.h"
 
+struct caches;
 struct virtio_blk;
 struct virtio_net;
 
@@ -18,7 +19,8 @@ struct counter_sources {
     struct vm *vm;
     struct virtio_blk *const *disks; /* config->disk_count of them */
     struct virtio_net *const *nets;  /* config->net_count of them; NULL where there is no card */
-    uint64_t started_ns;             /* CLOCK_MONOTONIC at power-on */
+    const struct caches *caches;
+    uint64_t started_ns; /* CLOCK_MONOTONIC at power-on */
     uint64_t resets;
     int statm; /* /proc/self/statm, open for reading; negative: not to be had */
 };

@@ -477,6 +477,7 @@ void machine_console_resize(struct machine *machine, uint16_t columns, uint16_t 
 
 cJSON *machine_counters(struct machine *machine) {
     const struct counter_sources sources = {
+        .caches = &machine->caches,
         .config = machine->config,
         .mem = &machine->mem,
         .vm = machine->vm,

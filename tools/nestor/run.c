@@ -5,7 +5,9 @@
 #include "run.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/diag.h"
 #include "host_memory.h"
@@ -45,6 +47,17 @@ static int share_stdio(struct run_options *options) {
     return 0;
 }
 
+/* The store of cache files is served by a process of this same program. */
+static void name_broker(struct vm_config *vm) {
+    static char self[PATH_MAX];
+    static const char *const broker[] = {self, "cache", "broker", NULL};
+    ssize_t length = readlink("/proc/self/exe", self, sizeof self - 1);
+    if (length <= 0)
+        return; /* no /proc: a store that runs is used, none is started */
+    self[length] = 0;
+    vm->cache_broker = broker;
+}
+
 static bool uses_stdio(const struct vm_config *vm) {
     return vm->serial.kind == VM_SERIAL_STDIO || vm->console.kind == VM_SERIAL_STDIO;
 }
@@ -61,6 +74,7 @@ int run_command(int argc, char **argv) {
     }
     if (check_config(&options.vm) || share_stdio(&options))
         goto out;
+    name_broker(&options.vm);
     code = EXIT_CODE_FAILURE;
     if (host_memory_check(options.vm.memory, options.vm.prealloc))
         goto out;
