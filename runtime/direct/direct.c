@@ -5,10 +5,8 @@
 #include "cpu/mode.h"
 #include "cpu/model.h"
 #include "direct/private.h"
-#include "direct/scan.h"
 #include "mem/guest_mem.h"
 
-#include <elf.h>
 #include <errno.h>
 #include <sched.h>
 #include <stdio.h>
@@ -16,9 +14,7 @@
 #include <string.h>
 #include <sys/auxv.h>
 #include <sys/mman.h>
-#include <sys/ptrace.h>
 #include <sys/syscall.h>
-#include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -44,38 +40,12 @@ static uint64_t read_number(const char *path, uint64_t otherwise) {
     return count == 1 ? value : otherwise;
 }
 
-/* One way into a stub and out again, as direct_run() does it. */
-static int make_trip(struct stub_family *family, uint8_t *xstate) {
-    struct user_regs_struct regs;
-    struct iovec vector = {xstate, family->xstate_size};
-    pid_t pid = family->template;
-    if (ptrace(PTRACE_GETREGS, pid, NULL, &regs))
-        return -errno;
-    regs.rip = STUB_TEXT + STUB_AT_WAIT;
-    regs.orig_rax = UINT64_MAX;
-    if (ptrace(PTRACE_SETREGS, pid, NULL, &regs) || ptrace(PTRACE_SYSEMU, pid, NULL, NULL))
-        return -errno;
-    if (!stub_wait(pid))
-        return -ESRCH;
-    return ptrace(PTRACE_GETREGSET, pid, NT_X86_XSTATE, &vector) ? -errno : 0;
-}
-
 /* What a round trip and a mapping cost; the template does the work of a stub. */
 static int measure(struct vcpu *vcpu) {
     struct direct_vcpu *direct = vcpu->direct;
     struct stub_family *family = &direct->family;
-    struct direct_stub template = {.pid = family->template, .cpu = -1};
-    uint8_t *xstate = calloc(1, align_up(family->xstate_size, PAGE_SIZE));
-    int result = xstate ? 0 : -ENOMEM;
-    pool_place(direct, &template);
-    uint64_t best = UINT64_MAX;
-    for (unsigned i = 0; i < TRIALS && !result; i++) {
-        uint64_t start = now_ns();
-        result = make_trip(family, xstate);
-        uint64_t took = now_ns() - start;
-        best = took < best ? took : best;
-    }
-    direct->stats.round_trip_ns = best;
+    uint64_t best;
+    int result = stub_measure_trip(family->template, &direct->stats.round_trip_ns);
     best = UINT64_MAX;
     for (unsigned i = 0; i < TRIALS && !result; i++) {
         unsigned done;
@@ -94,8 +64,6 @@ static int measure(struct vcpu *vcpu) {
             (struct stub_order){SYS_munmap, {GIB, 2 * TRIALS * PAGE_SIZE}};
         result = stub_apply(family, family->template, &done);
     }
-    direct_idle(vcpu);
-    free(xstate);
     return result;
 }
 
@@ -113,11 +81,11 @@ static int look_at_host(struct vcpu *vcpu, const char **failed_at) {
     sigaction(SIGCHLD, &action, NULL);
     CPU_ZERO(&direct->allowed);
     int result = sched_getaffinity(0, sizeof direct->allowed, &direct->allowed) ? -errno : 0;
+    pool_stay_here(direct); /* the process that is made now stays here, too */
     if (!result)
         result = stub_family_create(&direct->family, vcpu->mem->fd, failed_at);
     if (result)
         return result;
-    direct->scan = direct->family.cpuid_faults ? 0 : SCAN_CPUID;
     *failed_at = "a trial run";
     if (direct->family.xstate_size < vcpu->xsave_size)
         return -EINVAL;
@@ -149,6 +117,7 @@ int direct_create(struct vcpu *vcpu, const struct direct_options *options) {
         return -ENOMEM;
     }
     int result = look_at_host(vcpu, &failed_at);
+    direct_idle(vcpu);
     if (result) {
         if (!vcpu->index)
             diag_warn("no direct execution on this host: %s: %s; applications run translated", failed_at,

@@ -16,6 +16,7 @@
 #include "direct/scan.h"
 #include "mem/guest_mem.h"
 
+#include <asm/prctl.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -123,27 +124,22 @@ static uint64_t rights_at(const struct vcpu *vcpu, const struct region *region, 
     return path.rights ? tables_rights(vcpu, &path, at, path.table ? path.table[at] : 0) : 0;
 }
 
-/* Bytes of an instruction that begins on one page and ends on the next. */
-static bool seam_is_forbidden(const struct vcpu *vcpu, const struct region *region, int index,
-                              unsigned what) {
-    uint8_t seam[8] = {0};
-    uint64_t first = rights_at(vcpu, region, index), second = rights_at(vcpu, region, index + 1);
-    if (!(first & MAP_EXECUTE))
-        return false;
-    memcpy(seam, page_at(vcpu, first) + PAGE_SIZE - 3, 3);
-    if (second & MAP_EXECUTE)
-        memcpy(seam + 3, page_at(vcpu, second), 3);
-    return scan_finds(seam, 3, what);
-}
-
-static bool is_forbidden(const struct vcpu *vcpu, const struct region *region, unsigned index,
-                         uint64_t want) {
-    unsigned what = vcpu->direct->scan;
-    if (!cpu_is_code64(vcpu) && vcpu->direct->is_amd)
+/* Does the page hold instructions that only the other tiers may execute, or parts of one? */
+static bool is_forbidden(const struct vcpu *vcpu, const struct direct_stub *stub, const struct region *region,
+                         unsigned index, uint64_t want) {
+    uint8_t code[SCAN_BEFORE + PAGE_SIZE + SCAN_AFTER] = {0};
+    unsigned what = stub->scan;
+    bool code64 = cpu_is_code64(vcpu);
+    if (!code64 && vcpu->direct->is_amd)
         what |= SCAN_COMPAT_CALL;
-    return scan_finds(page_at(vcpu, want), PAGE_SIZE - 3, what) ||
-           seam_is_forbidden(vcpu, region, (int)index, what) ||
-           seam_is_forbidden(vcpu, region, (int)index - 1, what);
+    uint64_t before = rights_at(vcpu, region, (int)index - 1),
+             after = rights_at(vcpu, region, (int)index + 1);
+    if (before & MAP_EXECUTE)
+        memcpy(code, page_at(vcpu, before) + PAGE_SIZE - SCAN_BEFORE, SCAN_BEFORE);
+    memcpy(code + SCAN_BEFORE, page_at(vcpu, want), PAGE_SIZE);
+    if (after & MAP_EXECUTE)
+        memcpy(code + SCAN_BEFORE + PAGE_SIZE, page_at(vcpu, after), SCAN_AFTER);
+    return scan_finds(code, SCAN_BEFORE - 3, SCAN_BEFORE + PAGE_SIZE, sizeof code, code64 ? 64 : 32, what);
 }
 
 static uint64_t without_write(struct vcpu *vcpu, uint64_t want) {
@@ -155,11 +151,12 @@ static uint64_t without_write(struct vcpu *vcpu, uint64_t want) {
 }
 
 /* Everything that the page may be mapped with now. */
-static uint64_t wanted(struct vcpu *vcpu, const struct region *region, unsigned index) {
+static uint64_t wanted(struct vcpu *vcpu, const struct direct_stub *stub, const struct region *region,
+                       unsigned index) {
     uint64_t want = without_write(vcpu, tables_rights(vcpu, &region->path, index, region->seen[index]));
     uint64_t had = region->mapped[index];
     if (want & MAP_EXECUTE && !(((want ^ had) & PAGE_MASK) == 0 && had & MAP_EXECUTE) &&
-        is_forbidden(vcpu, region, index, want))
+        is_forbidden(vcpu, stub, region, index, want))
         want &= ~MAP_EXECUTE;
     return want;
 }
@@ -272,7 +269,7 @@ static int map_range(struct vcpu *vcpu, struct direct_stub *stub, struct region 
     struct direct_stats *stats = &vcpu->direct->stats;
     int result = 0;
     for (unsigned i = first; i < end && !result;) {
-        uint64_t want = wanted(vcpu, region, i);
+        uint64_t want = wanted(vcpu, stub, region, i);
         if (!(want & MAP_RIGHTS) || want == region->mapped[i]) {
             i++;
             continue;
@@ -283,7 +280,7 @@ static int map_range(struct vcpu *vcpu, struct direct_stub *stub, struct region 
             stats->pages_mapped += !region->mapped[i];
             region->mapped[i] = want + (i - start) * PAGE_SIZE;
             i++;
-        } while (i < end && wanted(vcpu, region, i) == want + (i - start) * PAGE_SIZE);
+        } while (i < end && wanted(vcpu, stub, region, i) == want + (i - start) * PAGE_SIZE);
         stats->map_calls++;
         result = order(vcpu, stub,
                        &(struct stub_order){SYS_mmap,
@@ -292,6 +289,16 @@ static int map_range(struct vcpu *vcpu, struct direct_stub *stub, struct region 
                                              STUB_RAM_FD, want & PAGE_MASK}});
     }
     return result ? result : apply(vcpu, stub);
+}
+
+/* A page that is readable already was asked for: ring 3 writes where code was translated from. It will do so
+ * again: drop all of that code, so that the page can be writable. */
+static void claim(struct vcpu *vcpu, const struct region *region, unsigned index) {
+    struct guest_mem *mem = vcpu->mem;
+    uint64_t want = tables_rights(vcpu, &region->path, index, region->seen[index]);
+    if (want & MAP_WRITE && mem->on_code_written &&
+        __atomic_load_n(&mem->state[want >> PAGE_SHIFT], __ATOMIC_SEQ_CST) == PAGE_HOLDS_CODE)
+        mem->on_code_written(mem->on_code_written_context, want & PAGE_MASK, PAGE_SIZE);
 }
 
 int mapping_add(struct vcpu *vcpu, struct direct_stub *stub, uint64_t linear) {
@@ -320,15 +327,27 @@ int mapping_add(struct vcpu *vcpu, struct direct_stub *stub, uint64_t linear) {
     uint64_t had = region->mapped[index];
     if (!region->path.rights)
         return apply(vcpu, stub);
-    uint64_t want = wanted(vcpu, region, index);
+    if (had & MAP_READ && !(had & MAP_WRITE))
+        claim(vcpu, region, index);
+    uint64_t want = wanted(vcpu, stub, region, index);
     if (want == had || !(want & MAP_RIGHTS))
         return apply(vcpu, stub);
-    unsigned first = region->path.table ? index & ~(WINDOW_PAGES - 1u) : 0;
-    unsigned end = region->path.table ? first + WINDOW_PAGES : REGION_PAGES;
+    /* A large page is one mapping; a region of which much was asked for is taken whole. */
+    bool whole = !region->path.table || region->pages >= WINDOW_PAGES;
+    unsigned first = whole ? 0 : index & ~(WINDOW_PAGES - 1u);
+    unsigned end = whole ? REGION_PAGES : first + WINDOW_PAGES;
     if (region->linear + first * PAGE_SIZE < direct->low_end)
         first = (unsigned)((direct->low_end - region->linear) >> PAGE_SHIFT);
     if (region->linear + end * PAGE_SIZE > STUB_ORDERS)
         end = (unsigned)((STUB_ORDERS - region->linear) >> PAGE_SHIFT);
     int result = map_range(vcpu, stub, region, first, end);
     return result ? result : 1;
+}
+
+bool mapping_admit_cpuid(struct vcpu *vcpu, struct direct_stub *stub) {
+    if (!(stub->scan & SCAN_CPUID) || !vcpu->direct->family.cpuid_can_fault)
+        return false;
+    stub->scan &= ~SCAN_CPUID;
+    return !order(vcpu, stub, &(struct stub_order){SYS_arch_prctl, {ARCH_SET_CPUID, 0}}) &&
+           !apply(vcpu, stub);
 }

@@ -3,6 +3,7 @@
 #define _GNU_SOURCE
 #include "base/diag.h"
 #include "direct/private.h"
+#include "direct/scan.h"
 
 #include <sched.h>
 #include <stdlib.h>
@@ -44,6 +45,8 @@ static bool start_stub(struct vcpu *vcpu, struct direct_stub *stub) {
     stub->pid = pid;
     stub->cpu = -1;
     stub->flags = 0;
+    stub->scan = direct->family.cpuid_faults ? 0 : SCAN_CPUID;
+    stub->kept_out = 0;
     stub->xstate_valid = false;
     stub->touched = NO_ADDRESS;
     direct->stats.stubs_made++;
@@ -95,6 +98,12 @@ void direct_idle(struct vcpu *vcpu) {
     unbind(direct);
 }
 
+void pool_stay_here(struct direct_vcpu *direct) {
+    direct->bound_cpu = sched_getcpu();
+    direct->bound_until = __builtin_ia32_rdtsc() + BIND_US * direct->cycles_per_us;
+    bind(0, direct->bound_cpu);
+}
+
 /* Both on one processor: a wake-up across two costs many times what a switch does. */
 void pool_place(struct direct_vcpu *direct, struct direct_stub *stub) {
     uint64_t now = __builtin_ia32_rdtsc();
@@ -103,9 +112,7 @@ void pool_place(struct direct_vcpu *direct, struct direct_stub *stub) {
             unbind(direct);
             sched_yield();
         }
-        direct->bound_cpu = sched_getcpu();
-        direct->bound_until = now + BIND_US * direct->cycles_per_us;
-        bind(0, direct->bound_cpu);
+        pool_stay_here(direct);
     }
     if (stub->cpu != direct->bound_cpu) {
         bind(stub->pid, direct->bound_cpu);

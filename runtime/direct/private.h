@@ -19,6 +19,8 @@ struct direct_stub {
     uint64_t last_used; /* direct_vcpu.clock */
     struct mapping mapping;
     uint64_t touched;  /* an address that the guest's kernel has just been asked for, or NO_ADDRESS */
+    unsigned scan;     /* SCAN_*: what pages are kept out for */
+    unsigned kept_out; /* times that such a page was to be executed */
     uint32_t flags;    /* RFLAGS as the stub last had them: some bits cannot be set from outside */
     int cpu;           /* where it is bound to, or -1 */
     uint8_t *xstate;   /* what its extended registers hold, as the host's kernel tells */
@@ -49,7 +51,6 @@ struct direct_vcpu {
     uint64_t low_end; /* below it nothing can be mapped */
     unsigned max_areas;
     bool host_fsgsbase;
-    unsigned scan; /* SCAN_* */
     bool is_amd;
     bool broken;       /* stubs cannot be made any more */
     cpu_set_t allowed; /* where the launcher may run */
@@ -84,14 +85,16 @@ void pool_drop(struct vcpu *vcpu, struct direct_stub *stub);
 void pool_drop_all(struct vcpu *vcpu);
 /* Forget a stub that is dead. */
 void pool_forget(struct vcpu *vcpu, struct direct_stub *stub);
+/* Bind the calling thread to the processor that it is on. */
+void pool_stay_here(struct direct_vcpu *direct);
 /* Bring the stub to the vCPU thread's processor. */
 void pool_place(struct direct_vcpu *direct, struct direct_stub *stub);
 
 /* -- tier.c -- */
 
 bool tier_wants_direct(struct vcpu *vcpu);
-/* A stub stopped. */
-void tier_count_exit(struct vcpu *vcpu);
+/* A stub stopped. only_mapped: its page was mapped and it goes on. */
+void tier_count_exit(struct vcpu *vcpu, bool only_mapped);
 void tier_calibrate(struct direct_vcpu *direct);
 
 static inline uint64_t direct_root(const struct vcpu *vcpu) {

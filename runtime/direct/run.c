@@ -23,6 +23,9 @@
 
 #define STOP_SYSCALL (SIGTRAP | 0x80)
 #define DR6_BS (1ull << 14)
+#define KEPT_OUT_MANY                                                                                        \
+    64 /* times that a stub stopped at pages kept out of it, until something is done about it */
+#define STEPS_KEPT_OUT 256 /* instructions that are worth interpreting to stay out of the DBT */
 
 enum next {
     NEXT_RUN,   /* the stub goes on as it stands */
@@ -78,23 +81,38 @@ static bool may_go_on(const struct vcpu *vcpu) {
            !vcpu_must_serve(vcpu, __atomic_load_n(&vcpu->requests, __ATOMIC_RELAXED)) && state_fits(vcpu);
 }
 
-/* One instruction by the interpreter; then, with an address, its page if that has become mappable. */
+/* The instruction that a stub cannot execute, by the interpreter; then, with an address, its page if that has
+ * become mappable. On a page that is kept out of the stub, all there is up to its end: the guest's vDSO reads
+ * the clock with RDTSCP. */
 static enum next emulate(struct vcpu *vcpu, struct stay *stay, uint64_t linear) {
-    enum interp_result result = interp_step(vcpu);
     struct direct_stats *stats = &vcpu->direct->stats;
-    if (result == INTERP_EVENT) {
-        stats->guest_faults++;
-        stay->stub->touched = linear;
-        return NEXT_LEAVE;
-    }
-    if (result == INTERP_DONE && linear != NO_ADDRESS) {
-        int added = mapping_add(vcpu, stay->stub, linear);
-        if (added < 0)
-            pool_drop(vcpu, stay->stub);
-        if (added > 0)
-            return may_go_on(vcpu) ? NEXT_ENTER : NEXT_LEAVE;
-    }
+    uint64_t page = vcpu->rip & PAGE_MASK;
+    bool kept_out = linear != NO_ADDRESS && (linear & PAGE_MASK) == page;
+    unsigned steps = 0;
+    do {
+        enum interp_result result = interp_step(vcpu);
+        if (result == INTERP_EVENT) {
+            stats->guest_faults++;
+            stay->stub->touched = linear;
+            return NEXT_LEAVE;
+        }
+        if (!may_go_on(vcpu))
+            return NEXT_LEAVE;
+        if (!steps && linear != NO_ADDRESS) {
+            int added = mapping_add(vcpu, stay->stub, linear);
+            if (added > 0)
+                return NEXT_ENTER;
+            if (added < 0) {
+                pool_drop(vcpu, stay->stub);
+                return NEXT_LEAVE;
+            }
+        }
+    } while (kept_out && (vcpu->rip & PAGE_MASK) == page && ++steps < STEPS_KEPT_OUT);
     stats->emulated++;
+    if (kept_out && ++stay->stub->kept_out % KEPT_OUT_MANY == 0 && !mapping_admit_cpuid(vcpu, stay->stub))
+        steps = STEPS_KEPT_OUT;
+    if (steps < STEPS_KEPT_OUT)
+        return NEXT_ENTER;
     direct_hold(vcpu);
     return NEXT_LEAVE;
 }
@@ -265,7 +283,6 @@ static int run_stub(struct vcpu *vcpu, const struct direct_stub *stub) {
         direct->stats.runs++;
         direct->stats.native_ns += ticks * 1000 / direct->cycles_per_us;
         vcpu->blocked_ticks += ticks; /* no steal time: the stub has run */
-        tier_count_exit(vcpu);
     }
     return status;
 }
@@ -284,11 +301,13 @@ void direct_run(struct vcpu *vcpu) {
             return;
         }
         int status = run_stub(vcpu, stay.stub);
-        if (status >= 0)
+        if (status >= 0) {
             next = serve_stop(vcpu, &stay, status);
-        else if (next == NEXT_ENTER)
+            tier_count_exit(vcpu, next != NEXT_LEAVE);
+        } else if (next == NEXT_ENTER) {
             return; /* the state is the vCPU's still */
-        else
+        } else {
             next = fetch(vcpu, &stay) ? NEXT_LEAVE : lose(vcpu, &stay);
+        }
     }
 }

@@ -1,24 +1,24 @@
 #include "direct/scan.h"
+#include "isa/insn.h"
 
 #include <string.h>
 
-/* after: the bytes behind 0F. */
-static bool is_forbidden(const uint8_t *after, const uint8_t *before, unsigned what) {
+/* Could an instruction to be kept out have 0F and these bytes? Cheap, and often wrong. */
+static bool is_suspicious(const uint8_t *after, unsigned what) {
     unsigned reg = after[1] >> 3 & 7;
     switch (after[0]) {
-    case 0x34: /* SYSENTER: the host answers it with a fixed return address and a register from the stack */
+    case 0x34: /* SYSENTER */
+    case 0x02: /* LAR */
+    case 0x03: /* LSL */
         return true;
-    case 0x05:
+    case 0x05: /* SYSCALL */
         return what & SCAN_COMPAT_CALL;
-    case 0xa2:
+    case 0xa2: /* CPUID */
         return what & SCAN_CPUID;
-    case 0x01: /* RDTSCP: the host's TSC_AUX */
+    case 0x01: /* RDTSCP */
         return after[1] == 0xf9;
     case 0xc7: /* RDPID */
-        return reg == 7 && after[1] >= 0xc0 && (!before || *before == 0xf3);
-    case 0x02: /* LAR, LSL: the host's descriptors */
-    case 0x03:
-        return true;
+        return reg == 7 && after[1] >= 0xc0;
     case 0x00: /* VERR, VERW */
         return reg == 4 || reg == 5;
     default:
@@ -26,15 +26,48 @@ static bool is_forbidden(const uint8_t *after, const uint8_t *before, unsigned w
     }
 }
 
-bool scan_finds(const uint8_t *code, unsigned length, unsigned what) {
-    const uint8_t *end = code + length;
-    for (const uint8_t *at = code; (at = memchr(at, 0x0f, (size_t)(end - at))); at++) {
-        /* A prefix that is needed stands right before the 0F or before its REX byte. */
-        const uint8_t *before = at > code ? at - 1 : NULL;
-        if (before && (*before & 0xf0) == 0x40)
-            before = before > code ? before - 1 : NULL;
-        if (is_forbidden(at + 1, before, what))
-            return true;
+static bool is_kept_out(ZydisMnemonic mnemonic, unsigned what) {
+    switch (mnemonic) {
+    case ZYDIS_MNEMONIC_SYSENTER: /* the host answers it with a return address of its own */
+    case ZYDIS_MNEMONIC_LAR:      /* the host's descriptors */
+    case ZYDIS_MNEMONIC_LSL:
+    case ZYDIS_MNEMONIC_VERR:
+    case ZYDIS_MNEMONIC_VERW:
+    case ZYDIS_MNEMONIC_RDTSCP: /* the host's TSC_AUX */
+    case ZYDIS_MNEMONIC_RDPID:
+        return true;
+    case ZYDIS_MNEMONIC_SYSCALL:
+        return what & SCAN_COMPAT_CALL;
+    case ZYDIS_MNEMONIC_CPUID:
+        return what & SCAN_CPUID;
+    default:
+        return false;
     }
+}
+
+/* Decoding falls into step with the program within a few instructions, wherever it begins. */
+static bool is_instruction(const uint8_t *code, unsigned at, unsigned length, unsigned code_size,
+                           unsigned what) {
+    unsigned pos = at > SCAN_BEFORE ? at - SCAN_BEFORE : 0;
+    while (pos <= at) {
+        struct insn insn;
+        if (insn_decode(&insn, code + pos, length - pos, code_size) != INSN_OK) {
+            pos++;
+            continue;
+        }
+        if (pos + insn.length > at)
+            return is_kept_out(insn.z.mnemonic, what);
+        pos += insn.length;
+    }
+    return false;
+}
+
+bool scan_finds(const uint8_t *code, unsigned from, unsigned to, unsigned length, unsigned code_size,
+                unsigned what) {
+    const uint8_t *at = code + from, *end = code + to;
+    for (; (at = memchr(at, 0x0f, (size_t)(end - at))); at++)
+        if (is_suspicious(at + 1, what) &&
+            is_instruction(code, (unsigned)(at - code), length, code_size, what))
+            return true;
     return false;
 }

@@ -4,13 +4,18 @@
 
 #include "base/types.h"
 
-/* What to look for. */
+/* What to look for besides what is always looked for. */
 #define SCAN_CPUID 1u       /* nothing makes CPUID fault */
 #define SCAN_COMPAT_CALL 2u /* 32-bit code on AMD: SYSCALL loses the address it came from */
 
-/* Is there, at any byte of code[0..length), the beginning of an instruction that tells ring 3 the host's
- * state for the guest's or that leaves it where its state cannot be recovered (SYSENTER)? Bytes at
- * code[length..length + 3) are looked at as continuations only. */
-bool scan_finds(const uint8_t *code, unsigned length, unsigned what);
+#define SCAN_BEFORE 64 /* bytes of the page before that are needed, to find where instructions begin */
+#define SCAN_AFTER 16  /* bytes of the page behind */
+
+/* Does code[from..to) hold a byte of an instruction that tells ring 3 the host's state for the guest's, or
+ * that leaves it where its state cannot be recovered? Readable is code[0..length). Instructions are found by
+ * decoding what stands before the suspicious bytes: code that jumps into the middle of its own instructions
+ * may hide one. code_size: 32 or 64. */
+bool scan_finds(const uint8_t *code, unsigned from, unsigned to, unsigned length, unsigned code_size,
+                unsigned what);
 
 #endif

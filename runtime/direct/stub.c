@@ -30,6 +30,7 @@
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <elf.h>
@@ -39,6 +40,8 @@
 #endif
 
 #define ORDERS_FD 4
+#define TRIALS 64
+#define XSTATE_MAX (16 * KIB)
 #define SELECTOR_USER_CODE 0x33
 #define SELECTOR_USER_DATA 0x2b
 #define FLAGS_START 0x202
@@ -47,6 +50,12 @@
      PTRACE_O_TRACECLONE)
 
 extern const uint8_t direct_stub_image[], direct_stub_image_end[];
+
+static uint64_t now_ns(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
 
 int stub_wait(pid_t pid) {
     int status;
@@ -57,7 +66,7 @@ int stub_wait(pid_t pid) {
     return result != pid || WIFEXITED(status) || WIFSIGNALED(status) ? 0 : status;
 }
 
-/* Let a stopped stub run the text page from a place with these registers, until it traps at STUB_AT_DONE. */
+/* Let a stopped stub run the text page from a place with these registers, until it traps at STUB_AT_STOP. */
 static int run_orders(pid_t pid, struct user_regs_struct *regs) {
     regs->orig_rax = UINT64_MAX;
     regs->eflags = FLAGS_START;
@@ -72,7 +81,7 @@ static int run_orders(pid_t pid, struct user_regs_struct *regs) {
         if (!status)
             return -ESRCH;
         int signal = WSTOPSIG(status);
-        if (!(status >> 16) && (signal == SIGILL || signal == SIGSEGV || signal == SIGBUS))
+        if (!(status >> 16) && (signal == SIGTRAP || signal == SIGSEGV || signal == SIGBUS))
             break; /* anything else is no end: a kick's interruption, a signal from outside */
     }
     return ptrace(PTRACE_GETREGS, pid, NULL, regs) ? -errno : 0;
@@ -90,7 +99,7 @@ int stub_apply(struct stub_family *family, pid_t pid, unsigned *done) {
     memset(family->orders, 0, count * sizeof *family->orders);
     if (result)
         return result;
-    if (regs.rip != STUB_TEXT + STUB_AT_DONE || regs.r12 > count)
+    if (regs.rip != STUB_TEXT + STUB_AT_STOP || regs.r12 > count)
         return -EIO;
     *done = count - (unsigned)regs.r12;
     return regs.r12 ? (int)regs.rax : 0;
@@ -175,8 +184,8 @@ static int empty_space(pid_t pid) {
 
 /* The calls that orders may make. */
 static int confine(struct stub_family *family) {
-    static const uint32_t allowed[] = {SYS_mmap,  SYS_munmap,     SYS_mprotect,
-                                       SYS_clone, SYS_exit_group, SYS_pause};
+    static const uint32_t allowed[] = {SYS_mmap,       SYS_munmap,     SYS_mprotect, SYS_clone,
+                                       SYS_arch_prctl, SYS_exit_group, SYS_pause};
     struct {
         struct sock_fprog program;
         struct sock_filter filter[3 + ARRAY_SIZE(allowed) + 2];
@@ -195,6 +204,45 @@ static int confine(struct stub_family *family) {
     int64_t result = CALL(family->template, SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, STUB_ORDERS);
     memset(page, 0, sizeof *page);
     return (int)result;
+}
+
+int stub_measure_trip(pid_t pid, uint64_t *ns) {
+    uint64_t best = UINT64_MAX;
+    for (unsigned i = 0; i < TRIALS; i++) {
+        struct user_regs_struct regs = {.rip = STUB_TEXT + STUB_AT_WAIT,
+                                        .cs = SELECTOR_USER_CODE,
+                                        .ss = SELECTOR_USER_DATA,
+                                        .eflags = FLAGS_START,
+                                        .orig_rax = UINT64_MAX};
+        uint8_t xstate[XSTATE_MAX];
+        struct iovec vector = {xstate, sizeof xstate};
+        uint64_t start = now_ns();
+        if (ptrace(PTRACE_SETREGS, pid, NULL, &regs) || ptrace(PTRACE_SYSEMU, pid, NULL, NULL))
+            return -errno;
+        if (!stub_wait(pid))
+            return -ESRCH;
+        if (ptrace(PTRACE_GETREGS, pid, NULL, &regs) || ptrace(PTRACE_GETREGSET, pid, NT_X86_XSTATE, &vector))
+            return -errno;
+        uint64_t took = now_ns() - start;
+        best = took < best ? took : best;
+    }
+    *ns = best;
+    return 0;
+}
+
+/* Make CPUID fault in the stubs, if that does not cost much: the control is a model-specific register, which
+ * is written whenever a stub comes or goes, and in a virtual machine that may be an exit to the hypervisor.
+ */
+static int choose_cpuid(struct stub_family *family) {
+    pid_t pid = family->template;
+    uint64_t without, with;
+    int result = stub_measure_trip(pid, &without);
+    if (result || CALL(pid, SYS_arch_prctl, ARCH_SET_CPUID, 0))
+        return result;
+    family->cpuid_can_fault = true;
+    result = stub_measure_trip(pid, &with);
+    family->cpuid_faults = !result && with < without + without / 4;
+    return result || family->cpuid_faults ? result : (int)CALL(pid, SYS_arch_prctl, ARCH_SET_CPUID, 1);
 }
 
 static int prepare(struct stub_family *family, const char **failed_at) {
@@ -217,12 +265,15 @@ static int prepare(struct stub_family *family, const char **failed_at) {
     result = empty_space(pid);
     if (result)
         return (int)result;
-    family->cpuid_faults = CALL(pid, SYS_arch_prctl, ARCH_SET_CPUID, 0) == 0;
+    *failed_at = "a trial run";
+    result = choose_cpuid(family);
+    if (result)
+        return (int)result;
     *failed_at = "a system call filter for it";
     result = confine(family);
     if (result)
         return (int)result;
-    static uint8_t scratch[16 * KIB];
+    uint8_t scratch[XSTATE_MAX];
     struct iovec vector = {scratch, sizeof scratch};
     *failed_at = "reading a process's vector registers";
     if (ptrace(PTRACE_GETREGSET, pid, NT_X86_XSTATE, &vector))

@@ -23,7 +23,8 @@ struct stub_family {
     struct stub_order *orders; /* the monitor's writable view of the page at STUB_ORDERS */
     unsigned order_count;
     uint64_t xstate_size;   /* of the kernel's register set */
-    bool cpuid_faults;      /* CPUID traps in the stubs */
+    bool cpuid_can_fault;   /* a stub can be had in which CPUID traps */
+    bool cpuid_faults;      /* it does in all of them, since it costs little */
     volatile pid_t running; /* the stub that a kick must interrupt */
 };
 
@@ -40,6 +41,8 @@ void stub_kill(struct stub_family *family, pid_t pid);
 
 /* Wait for the next stop. 0: the process is gone. Else the wait status. */
 int stub_wait(pid_t pid);
+/* The time from a stopped stub's registers and back to them, over a system call. 0 or -errno. */
+MUST_CHECK int stub_measure_trip(pid_t pid, uint64_t *ns);
 /* Have a stopped stub make the calls in family->orders; empties the list. 0, -ESRCH when the stub died, or
  * what the first call that failed returned; *done is how many succeeded. Registers are lost. */
 MUST_CHECK int stub_apply(struct stub_family *family, pid_t pid, unsigned *done);

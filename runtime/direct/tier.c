@@ -3,15 +3,19 @@
  * An address space begins in the DBT. It moves up when, over a window of time, it entered ring 3 so rarely
  * that the ways in and out of a stub would cost little beside what runs between them; it moves down when its
  * stub stops more often than that. Both limits are multiples of the round trip as it was measured on this
- * host. One that came back waits before it may go again, twice as long each time.
+ * host. A stop that only mapped pages counts less: it is paid once, and the pages stay. One that came back
+ * waits before it may go again, longer each time until a window pays.
  */
 #include "direct/private.h"
 
 #define UP_ROUND_TRIPS 12  /* time between entries of ring 3 that is worth a stub */
 #define DOWN_ROUND_TRIPS 5 /* time between stops that is not */
 #define WINDOW_US 2000
-#define BACKOFF_US 20000
-#define BACKOFF_STEPS 8
+#define BACKOFF_US 8000
+#define BACKOFF_STEPS 4
+#define WEIGHT_STOP 8 /* in the unit of tier_record.exits */
+#define WEIGHT_MAPPED 1
+#define EXITS_TO_JUDGE (32 * WEIGHT_STOP)
 
 void tier_calibrate(struct direct_vcpu *direct) {
     uint64_t trip = direct->stats.round_trip_ns * direct->cycles_per_us / 1000;
@@ -58,22 +62,27 @@ static void look_up(struct vcpu *vcpu, struct tier_record *record) {
     start_window(vcpu, record, now);
 }
 
-void tier_count_exit(struct vcpu *vcpu) {
+static void move_down(struct vcpu *vcpu, struct tier_record *record, uint64_t now) {
+    struct direct_vcpu *direct = vcpu->direct;
+    record->is_direct = false;
+    record->not_before = now + ((uint64_t)BACKOFF_US * direct->cycles_per_us << record->failures);
+    record->failures += record->failures < BACKOFF_STEPS;
+    direct->stats.moves_down++;
+}
+
+void tier_count_exit(struct vcpu *vcpu, bool only_mapped) {
     struct direct_vcpu *direct = vcpu->direct;
     if (direct->options.policy == DIRECT_ALWAYS)
         return;
     struct tier_record *record = current_record(vcpu);
-    record->exits++;
     uint64_t now = __builtin_ia32_rdtsc(), elapsed = now - record->window_start;
-    if (elapsed < direct->window)
+    record->exits += only_mapped ? WEIGHT_MAPPED : WEIGHT_STOP;
+    if (record->exits < EXITS_TO_JUDGE && elapsed < direct->window)
         return;
-    if (record->exits * direct->period_down > elapsed) {
-        record->is_direct = false;
-        uint64_t wait = (uint64_t)BACKOFF_US * direct->cycles_per_us << record->failures;
-        record->not_before = now + wait;
-        record->failures += record->failures < BACKOFF_STEPS;
-        direct->stats.moves_down++;
-    }
+    if (record->exits * direct->period_down > elapsed * WEIGHT_STOP)
+        move_down(vcpu, record, now);
+    else if (elapsed >= direct->window)
+        record->failures = 0;
     start_window(vcpu, record, now);
 }
 

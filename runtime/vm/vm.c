@@ -245,7 +245,8 @@ static int create_direct(struct vcpu *vcpu, const struct vm_options *options) {
     const struct direct_options direct = {.policy = options->engine == VM_ENGINE_DIRECT ? DIRECT_ALWAYS
                                                                                         : DIRECT_AUTO,
                                           .max_stubs = options->direct_max};
-    return options->engine == VM_ENGINE_DIRECT ? direct_create(vcpu, &direct) : 0;
+    bool wanted = options->engine == VM_ENGINE_DIRECT || options->engine == VM_ENGINE_AUTO;
+    return wanted ? direct_create(vcpu, &direct) : 0;
 }
 
 static int create_cpu(struct vm *vm, unsigned index) {

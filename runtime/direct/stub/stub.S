@@ -26,5 +26,5 @@ _start: /* STUB_AT_WAIT: until the tracer comes */
     dec %r12
     jnz 1b
 2:  .org STUB_AT_DONE, 0x90
-    ud2
+    int3 /* not UD2: virtual machines leave for the hypervisor at that */
     .org 0x1000
