@@ -47,6 +47,7 @@ static bool start_stub(struct vcpu *vcpu, struct direct_stub *stub) {
     stub->flags = 0;
     stub->scan = direct->family.cpuid_faults ? 0 : SCAN_CPUID;
     stub->kept_out = 0;
+    memset(stub->tls, 0, sizeof stub->tls);
     stub->xstate_valid = false;
     stub->touched = NO_ADDRESS;
     direct->stats.stubs_made++;

@@ -12,19 +12,24 @@
 #define STUBS_MAX 1024
 #define TIER_RECORDS 256
 
+/* Entries of the GDT that Linux gives to user mode for thread-local storage, 32-bit code's mostly. */
+#define TLS_FIRST 12
+#define TLS_ENTRIES 3
+
 /* A stub and the guest address space that it stands for. */
 struct direct_stub {
     pid_t pid;          /* 0: a free slot */
     uint64_t root;      /* of its page tables: CR3 without PCID */
     uint64_t last_used; /* direct_vcpu.clock */
     struct mapping mapping;
-    uint64_t touched;  /* an address that the guest's kernel has just been asked for, or NO_ADDRESS */
-    unsigned scan;     /* SCAN_*: what pages are kept out for */
-    unsigned kept_out; /* times that such a page was to be executed */
-    uint32_t flags;    /* RFLAGS as the stub last had them: some bits cannot be set from outside */
-    int cpu;           /* where it is bound to, or -1 */
-    uint8_t *xstate;   /* what its extended registers hold, as the host's kernel tells */
-    bool xstate_valid; /* that is so */
+    uint64_t touched;          /* an address that the guest's kernel has just been asked for, or NO_ADDRESS */
+    unsigned scan;             /* SCAN_*: what pages are kept out for */
+    unsigned kept_out;         /* times that such a page was to be executed */
+    uint32_t flags;            /* RFLAGS as the stub last had them: some bits cannot be set from outside */
+    uint64_t tls[TLS_ENTRIES]; /* descriptors as the guest's GDT has them */
+    int cpu;                   /* where it is bound to, or -1 */
+    uint8_t *xstate;           /* what its extended registers hold, as the host's kernel tells */
+    bool xstate_valid;         /* that is so */
 };
 
 #define NO_ADDRESS UINT64_MAX
@@ -76,6 +81,12 @@ bool state_from_stub(struct vcpu *vcpu, const struct user_regs_struct *regs);
 /* Extended state: 0 or -errno of ptrace. */
 MUST_CHECK int state_load_vectors(struct vcpu *vcpu, struct direct_stub *stub);
 MUST_CHECK int state_fetch_vectors(struct vcpu *vcpu, struct direct_stub *stub);
+
+/* -- tls.c -- */
+
+/* Bring the stub's descriptors for thread-local storage up to date with the guest's: 0 or -errno of ptrace.
+ */
+MUST_CHECK int tls_sync(struct vcpu *vcpu, struct direct_stub *stub);
 
 /* -- pool.c -- */
 

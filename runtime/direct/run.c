@@ -261,6 +261,8 @@ static bool enter(struct vcpu *vcpu, struct stay *stay) {
     }
     if ((vcpu->rflags ^ stub->flags) & FLAG_ID)
         return false;
+    if (tls_sync(vcpu, stub))
+        return false;
     state_to_stub(vcpu, &stay->regs);
     if (ptrace(PTRACE_SETREGS, stub->pid, NULL, &stay->regs))
         return false;

@@ -1,9 +1,10 @@
 /* The vCPU's state in a stub's registers.
  *
- * A stub has the host's descriptors: the flat segments at Linux's selectors. A guest whose ring 3 has others,
- * or selectors that its own tables define, runs in the other tiers. What comes back is the host kernel's
- * account of ring 3, so it is true; a selector that ring 3 loaded by itself is still loaded again from the
- * guest's own tables.
+ * A stub has the host's descriptors: the flat segments at Linux's selectors, and three entries for
+ * thread-local storage that are kept equal to the guest's (tls.c). A guest whose ring 3 has others, or
+ * selectors that its own tables define, runs in the other tiers. What comes back is the host kernel's account
+ * of ring 3, so it is true; a selector that ring 3 loaded by itself is still loaded again from the guest's
+ * own tables.
  */
 #include "cpu/system.h"
 #include "direct/private.h"
@@ -14,9 +15,11 @@
 
 /* What ring 3 can change. */
 #define FLAGS_USER (FLAGS_ARITHMETIC | FLAG_DF | FLAG_TF | FLAG_NT | FLAG_AC | FLAG_ID)
+#define SEG_DATA_MASK (SEG_UNUSABLE | SEG_P | SEG_S | SEG_DB | 0xeu) /* but for the accessed bit */
+#define SEG_DATA_FLAT (SEG_P | SEG_S | SEG_DB | 0x2u)
 #define USER_BASE_END 0x7ffffffff000ull
 
-/* The mode word of 64-bit ring 3 under Linux: all of these set, ... */
+/* The mode word of ring 3 under a 64-bit Linux: all of these set, ... */
 #define MODE_NEEDED (MODE_CPL3 | MODE_PROTECTED | MODE_LONG | MODE_FLAT | MODE_PAGING)
 /* ... and none of those: what they stand for traps or means something else here. */
 #define MODE_REFUSED                                                                                         \
@@ -27,9 +30,16 @@ static bool is_plain_data(const struct segment *segment) {
     return segment->selector == 0 || segment->selector == SELECTOR_DATA;
 }
 
-/* FS or GS: its base goes beside the selector. */
+/* FS or GS: its base goes beside the selector, and what a selector names is in the stub as it is in the
+ * guest. */
 static bool is_plain_wide(const struct segment *segment) {
-    return segment->selector == 0 && segment->base < USER_BASE_END;
+    if (segment->base >= USER_BASE_END)
+        return false;
+    if (segment->selector == 0 || segment->selector == SELECTOR_DATA)
+        return true;
+    bool is_tls = (segment->selector & 7) == 3 && segment->selector >> 3 >= TLS_FIRST &&
+                  segment->selector >> 3 < TLS_FIRST + TLS_ENTRIES;
+    return is_tls && segment->limit == UINT32_MAX && (segment->attributes & SEG_DATA_MASK) == SEG_DATA_FLAT;
 }
 
 bool state_fits(const struct vcpu *vcpu) {
@@ -43,8 +53,6 @@ bool state_fits(const struct vcpu *vcpu) {
         segment[SEG_SS].selector != SELECTOR_DATA || !is_plain_data(&segment[SEG_DS]) ||
         !is_plain_data(&segment[SEG_ES]) || !is_plain_wide(&segment[SEG_FS]) ||
         !is_plain_wide(&segment[SEG_GS]))
-        return false;
-    if (!code64)
         return false;
     bool fsgsbase = mode & MODE_FSGSBASE;
     bool alignment_differs = vcpu->rflags & FLAG_AC && !(vcpu->cr0 & CR0_AM);
