@@ -45,7 +45,7 @@ static int measure(struct vcpu *vcpu) {
     struct direct_vcpu *direct = vcpu->direct;
     struct stub_family *family = &direct->family;
     uint64_t best;
-    int result = stub_measure_trip(family->template, &direct->stats.round_trip_ns);
+    int result = stub_measure_trip(family, &direct->stats.round_trip_ns);
     best = UINT64_MAX;
     for (unsigned i = 0; i < TRIALS && !result; i++) {
         unsigned done;
@@ -136,7 +136,7 @@ void direct_destroy(struct vcpu *vcpu) {
     vcpu->tier_up = NULL;
     stub_family_destroy(&direct->family);
     for (unsigned i = 0; direct->stub && i < direct->options.max_stubs; i++) {
-        mapping_clear(&direct->stub[i].mapping);
+        mapping_clear(vcpu, &direct->stub[i].mapping);
         free(direct->stub[i].xstate);
     }
     free(direct->stub);

@@ -24,8 +24,8 @@
 #include <sys/syscall.h>
 
 #define MAP_RIGHTS (MAP_READ | MAP_WRITE | MAP_EXECUTE)
-#define WINDOW_PAGES 32 /* mapped around a page that is asked for */
-#define REGIONS_MAX 8192
+#define WINDOW_PAGES 32  /* mapped around a page that is asked for */
+#define REGIONS_MAX 8192 /* of all stubs of a vCPU: 70 MB */
 
 struct region {
     uint64_t linear;
@@ -54,7 +54,8 @@ static void snapshot(struct region *region) {
         memset(region->seen, 0, sizeof region->seen);
 }
 
-void mapping_clear(struct mapping *mapping) {
+void mapping_clear(struct vcpu *vcpu, struct mapping *mapping) {
+    vcpu->direct->regions -= mapping->regions;
     for (unsigned i = 0; i < MAPPING_BUCKETS; i++) {
         struct region *next;
         for (struct region *region = mapping->bucket[i]; region; region = next) {
@@ -102,7 +103,7 @@ static int flush(struct vcpu *vcpu, struct direct_stub *stub) {
                 result = order_unmap(vcpu, stub, region->linear, REGION_SIZE);
     if (!result)
         result = apply(vcpu, stub);
-    mapping_clear(mapping);
+    mapping_clear(vcpu, mapping);
     return result;
 }
 
@@ -202,12 +203,21 @@ static int restrict_to(struct vcpu *vcpu, struct direct_stub *stub, struct regio
     return result;
 }
 
+/* Is a page writable that must not be any more? */
+static bool holds_revoked(const struct vcpu *vcpu, const struct region *region) {
+    for (unsigned i = 0; i < REGION_PAGES; i++)
+        if (region->mapped[i] & MAP_WRITE &&
+            __atomic_load_n(&vcpu->mem->state[region->mapped[i] >> PAGE_SHIFT], __ATOMIC_SEQ_CST))
+            return true;
+    return false;
+}
+
 static int revalidate(struct vcpu *vcpu, struct direct_stub *stub, struct region *region, bool revoked) {
     struct tables_path path;
     tables_walk(vcpu, region->linear, &path);
     bool moved = memcmp(path.entry, region->path.entry, sizeof path.entry);
     bool changed = moved || (path.table && memcmp(region->seen, path.table, sizeof region->seen));
-    if (!changed && !revoked)
+    if (!changed && !(revoked && holds_revoked(vcpu, region)))
         return 0;
     vcpu->direct->stats.revalidations++;
     region->path = path;
@@ -218,11 +228,12 @@ static int revalidate(struct vcpu *vcpu, struct direct_stub *stub, struct region
     return restrict_to(vcpu, stub, region, left);
 }
 
-static void remove_empty(struct mapping *mapping, struct region **slot) {
+static void remove_empty(struct vcpu *vcpu, struct mapping *mapping, struct region **slot) {
     struct region *region = *slot;
     *slot = region->next;
     free(region);
     mapping->regions--;
+    vcpu->direct->regions--;
 }
 
 int mapping_sync(struct vcpu *vcpu, struct direct_stub *stub) {
@@ -240,7 +251,7 @@ int mapping_sync(struct vcpu *vcpu, struct direct_stub *stub) {
             if ((*slot)->pages)
                 result = revalidate(vcpu, stub, *slot, revoked);
             if (!(*slot)->pages)
-                remove_empty(mapping, slot);
+                remove_empty(vcpu, mapping, slot);
             else
                 slot = &(*slot)->next;
         }
@@ -252,7 +263,7 @@ int mapping_sync(struct vcpu *vcpu, struct direct_stub *stub) {
 
 /* -- adding -- */
 
-static struct region *make_region(struct mapping *mapping, uint64_t linear) {
+static struct region *make_region(struct vcpu *vcpu, struct mapping *mapping, uint64_t linear) {
     struct region *region = calloc(1, sizeof *region);
     if (!region)
         return NULL;
@@ -260,6 +271,7 @@ static struct region *make_region(struct mapping *mapping, uint64_t linear) {
     region->next = mapping->bucket[bucket_of(linear)];
     mapping->bucket[bucket_of(linear)] = region;
     mapping->regions++;
+    vcpu->direct->regions++;
     return region;
 }
 
@@ -301,19 +313,40 @@ static void claim(struct vcpu *vcpu, const struct region *region, unsigned index
         mem->on_code_written(mem->on_code_written_context, want & PAGE_MASK, PAGE_SIZE);
 }
 
+/* Regions in which the stub has pages of its own are never touched. */
+static bool is_occupied(const struct stub_family *family, uint64_t linear) {
+    for (unsigned i = 0; i < family->occupied_count; i++)
+        if (!((family->occupied[i] ^ linear) >> REGION_SHIFT))
+            return true;
+    return false;
+}
+
+bool mapping_collides(const struct vcpu *vcpu) {
+    const struct stub_family *family = &vcpu->direct->family;
+    for (unsigned i = 0; i < family->occupied_count; i++) {
+        struct tables_path path;
+        tables_walk(vcpu, family->occupied[i], &path);
+        if (path.rights)
+            return true;
+    }
+    return false;
+}
+
 int mapping_add(struct vcpu *vcpu, struct direct_stub *stub, uint64_t linear) {
     struct direct_vcpu *direct = vcpu->direct;
     struct mapping *mapping = &stub->mapping;
-    if (linear >= STUB_ORDERS || linear < direct->low_end)
+    if (linear >= STUB_USER_END || linear < direct->low_end || is_occupied(&direct->family, linear))
         return 0;
-    if (mapping->areas > direct->max_areas || mapping->regions > REGIONS_MAX) {
+    if (direct->regions > REGIONS_MAX)
+        pool_drop_others(vcpu, stub);
+    if (mapping->areas > direct->max_areas || direct->regions > REGIONS_MAX) {
         int result = flush(vcpu, stub);
         if (result)
             return result;
     }
     struct region *region = find_region(mapping, linear);
     if (!region) {
-        region = make_region(mapping, linear);
+        region = make_region(vcpu, mapping, linear);
         if (!region)
             return -ENOMEM;
         tables_walk(vcpu, linear, &region->path);
@@ -338,8 +371,8 @@ int mapping_add(struct vcpu *vcpu, struct direct_stub *stub, uint64_t linear) {
     unsigned end = whole ? REGION_PAGES : first + WINDOW_PAGES;
     if (region->linear + first * PAGE_SIZE < direct->low_end)
         first = (unsigned)((direct->low_end - region->linear) >> PAGE_SHIFT);
-    if (region->linear + end * PAGE_SIZE > STUB_ORDERS)
-        end = (unsigned)((STUB_ORDERS - region->linear) >> PAGE_SHIFT);
+    if (region->linear + end * PAGE_SIZE > STUB_USER_END)
+        end = (unsigned)((STUB_USER_END - region->linear) >> PAGE_SHIFT);
     int result = map_range(vcpu, stub, region, first, end);
     return result ? result : 1;
 }

@@ -23,10 +23,12 @@ MUST_CHECK int mapping_sync(struct vcpu *vcpu, struct direct_stub *stub);
 /* Map the page of linear with all that ring 3 may do with it as it stands, and its neighbours with it. 1: the
  * page can now do more than before; 0: not; -errno: the stub is of no use any more. */
 MUST_CHECK int mapping_add(struct vcpu *vcpu, struct direct_stub *stub, uint64_t linear);
+/* Does the guest use addresses near to the stub's own pages? Ring 3 would see those. */
+bool mapping_collides(const struct vcpu *vcpu);
 /* Have CPUID fault in this stub, so that pages need not be kept out for its sake. false: it does already, or
  * cannot. */
 bool mapping_admit_cpuid(struct vcpu *vcpu, struct direct_stub *stub);
 /* Forget all, without a word to the stub. */
-void mapping_clear(struct mapping *mapping);
+void mapping_clear(struct vcpu *vcpu, struct mapping *mapping);
 
 #endif

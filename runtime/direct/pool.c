@@ -11,9 +11,8 @@
 
 #define BIND_US 20000 /* then the scheduler may place both anew */
 
-void pool_forget(struct vcpu *vcpu, struct direct_stub *stub) {
-    (void)vcpu;
-    mapping_clear(&stub->mapping);
+static void forget(struct vcpu *vcpu, struct direct_stub *stub) {
+    mapping_clear(vcpu, &stub->mapping);
     stub->pid = 0;
     stub->root = NO_ADDRESS;
     stub->xstate_valid = false;
@@ -22,12 +21,18 @@ void pool_forget(struct vcpu *vcpu, struct direct_stub *stub) {
 void pool_drop(struct vcpu *vcpu, struct direct_stub *stub) {
     if (stub->pid)
         stub_kill(&vcpu->direct->family, stub->pid);
-    pool_forget(vcpu, stub);
+    forget(vcpu, stub);
 }
 
 void pool_drop_all(struct vcpu *vcpu) {
     for (unsigned i = 0; i < vcpu->direct->options.max_stubs; i++)
         if (vcpu->direct->stub[i].pid)
+            pool_drop(vcpu, &vcpu->direct->stub[i]);
+}
+
+void pool_drop_others(struct vcpu *vcpu, const struct direct_stub *stub) {
+    for (unsigned i = 0; i < vcpu->direct->options.max_stubs; i++)
+        if (vcpu->direct->stub[i].pid && &vcpu->direct->stub[i] != stub)
             pool_drop(vcpu, &vcpu->direct->stub[i]);
 }
 

@@ -57,6 +57,7 @@ struct direct_vcpu {
     unsigned max_areas;
     bool host_fsgsbase;
     bool is_amd;
+    unsigned regions;  /* of all stubs */
     bool broken;       /* stubs cannot be made any more */
     cpu_set_t allowed; /* where the launcher may run */
     int bound_cpu;     /* of the vCPU's thread, or -1 */
@@ -94,8 +95,7 @@ MUST_CHECK int tls_sync(struct vcpu *vcpu, struct direct_stub *stub);
 struct direct_stub *pool_get(struct vcpu *vcpu);
 void pool_drop(struct vcpu *vcpu, struct direct_stub *stub);
 void pool_drop_all(struct vcpu *vcpu);
-/* Forget a stub that is dead. */
-void pool_forget(struct vcpu *vcpu, struct direct_stub *stub);
+void pool_drop_others(struct vcpu *vcpu, const struct direct_stub *stub);
 /* Bind the calling thread to the processor that it is on. */
 void pool_stay_here(struct direct_vcpu *direct);
 /* Bring the stub to the vCPU thread's processor. */

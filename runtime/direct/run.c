@@ -66,10 +66,6 @@ static bool fetch(struct vcpu *vcpu, struct stay *stay) {
     return state_from_stub(vcpu, &stay->regs);
 }
 
-static bool is_in_stub(uint64_t address) {
-    return address - STUB_ORDERS < STUB_END - STUB_ORDERS;
-}
-
 static enum next deliver(struct vcpu *vcpu) {
     vcpu->direct->stats.guest_faults++;
     cpu_deliver_exception(vcpu);
@@ -124,7 +120,7 @@ static enum next serve_syscall(struct vcpu *vcpu, struct stay *stay) {
     vcpu->gpr[GPR_RAX] = stay->regs.orig_rax; /* the host's kernel has put an error into RAX */
     uint64_t next = vcpu->rip;
     vcpu->rip = cpu_is_code64(vcpu) ? next - 2 : (uint32_t)(next - 2);
-    if (is_in_stub(next)) {
+    if (stub_owns(&vcpu->direct->family, next)) {
         direct_hold(vcpu); /* fetching there faults in the guest */
         return NEXT_LEAVE;
     }
@@ -209,7 +205,7 @@ static enum next serve_fault(struct vcpu *vcpu, struct stay *stay, int signal) {
     }
     if (!fetch(vcpu, stay))
         return lose(vcpu, stay);
-    if (is_in_stub(vcpu->rip)) {
+    if (stub_owns(&vcpu->direct->family, vcpu->rip)) {
         direct_hold(vcpu); /* fetching there faults in the guest */
         return NEXT_LEAVE;
     }
@@ -261,7 +257,7 @@ static bool enter(struct vcpu *vcpu, struct stay *stay) {
     }
     if ((vcpu->rflags ^ stub->flags) & FLAG_ID)
         return false;
-    if (tls_sync(vcpu, stub))
+    if (mapping_collides(vcpu) || tls_sync(vcpu, stub))
         return false;
     state_to_stub(vcpu, &stay->regs);
     if (ptrace(PTRACE_SETREGS, stub->pid, NULL, &stay->regs))

@@ -27,6 +27,7 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
+#include <sys/random.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
@@ -40,6 +41,9 @@
 #endif
 
 #define ORDERS_FD 4
+/* The stubs' own pages are among these, above programs and below the kernel's choices for mmap. */
+#define BASE_FIRST 0x100000000000ull
+#define BASE_COUNT (0x400000000000ull / PAGE_SIZE)
 #define TRIALS 64
 #define XSTATE_MAX (16 * KIB)
 #define SELECTOR_USER_CODE 0x33
@@ -89,7 +93,8 @@ static int run_orders(pid_t pid, struct user_regs_struct *regs) {
 
 int stub_apply(struct stub_family *family, pid_t pid, unsigned *done) {
     unsigned count = family->order_count;
-    struct user_regs_struct regs = {.rip = STUB_TEXT + STUB_AT_APPLY, .rbx = STUB_ORDERS, .r12 = count};
+    struct user_regs_struct regs = {
+        .rip = family->base + PAGE_SIZE + STUB_AT_APPLY, .rbx = family->base, .r12 = count};
     family->order_count = 0;
     *done = 0;
     if (!count)
@@ -99,7 +104,7 @@ int stub_apply(struct stub_family *family, pid_t pid, unsigned *done) {
     memset(family->orders, 0, count * sizeof *family->orders);
     if (result)
         return result;
-    if (regs.rip != STUB_TEXT + STUB_AT_STOP || regs.r12 > count)
+    if (regs.rip != family->base + PAGE_SIZE + STUB_AT_STOP || regs.r12 > count)
         return -EIO;
     *done = count - (unsigned)regs.r12;
     return regs.r12 ? (int)regs.rax : 0;
@@ -120,7 +125,12 @@ static int64_t call(pid_t pid, uint64_t text, uint64_t number, const uint64_t ar
     return result ? result : (int64_t)regs.rax;
 }
 
-#define CALL(pid, number, ...) call(pid, STUB_TEXT, number, (const uint64_t[6]){__VA_ARGS__})
+static uint64_t text_of(const struct stub_family *family) {
+    return family->base + PAGE_SIZE;
+}
+
+#define CALL(family, number, ...)                                                                            \
+    call((family)->template, text_of(family), number, (const uint64_t[6]){__VA_ARGS__})
 
 /* -- the template -- */
 
@@ -167,16 +177,21 @@ static int image_file(void) {
 }
 
 /* Unmap all but what is ours; what the kernel will not let go (sealed mappings) stays. */
-static int empty_space(pid_t pid) {
+static int empty_space(struct stub_family *family) {
     char path[64], line[256];
-    snprintf(path, sizeof path, "/proc/%d/maps", (int)pid);
+    snprintf(path, sizeof path, "/proc/%d/maps", (int)family->template);
     FILE *maps = fopen(path, "re");
     if (!maps)
         return -errno;
     while (fgets(line, sizeof line, maps)) {
         unsigned long long start, end;
-        if (sscanf(line, "%llx-%llx", &start, &end) == 2 && end <= STUB_ORDERS)
-            (void)CALL(pid, SYS_munmap, start, end - start);
+        if (sscanf(line, "%llx-%llx", &start, &end) != 2 || start >= STUB_USER_END ||
+            stub_owns(family, start))
+            continue;
+        if (CALL(family, SYS_munmap, start, end - start) && family->occupied_count + 1 < STUB_OCCUPIED_MAX) {
+            family->occupied[family->occupied_count++] = start;
+            family->occupied[family->occupied_count++] = end - 1;
+        }
     }
     fclose(maps);
     return 0;
@@ -200,16 +215,17 @@ static int confine(struct stub_family *family) {
     *at++ = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_TRACE);
     *at++ = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
     page->program.len = (unsigned short)(at - page->filter);
-    page->program.filter = (struct sock_filter *)(STUB_ORDERS + ((uint8_t *)page->filter - (uint8_t *)page));
-    int64_t result = CALL(family->template, SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, STUB_ORDERS);
+    page->program.filter = (struct sock_filter *)(family->base + ((uint8_t *)page->filter - (uint8_t *)page));
+    int64_t result = CALL(family, SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, family->base);
     memset(page, 0, sizeof *page);
     return (int)result;
 }
 
-int stub_measure_trip(pid_t pid, uint64_t *ns) {
+int stub_measure_trip(const struct stub_family *family, uint64_t *ns) {
+    pid_t pid = family->template;
     uint64_t best = UINT64_MAX;
     for (unsigned i = 0; i < TRIALS; i++) {
-        struct user_regs_struct regs = {.rip = STUB_TEXT + STUB_AT_WAIT,
+        struct user_regs_struct regs = {.rip = text_of(family) + STUB_AT_WAIT,
                                         .cs = SELECTOR_USER_CODE,
                                         .ss = SELECTOR_USER_DATA,
                                         .eflags = FLAGS_START,
@@ -234,15 +250,14 @@ int stub_measure_trip(pid_t pid, uint64_t *ns) {
  * is written whenever a stub comes or goes, and in a virtual machine that may be an exit to the hypervisor.
  */
 static int choose_cpuid(struct stub_family *family) {
-    pid_t pid = family->template;
     uint64_t without, with;
-    int result = stub_measure_trip(pid, &without);
-    if (result || CALL(pid, SYS_arch_prctl, ARCH_SET_CPUID, 0))
+    int result = stub_measure_trip(family, &without);
+    if (result || CALL(family, SYS_arch_prctl, ARCH_SET_CPUID, 0))
         return result;
     family->cpuid_can_fault = true;
-    result = stub_measure_trip(pid, &with);
+    result = stub_measure_trip(family, &with);
     family->cpuid_faults = !result && with < without + without / 4;
-    return result || family->cpuid_faults ? result : (int)CALL(pid, SYS_arch_prctl, ARCH_SET_CPUID, 1);
+    return result || family->cpuid_faults ? result : (int)CALL(family, SYS_arch_prctl, ARCH_SET_CPUID, 1);
 }
 
 static int prepare(struct stub_family *family, const char **failed_at) {
@@ -254,15 +269,16 @@ static int prepare(struct stub_family *family, const char **failed_at) {
     /* The page moves away under its own feet: what follows its call faults. */
     uint64_t text = regs.rip & PAGE_MASK;
     *failed_at = "laying out a process";
-    (void)call(pid, text, SYS_mremap,
-               (const uint64_t[6]){text, PAGE_SIZE, PAGE_SIZE, MREMAP_MAYMOVE | MREMAP_FIXED, STUB_TEXT});
+    (void)call(
+        pid, text, SYS_mremap,
+        (const uint64_t[6]){text, PAGE_SIZE, PAGE_SIZE, MREMAP_MAYMOVE | MREMAP_FIXED, text_of(family)});
     int64_t result =
-        CALL(pid, SYS_mmap, STUB_ORDERS, PAGE_SIZE, PROT_READ, MAP_SHARED | MAP_FIXED, ORDERS_FD, 0);
-    if (result != STUB_ORDERS)
+        CALL(family, SYS_mmap, family->base, PAGE_SIZE, PROT_READ, MAP_SHARED | MAP_FIXED, ORDERS_FD, 0);
+    if (result != (int64_t)family->base)
         return result < 0 ? (int)result : -EIO;
-    (void)CALL(pid, SYS_close, ORDERS_FD);
+    (void)CALL(family, SYS_close, ORDERS_FD);
     *failed_at = "emptying a process";
-    result = empty_space(pid);
+    result = empty_space(family);
     if (result)
         return (int)result;
     *failed_at = "a trial run";
@@ -316,6 +332,15 @@ static int start(struct stub_family *family, int ram_fd, const char **failed_at)
     return -error;
 }
 
+static int choose_base(struct stub_family *family) {
+    uint64_t random;
+    if (getrandom(&random, sizeof random, 0) != sizeof random)
+        return -EIO;
+    family->base = BASE_FIRST + random % (BASE_COUNT / STUB_PAGES) * (STUB_PAGES * PAGE_SIZE);
+    family->occupied[family->occupied_count++] = family->base;
+    return 0;
+}
+
 int stub_family_create(struct stub_family *family, int ram_fd, const char **failed_at) {
     *family = (struct stub_family){.orders_fd = memfd_create("nestor-orders", MFD_CLOEXEC)};
     *failed_at = "a memory file";
@@ -326,7 +351,10 @@ int stub_family_create(struct stub_family *family, int ram_fd, const char **fail
         family->orders = NULL;
         return -errno;
     }
-    int result = start(family, ram_fd, failed_at);
+    *failed_at = "random numbers";
+    int result = choose_base(family);
+    if (!result)
+        result = start(family, ram_fd, failed_at);
     if (result)
         return result;
     *failed_at = "ptrace";
@@ -357,7 +385,7 @@ int stub_family_attach(struct stub_family *family) {
 
 /* It waits for its next tracer in its own code. */
 void stub_family_detach(struct stub_family *family) {
-    struct user_regs_struct regs = {.rip = STUB_TEXT + STUB_AT_WAIT,
+    struct user_regs_struct regs = {.rip = text_of(family) + STUB_AT_WAIT,
                                     .cs = SELECTOR_USER_CODE,
                                     .ss = SELECTOR_USER_DATA,
                                     .eflags = FLAGS_START,
@@ -371,7 +399,7 @@ void stub_family_detach(struct stub_family *family) {
 pid_t stub_fork(struct stub_family *family) {
     pid_t template = family->template;
     struct user_regs_struct regs = {
-        .rip = STUB_TEXT + STUB_AT_CALL, .rax = SYS_clone, .rdi = CLONE_PARENT | SIGCHLD, .r12 = 1};
+        .rip = text_of(family) + STUB_AT_CALL, .rax = SYS_clone, .rdi = CLONE_PARENT | SIGCHLD, .r12 = 1};
     /* The fork's own stop comes first, then the end of the call. */
     int result = run_orders(template, &regs);
     if (result)
@@ -383,7 +411,7 @@ pid_t stub_fork(struct stub_family *family) {
 }
 
 void stub_kill(struct stub_family *family, pid_t pid) {
-    struct user_regs_struct regs = {.rip = STUB_TEXT + STUB_AT_CALL, .rax = SYS_exit_group, .r12 = 1};
+    struct user_regs_struct regs = {.rip = text_of(family) + STUB_AT_CALL, .rax = SYS_exit_group, .r12 = 1};
     (void)family;
     (void)run_orders(pid, &regs);
 }

@@ -11,6 +11,9 @@
 
 #define STUB_RAM_FD 3
 #define STUB_ORDERS_MAX (PAGE_SIZE / STUB_ORDER_SIZE)
+#define STUB_PAGES 2
+#define STUB_USER_END 0x7ffffffff000ull /* of what user mode can have mapped on x86-64 Linux */
+#define STUB_OCCUPIED_MAX 8
 
 struct stub_order {
     uint64_t number, argument[6];
@@ -20,7 +23,14 @@ struct stub_order {
 struct stub_family {
     pid_t template; /* never runs guest code; its children are the stubs */
     int orders_fd;
-    struct stub_order *orders; /* the monitor's writable view of the page at STUB_ORDERS */
+    struct stub_order *orders; /* the monitor's writable view of the page at `base` */
+    /* Where the stubs have two pages of their own: the orders, read-only, and the text behind them. Chosen at
+     * random for each vCPU, far from where Linux puts anything by itself. */
+    uint64_t base;
+    /* Addresses at which the stubs have pages that are not the guest's: base, and what the host's kernel
+     * kept. */
+    uint64_t occupied[STUB_OCCUPIED_MAX];
+    unsigned occupied_count;
     unsigned order_count;
     uint64_t xstate_size;   /* of the kernel's register set */
     bool cpuid_can_fault;   /* a stub can be had in which CPUID traps */
@@ -38,11 +48,15 @@ void stub_family_detach(struct stub_family *family);
 /* Fork a stub off the template. A pid, or -errno. */
 MUST_CHECK pid_t stub_fork(struct stub_family *family);
 void stub_kill(struct stub_family *family, pid_t pid);
+/* Is it one of the stubs' own two pages? */
+static inline bool stub_owns(const struct stub_family *family, uint64_t address) {
+    return address - family->base < STUB_PAGES * PAGE_SIZE;
+}
 
 /* Wait for the next stop. 0: the process is gone. Else the wait status. */
 int stub_wait(pid_t pid);
-/* The time from a stopped stub's registers and back to them, over a system call. 0 or -errno. */
-MUST_CHECK int stub_measure_trip(pid_t pid, uint64_t *ns);
+/* The time from the stopped template's registers and back to them, over a system call. 0 or -errno. */
+MUST_CHECK int stub_measure_trip(const struct stub_family *family, uint64_t *ns);
 /* Have a stopped stub make the calls in family->orders; empties the list. 0, -ESRCH when the stub died, or
  * what the first call that failed returned; *done is how many succeeded. Registers are lost. */
 MUST_CHECK int stub_apply(struct stub_family *family, pid_t pid, unsigned *done);
