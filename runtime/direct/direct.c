@@ -89,10 +89,7 @@ static int look_at_host(struct vcpu *vcpu, const char **failed_at) {
     *failed_at = "a trial run";
     if (direct->family.xstate_size < vcpu->xsave_size)
         return -EINVAL;
-    result = measure(vcpu);
-    if (!result)
-        tier_calibrate(direct);
-    return result;
+    return measure(vcpu);
 }
 
 int direct_create(struct vcpu *vcpu, const struct direct_options *options) {

@@ -381,6 +381,7 @@ bool mapping_admit_cpuid(struct vcpu *vcpu, struct direct_stub *stub) {
     if (!(stub->scan & SCAN_CPUID) || !vcpu->direct->family.cpuid_can_fault)
         return false;
     stub->scan &= ~SCAN_CPUID;
+    stub->cpuid_faults = true;
     return !order(vcpu, stub, &(struct stub_order){SYS_arch_prctl, {ARCH_SET_CPUID, 0}}) &&
            !apply(vcpu, stub);
 }

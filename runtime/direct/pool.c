@@ -50,7 +50,8 @@ static bool start_stub(struct vcpu *vcpu, struct direct_stub *stub) {
     stub->pid = pid;
     stub->cpu = -1;
     stub->flags = 0;
-    stub->scan = direct->family.cpuid_faults ? 0 : SCAN_CPUID;
+    stub->cpuid_faults = direct->family.cpuid_faults;
+    stub->scan = stub->cpuid_faults ? 0 : SCAN_CPUID;
     stub->kept_out = 0;
     memset(stub->tls, 0, sizeof stub->tls);
     stub->xstate_valid = false;

@@ -24,6 +24,7 @@ struct direct_stub {
     struct mapping mapping;
     uint64_t touched;          /* an address that the guest's kernel has just been asked for, or NO_ADDRESS */
     unsigned scan;             /* SCAN_*: what pages are kept out for */
+    bool cpuid_faults;         /* CPUID traps in it */
     unsigned kept_out;         /* times that such a page was to be executed */
     uint32_t flags;            /* RFLAGS as the stub last had them: some bits cannot be set from outside */
     uint64_t tls[TLS_ENTRIES]; /* descriptors as the guest's GDT has them */
@@ -42,7 +43,9 @@ struct tier_record {
     uint64_t not_before;   /* TSC: no way up earlier */
     uint64_t window_start; /* TSC */
     uint64_t entries;      /* vcpu->user_entries at the window's start */
-    uint64_t exits;        /* stops of stubs in the window */
+    uint64_t exits;        /* stops of stubs in the window, weighted */
+    pid_t pid;             /* whose time the window is judged by: 0 the vCPU thread's */
+    uint64_t cpu_ns;       /* that time at its start */
 };
 
 struct direct_vcpu {
@@ -67,8 +70,6 @@ struct direct_vcpu {
     /* tier.c */
     struct tier_record tier[TIER_RECORDS];
     struct tier_record *current;
-    uint64_t period_up, period_down; /* cycles between exits: from there on it pays; below it does not */
-    uint64_t window;                 /* cycles */
 };
 
 /* -- state.c -- */
@@ -105,8 +106,7 @@ void pool_place(struct direct_vcpu *direct, struct direct_stub *stub);
 
 bool tier_wants_direct(struct vcpu *vcpu);
 /* A stub stopped. only_mapped: its page was mapped and it goes on. */
-void tier_count_exit(struct vcpu *vcpu, bool only_mapped);
-void tier_calibrate(struct direct_vcpu *direct);
+void tier_count_exit(struct vcpu *vcpu, const struct direct_stub *stub, bool only_mapped);
 
 static inline uint64_t direct_root(const struct vcpu *vcpu) {
     return vcpu->cr3 & ~0xfffull;

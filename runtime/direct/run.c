@@ -301,7 +301,7 @@ void direct_run(struct vcpu *vcpu) {
         int status = run_stub(vcpu, stay.stub);
         if (status >= 0) {
             next = serve_stop(vcpu, &stay, status);
-            tier_count_exit(vcpu, next != NEXT_LEAVE);
+            tier_count_exit(vcpu, stay.stub, next == NEXT_RUN);
         } else if (next == NEXT_ENTER) {
             return; /* the state is the vCPU's still */
         } else {

@@ -250,12 +250,13 @@ int stub_measure_trip(const struct stub_family *family, uint64_t *ns) {
  * is written whenever a stub comes or goes, and in a virtual machine that may be an exit to the hypervisor.
  */
 static int choose_cpuid(struct stub_family *family) {
-    uint64_t without, with;
+    uint64_t without, with = 0;
     int result = stub_measure_trip(family, &without);
     if (result || CALL(family, SYS_arch_prctl, ARCH_SET_CPUID, 0))
         return result;
     family->cpuid_can_fault = true;
     result = stub_measure_trip(family, &with);
+    family->cpuid_trip_ns = with;
     family->cpuid_faults = !result && with < without + without / 4;
     return result || family->cpuid_faults ? result : (int)CALL(family, SYS_arch_prctl, ARCH_SET_CPUID, 1);
 }

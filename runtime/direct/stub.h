@@ -35,6 +35,7 @@ struct stub_family {
     uint64_t xstate_size;   /* of the kernel's register set */
     bool cpuid_can_fault;   /* a stub can be had in which CPUID traps */
     bool cpuid_faults;      /* it does in all of them, since it costs little */
+    uint64_t cpuid_trip_ns; /* a round trip where it does */
     volatile pid_t running; /* the stub that a kick must interrupt */
 };
 

@@ -1,12 +1,17 @@
 /* Where ring 3 runs. Compiled without vector code: asked while the guest's extended state is live.
  *
- * An address space begins in the DBT. It moves up when, over a window of time, it entered ring 3 so rarely
- * that the ways in and out of a stub would cost little beside what runs between them; it moves down when its
- * stub stops more often than that. Both limits are multiples of the round trip as it was measured on this
- * host. A stop that only mapped pages counts less: it is paid once, and the pages stay. One that came back
- * waits before it may go again, longer each time until a window pays.
+ * An address space begins in the DBT. It moves up when, over a window, its vCPU's thread computed so long for
+ * each entry of ring 3 that the ways in and out of a stub would cost little beside it; it moves down when its
+ * stub computes for less than that between two stops. Both limits are multiples of the round trip as it was
+ * measured on this host. Time is the processor's that the threads had, not the clock's: on a busy host every
+ * wait for a stub can cost a time slice of somebody else's, and would look like work. A stop that only mapped
+ * pages counts less: it is paid once, and the pages stay. An address space that came back waits before it may
+ * go again, longer each time until a window pays.
  */
 #include "direct/private.h"
+
+#include <sys/syscall.h>
+#include <time.h>
 
 #define UP_ROUND_TRIPS 12  /* time between entries of ring 3 that is worth a stub */
 #define DOWN_ROUND_TRIPS 5 /* time between stops that is not */
@@ -17,19 +22,29 @@
 #define WEIGHT_MAPPED 1
 #define EXITS_TO_JUDGE (32 * WEIGHT_STOP)
 
-void tier_calibrate(struct direct_vcpu *direct) {
-    uint64_t trip = direct->stats.round_trip_ns * direct->cycles_per_us / 1000;
-    direct->period_up = UP_ROUND_TRIPS * trip;
-    direct->period_down = DOWN_ROUND_TRIPS * trip;
-    direct->window = WINDOW_US * direct->cycles_per_us;
+#define CLOCK_OF_THREAD CLOCK_THREAD_CPUTIME_ID
+/* The processor time of a process by its number, as the C library's clock_getcpuclockid() makes it. */
+#define CLOCK_OF_PROCESS(pid) ((long)(~(unsigned)(pid) << 3 | 2))
+
+static uint64_t cpu_ns(long clock) {
+    struct timespec time = {0};
+    long result;
+    __asm__ volatile("syscall"
+                     : "=a"(result)
+                     : "0"(SYS_clock_gettime), "D"(clock), "S"(&time)
+                     : "rcx", "r11", "memory");
+    return result ? 0 : (uint64_t)time.tv_sec * 1000000000u + (uint64_t)time.tv_nsec;
 }
 
 static struct tier_record *record_of(struct direct_vcpu *direct, uint64_t root) {
     return &direct->tier[(root >> PAGE_SHIFT) * 0x9e3779b97f4a7c15ull >> 56];
 }
 
-static void start_window(struct vcpu *vcpu, struct tier_record *record, uint64_t now) {
-    record->window_start = now;
+/* pid: the stub's, or 0 for the vCPU's own thread. */
+static void start_window(struct vcpu *vcpu, struct tier_record *record, pid_t pid) {
+    record->window_start = __builtin_ia32_rdtsc();
+    record->pid = pid;
+    record->cpu_ns = cpu_ns(pid ? CLOCK_OF_PROCESS(pid) : CLOCK_OF_THREAD);
     record->entries = vcpu->user_entries;
     record->exits = 0;
 }
@@ -45,21 +60,23 @@ static struct tier_record *current_record(struct vcpu *vcpu) {
         *record = (struct tier_record){.root = root};
     /* Another one ran meanwhile. */
     direct->current = record;
-    start_window(vcpu, record, __builtin_ia32_rdtsc());
+    start_window(vcpu, record, 0);
     return record;
 }
 
 static void look_up(struct vcpu *vcpu, struct tier_record *record) {
     struct direct_vcpu *direct = vcpu->direct;
-    uint64_t now = __builtin_ia32_rdtsc(), elapsed = now - record->window_start;
-    if (elapsed < direct->window)
+    uint64_t now = __builtin_ia32_rdtsc(), window = WINDOW_US * direct->cycles_per_us;
+    if (now - record->window_start < window)
         return;
     uint64_t entries = vcpu->user_entries - record->entries;
-    if (entries * direct->period_up < elapsed && now >= record->not_before) {
+    uint64_t computed = cpu_ns(CLOCK_OF_THREAD) - record->cpu_ns;
+    if (record->pid == 0 && entries * UP_ROUND_TRIPS * direct->stats.round_trip_ns < computed &&
+        now >= record->not_before) {
         record->is_direct = true;
         direct->stats.moves_up++;
     }
-    start_window(vcpu, record, now);
+    start_window(vcpu, record, 0);
 }
 
 static void move_down(struct vcpu *vcpu, struct tier_record *record, uint64_t now) {
@@ -70,20 +87,26 @@ static void move_down(struct vcpu *vcpu, struct tier_record *record, uint64_t no
     direct->stats.moves_down++;
 }
 
-void tier_count_exit(struct vcpu *vcpu, bool only_mapped) {
+void tier_count_exit(struct vcpu *vcpu, const struct direct_stub *stub, bool only_mapped) {
     struct direct_vcpu *direct = vcpu->direct;
-    if (direct->options.policy == DIRECT_ALWAYS)
+    if (direct->options.policy == DIRECT_ALWAYS || !stub->pid)
         return;
     struct tier_record *record = current_record(vcpu);
+    if (record->pid != stub->pid) {
+        start_window(vcpu, record, stub->pid);
+        return;
+    }
     uint64_t now = __builtin_ia32_rdtsc(), elapsed = now - record->window_start;
     record->exits += only_mapped ? WEIGHT_MAPPED : WEIGHT_STOP;
-    if (record->exits < EXITS_TO_JUDGE && elapsed < direct->window)
+    if (record->exits < EXITS_TO_JUDGE && elapsed < WINDOW_US * direct->cycles_per_us)
         return;
-    if (record->exits * direct->period_down > elapsed * WEIGHT_STOP)
+    uint64_t trip = stub->cpuid_faults ? direct->family.cpuid_trip_ns : direct->stats.round_trip_ns;
+    uint64_t computed = cpu_ns(CLOCK_OF_PROCESS(stub->pid)) - record->cpu_ns;
+    if (record->exits * DOWN_ROUND_TRIPS * trip > computed * WEIGHT_STOP)
         move_down(vcpu, record, now);
-    else if (elapsed >= direct->window)
+    else
         record->failures = 0;
-    start_window(vcpu, record, now);
+    start_window(vcpu, record, record->is_direct ? stub->pid : 0);
 }
 
 bool tier_wants_direct(struct vcpu *vcpu) {

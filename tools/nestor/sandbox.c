@@ -181,10 +181,14 @@ static int allow_tracing(scmp_filter_ctx filter, const struct sandbox_needs *nee
     int result = seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(sched_setaffinity), 0);
     for (size_t i = 0; i < ARRAY_SIZE(conditions_of_tracer) && !result; i++)
         result = allow_if(filter, &conditions_of_tracer[i]);
-    for (size_t i = 0; i < needs->traced_count && !result; i++)
+    for (size_t i = 0; i < needs->traced_count && !result; i++) {
+        const struct scmp_arg_cmp compare[] = {
+            {.arg = 0, .op = SCMP_CMP_EQ, .datum_a = PTRACE_SEIZE},
+            {.arg = 1, .op = SCMP_CMP_EQ, .datum_a = (scmp_datum_t)needs->traced[i]},
+        };
         result =
-            seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(ptrace), 2, SCMP_A0(SCMP_CMP_EQ, PTRACE_SEIZE),
-                             SCMP_A1(SCMP_CMP_EQ, (scmp_datum_t)needs->traced[i]));
+            seccomp_rule_add_array(filter, SCMP_ACT_ALLOW, SCMP_SYS(ptrace), ARRAY_SIZE(compare), compare);
+    }
     return result;
 }
 
