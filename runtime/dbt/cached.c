@@ -52,9 +52,10 @@ int dbt_cache_attach(struct vcpu *vcpu, const struct ntc_file *file, struct ntc_
                                .known = calloc(images + 1, sizeof *to->known)};
     to->slides = (struct ntc_slides){.slide = to->slide, .known = to->known, .count = (uint32_t)images};
     int result = to->slide && to->known
-                     ? ntc_mapping_create(&to->mapping, file, dbt->rx + dbt->size + GIB, error)
+                     ? ntc_mapping_create(&to->mapping, file, dbt->rx + dbt->size + GIB / 2, error)
                      : ntc_fail(error, NTC_FAULT_MEMORY, "cache '%s': no memory", file->path);
-    if (!result && distance(dbt, &to->mapping) + to->mapping.size > UINT32_MAX)
+    /* Links from the vCPU's own code are rel32s. */
+    if (!result && distance(dbt, &to->mapping) + to->mapping.size > INT32_MAX)
         result =
             ntc_fail(error, NTC_FAULT_MEMORY, "cache '%s': no address space near the code cache", file->path);
     if (result) {
