@@ -3,6 +3,7 @@
 
 #include "nestor-cache/command.h"
 #include "options.h"
+#include "precompile-cache/precompile.h"
 
 #define HELP_COLUMN 28
 
@@ -32,6 +33,7 @@ void help_print_program(FILE *out) {
           "Virtual machines without virtualisation hardware.\n\n"
           "  nestor run --kernel FILE ...  run a virtual machine; see nestor run --help\n"
           "  nestor cache COMMAND ...      look into cache files of translated code and change them\n"
+          "  nestor precompile-cache ...   translate a kernel ahead of time into a cache file\n"
           "  nestor completion bash        print completions for bash to source\n"
           "  nestor --help                 print this help\n"
           "  nestor --version              print the version\n\n"
@@ -61,22 +63,28 @@ static void print_cases(FILE *out) {
 void help_print_bash_completion(FILE *out) {
     fputs("# bash completion of nestor: source it, or install it as completions/nestor.\n", out);
     cache_print_completion(out, "_nestor_cache_words", 2);
-    fputs("_nestor() {\n"
-          "  local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]}\n"
-          "  if [ \"$COMP_CWORD\" = 1 ]; then\n"
-          "    COMPREPLY=($(compgen -W 'run cache completion --help --version' -- \"$cur\"))\n"
-          "    return\n"
-          "  fi\n"
-          "  if [ \"${COMP_WORDS[1]}\" = cache ]; then\n"
-          "    _nestor_cache_words\n"
-          "    return\n"
-          "  fi\n"
-          "  if [ \"${COMP_WORDS[1]}\" = completion ]; then\n"
-          "    COMPREPLY=($(compgen -W 'bash' -- \"$cur\"))\n"
-          "    return\n"
-          "  fi\n"
-          "  case $prev in\n",
-          out);
+    precompile_print_completion(out, "_nestor_precompile_words", 2);
+    fputs(
+        "_nestor() {\n"
+        "  local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]}\n"
+        "  if [ \"$COMP_CWORD\" = 1 ]; then\n"
+        "    COMPREPLY=($(compgen -W 'run cache precompile-cache completion --help --version' -- \"$cur\"))\n"
+        "    return\n"
+        "  fi\n"
+        "  if [ \"${COMP_WORDS[1]}\" = cache ]; then\n"
+        "    _nestor_cache_words\n"
+        "    return\n"
+        "  fi\n"
+        "  if [ \"${COMP_WORDS[1]}\" = precompile-cache ]; then\n"
+        "    _nestor_precompile_words\n"
+        "    return\n"
+        "  fi\n"
+        "  if [ \"${COMP_WORDS[1]}\" = completion ]; then\n"
+        "    COMPREPLY=($(compgen -W 'bash' -- \"$cur\"))\n"
+        "    return\n"
+        "  fi\n"
+        "  case $prev in\n",
+        out);
     print_cases(out);
     fputs("    *) COMPREPLY=($(compgen -W '", out);
     for (size_t i = 0; i < run_option_count; i++)

@@ -9,6 +9,7 @@
 #include "base/diag.h"
 #include "nestor-cache/command.h"
 #include "options.h"
+#include "precompile-cache/precompile.h"
 #include "run.h"
 #include "signals.h"
 
@@ -49,6 +50,12 @@ int main(int argc, char **argv) {
         int output = finish_output();
         return code ? code : output;
     }
+    if (!strcmp(command, "precompile-cache")) {
+        signal(SIGXFSZ, SIG_IGN);
+        int code = precompile_command(argc - 2, argv + 2, "nestor precompile-cache");
+        int output = finish_output();
+        return code ? code : output;
+    }
     if (!strcmp(command, "--help") || !strcmp(command, "-h") || !strcmp(command, "help")) {
         help_print_program(stdout);
         return finish_output();
@@ -65,7 +72,8 @@ int main(int argc, char **argv) {
         help_print_bash_completion(stdout);
         return finish_output();
     }
-    diag_error("command '%s' is not known; the commands are run, cache and completion, see nestor --help",
+    diag_error("command '%s' is not known; the commands are run, cache, precompile-cache and completion, see "
+               "nestor --help",
                command);
     return EXIT_CODE_USAGE;
 }

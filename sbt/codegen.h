@@ -1,0 +1,33 @@
+/* A code generator of the offline translator: guest bytes in, one portable unit out. The template emitter
+ * that the run time uses too is one (codegen_template.c); LLVM is to be another.
+ *
+ * A generator's state belongs to one thread; as many as wanted may exist.
+ */
+#ifndef NESTOR_SBT_CODEGEN_H
+#define NESTOR_SBT_CODEGEN_H
+
+#include "cache-format/view.h"
+#include "cpu/model.h"
+
+struct codegen_request {
+    uint64_t address;     /* link address */
+    uint32_t mode;        /* cpu/mode.h */
+    const uint8_t *bytes; /* guest code at address */
+    uint32_t length;      /* bytes that may be read: to the page's end at most */
+};
+
+struct codegen {
+    const char *name;
+    void *(*create)(const struct cpu_model *model); /* NULL: no memory */
+    void (*destroy)(void *state);
+    /* Translate what begins at the address. The unit's pointers hold until the next call with this state;
+     * image, name and heat are the caller's. 0; -ENOENT: nothing that could be kept begins there; -E2BIG;
+     * -ENOMEM. */
+    int (*translate)(void *state, const struct codegen_request *request, struct ntc_unit *unit);
+    uint32_t (*abi)(void);
+    uint64_t (*layout)(const struct cpu_model *model);
+};
+
+extern const struct codegen codegen_template;
+
+#endif

@@ -1,0 +1,286 @@
+/* The workers. Each takes the next pages of an image, translates them with a generator of its own, and hands
+ * the units to the one writer under the lock. Images are analysed by the worker that comes to them first. The
+ * order in which units arrive does not matter to the file.
+ */
+#define _GNU_SOURCE
+#include "precompile-cache/precompile.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "base/diag.h"
+
+#define PAGES_AT_ONCE 8u
+#define KERNEL_SLIDE_ALIGN 0x200000u /* CONFIG_PHYSICAL_ALIGN, of which KASLR's slide is a multiple */
+
+struct worker {
+    struct precompile *p;
+    struct precompile_image *image;
+    struct blocks_options options;
+    struct blocks *blocks;
+    pthread_t thread;
+};
+
+const char *precompile_image_name(const struct precompile_image *image) {
+    return image->image.module ? image->image.release : "vmlinux";
+}
+
+/* In the first mode all of a function that the profile saw is made; in the others, just what it saw. */
+static bool select_place(void *context, uint64_t address, uint32_t mode) {
+    const struct worker *worker = context;
+    const struct precompile *p = worker->p;
+    const struct image *image = &worker->image->image;
+    const char *name = precompile_image_name(worker->image);
+    if (mode != p->modes[0])
+        return ntc_profile_count(&p->profile, name, address, 1, mode) > 0;
+    if (!p->options->profiled_only)
+        return true;
+    const struct image_symbol *symbol = image_symbol_at(image, address), *next = symbol;
+    if (!symbol)
+        return false;
+    while (next < image->symbol + image->symbols && next->address <= address)
+        next++;
+    uint64_t end = next < image->symbol + image->symbols ? next->address : address + 1;
+    return ntc_profile_count(&p->profile, name, symbol->address, end - symbol->address,
+                             NTC_PROFILE_ANY_MODE) > 0;
+}
+
+static int sink(void *context, const struct ntc_unit *unit) {
+    struct worker *worker = context;
+    struct precompile *p = worker->p;
+    struct ntc_unit copy = *unit;
+    if (p->profile.lines) {
+        uint64_t heat = ntc_profile_count(&p->profile, precompile_image_name(worker->image),
+                                          unit->link_address, unit->guest_length, unit->mode);
+        copy.heat = heat > UINT32_MAX ? UINT32_MAX : (uint32_t)heat;
+    }
+    pthread_mutex_lock(&p->lock);
+    int result = ntc_writer_add_unit(p->writer, &copy, 0);
+    if (!result && p->options->dump_asm && unit->name && !strcmp(unit->name, p->options->dump_asm))
+        listing_print(&copy);
+    pthread_mutex_unlock(&p->lock);
+    if (result == -ENOMEM)
+        diag_error("precompile-cache: out of memory");
+    else if (result)
+        diag_error(
+            "precompile-cache: a unit of %s at 0x%llx is refused by the cache format (%s); please report it",
+            unit->name ? unit->name : "an image", (unsigned long long)unit->link_address, strerror(-result));
+    return result;
+}
+
+static int describe_image(struct precompile *p, struct precompile_image *image) {
+    uint64_t low = UINT64_MAX, high = 0;
+    for (unsigned i = 0; i < image->patched.sections; i++) {
+        const struct patched_section *section = &image->patched.section[i];
+        if (!section->code || !section->size)
+            continue;
+        if (section->address < low)
+            low = section->address;
+        if (section->address + section->size > high)
+            high = section->address + section->size;
+    }
+    if (low >= high)
+        return -ENOENT;
+    const struct ntc_image_input input = {.link_base = low & PAGE_MASK,
+                                          .link_length = align_up(high, PAGE_SIZE) - (low & PAGE_MASK),
+                                          .slide_align = image->image.module ? PAGE_SIZE : KERNEL_SLIDE_ALIGN,
+                                          .kind = image->image.module ? NTC_IMAGE_MODULE : NTC_IMAGE_KERNEL,
+                                          .name = precompile_image_name(image),
+                                          .version = image->image.module ? "" : image->image.release};
+    return ntc_writer_add_image(p->writer, &input, &image->number);
+}
+
+/* Called without the lock; nobody else touches the image until it is analysed. */
+static int analyse(struct precompile *p, struct precompile_image *image) {
+    int result = 0;
+    if (image->bytes) {
+        result = image_open_module(&image->image, image->name, image->bytes, image->size);
+        free(image->bytes);
+        image->bytes = NULL;
+        if (result) {
+            /* Told already; one damaged module does not spoil the rest. */
+            image->broken = true;
+            return result == -ENOMEM ? result : 0;
+        }
+    }
+    result = patched_create(&image->patched, &image->image, &p->features);
+    if (result)
+        return result;
+    result = discovery_create(&image->discovery, &image->patched);
+    if (result) {
+        patched_destroy(&image->patched);
+        return result;
+    }
+    image->analysed = true;
+    pthread_mutex_lock(&p->lock);
+    result = describe_image(p, image);
+    pthread_mutex_unlock(&p->lock);
+    image->pages = result ? 0 : blocks_page_count(&image->discovery);
+    if (result == -ENOENT)
+        return 0;
+    if (result)
+        diag_error("image '%s' does not fit into the cache format: %s", image->image.path, strerror(-result));
+    return result;
+}
+
+static void add_counts(struct blocks_counts *to, const struct blocks_counts *from) {
+    to->blocks += from->blocks;
+    to->units += from->units;
+    to->unselected += from->unselected;
+    to->refused += from->refused;
+    to->too_large += from->too_large;
+    to->uncombined += from->uncombined;
+    to->fixed += from->fixed;
+    to->guest_bytes += from->guest_bytes;
+    to->host_bytes += from->host_bytes;
+}
+
+/* Leave the image that the worker was at. With the lock held. */
+static void leave_image(struct worker *worker) {
+    if (worker->blocks)
+        add_counts(&worker->image->counts, blocks_counts(worker->blocks));
+    blocks_destroy(worker->blocks);
+    worker->blocks = NULL;
+    worker->image = NULL;
+}
+
+static int enter_image(struct worker *worker, struct precompile_image *image) {
+    struct precompile *p = worker->p;
+    worker->options = (struct blocks_options){.codegen = &codegen_template,
+                                              .mode_count = p->mode_count,
+                                              .select = p->profile.lines ? select_place : NULL,
+                                              .image = image->number,
+                                              .stages = {[STAGE_EARLY] = p->options->early,
+                                                         [STAGE_TRACED] = p->options->early,
+                                                         [STAGE_READY] = true,
+                                                         [STAGE_READY_ONE] = p->options->one_cpu},
+                                              .fields = false};
+    memcpy(worker->options.modes, p->modes, sizeof p->modes);
+    worker->image = image;
+    worker->blocks = blocks_create(&image->discovery, &worker->options, &p->model, sink, worker);
+    if (worker->blocks)
+        return 0;
+    diag_error("precompile-cache: out of memory");
+    return -ENOMEM;
+}
+
+/* Find pages to do, with the lock held. False: there are none any more. */
+static bool take_pages(struct worker *worker, struct precompile_image **image, size_t *first, size_t *count) {
+    struct precompile *p = worker->p;
+    for (size_t i = 0; i < p->images; i++) {
+        struct precompile_image *candidate = &p->image[i];
+        if (candidate->next_page >= candidate->pages)
+            continue;
+        *image = candidate;
+        *first = candidate->next_page;
+        *count = candidate->pages - *first < PAGES_AT_ONCE ? candidate->pages - *first : PAGES_AT_ONCE;
+        candidate->next_page += *count;
+        return true;
+    }
+    return false;
+}
+
+static int do_pages(struct worker *worker, struct precompile_image *image, size_t first, size_t count) {
+    struct precompile *p = worker->p;
+    int result = 0;
+    if (worker->image != image) {
+        pthread_mutex_lock(&p->lock);
+        leave_image(worker);
+        pthread_mutex_unlock(&p->lock);
+        result = enter_image(worker, image);
+    }
+    for (size_t page = first; page < first + count && !result; page++)
+        result = blocks_make_page(worker->blocks, page);
+    pthread_mutex_lock(&p->lock);
+    image->done_pages += count;
+    pthread_mutex_unlock(&p->lock);
+    return result;
+}
+
+static void *work(void *context) {
+    struct worker *worker = context;
+    struct precompile *p = worker->p;
+    pthread_mutex_lock(&p->lock);
+    while (!p->result) {
+        struct precompile_image *image;
+        size_t first, count;
+        int result;
+        if (take_pages(worker, &image, &first, &count)) {
+            pthread_mutex_unlock(&p->lock);
+            result = do_pages(worker, image, first, count);
+        } else if (p->next_image < p->images) {
+            image = &p->image[p->next_image++];
+            p->running++;
+            pthread_mutex_unlock(&p->lock);
+            result = analyse(p, image);
+            pthread_mutex_lock(&p->lock);
+            p->running--;
+            pthread_cond_broadcast(&p->changed);
+            pthread_mutex_unlock(&p->lock);
+        } else if (p->running) {
+            /* Another worker is about to have pages. */
+            pthread_cond_wait(&p->changed, &p->lock);
+            continue;
+        } else {
+            break;
+        }
+        pthread_mutex_lock(&p->lock);
+        if (result && !p->result)
+            p->result = result;
+    }
+    leave_image(worker);
+    pthread_cond_broadcast(&p->changed);
+    pthread_mutex_unlock(&p->lock);
+    return NULL;
+}
+
+static bool all_done(const struct precompile *p) {
+    if (p->result)
+        return true;
+    if (p->next_image < p->images || p->running)
+        return false;
+    for (size_t i = 0; i < p->images; i++)
+        if (p->image[i].done_pages < p->image[i].pages)
+            return false;
+    return true;
+}
+
+int precompile_work(struct precompile *p) {
+    struct worker *workers = calloc(p->options->jobs, sizeof *workers);
+    unsigned started = 0;
+    if (!workers) {
+        diag_error("precompile-cache: out of memory");
+        return -ENOMEM;
+    }
+    for (; started < p->options->jobs; started++) {
+        workers[started].p = p;
+        if (pthread_create(&workers[started].thread, NULL, work, &workers[started]))
+            break;
+    }
+    if (!started) {
+        diag_error("precompile-cache: no thread can be started; raise the process limit");
+        free(workers);
+        return -EAGAIN;
+    }
+    pthread_mutex_lock(&p->lock);
+    while (!all_done(p)) {
+        struct timespec until;
+        clock_gettime(CLOCK_REALTIME, &until);
+        until.tv_nsec += 200000000;
+        until.tv_sec += until.tv_nsec / 1000000000;
+        until.tv_nsec %= 1000000000;
+        pthread_cond_timedwait(&p->changed, &p->lock, &until);
+        if (!p->options->quiet)
+            progress_draw(p, false);
+    }
+    if (!p->options->quiet)
+        progress_draw(p, true);
+    pthread_mutex_unlock(&p->lock);
+    for (unsigned i = 0; i < started; i++)
+        pthread_join(workers[i].thread, NULL);
+    free(workers);
+    return p->result;
+}
