@@ -56,6 +56,8 @@ static void limit(int resource, rlim_t value) {
 
 static void drop_everything(void) {
     setsid();
+    for (int signo = 1; signo < 32; signo++)
+        signal(signo, SIG_DFL);
     limit(RLIMIT_NPROC, 40);
     limit(RLIMIT_FSIZE, 0);
     limit(RLIMIT_CORE, 0);

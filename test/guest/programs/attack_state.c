@@ -199,20 +199,18 @@ void attack_frames(void) {
     printf(" 400 forged, most %s", killed > 200 ? "killed" : "alive");
 }
 
-enum { CODE_PAGES = 4 };
-struct random_run {
-    uint8_t *code;
-    volatile uint64_t seed;
-    volatile uint32_t next;
-};
+enum { SEQUENCES = 4000, SEQUENCE_BYTES = 64 };
+static uint8_t *random_code;
 static sigjmp_buf out;
 
 static void leave(int signo) {
     siglongjmp(out, signo);
 }
 
+/* next: the sequence that is next, all that is shared with the parent: the code may overwrite what it finds.
+ */
 static void run_random(void *argument) {
-    struct random_run *run = argument;
+    volatile uint32_t *next = argument;
     static char stack[65536];
     stack_t alternate = {.ss_sp = stack, .ss_size = sizeof stack};
     struct sigaction action = {.sa_handler = leave, .sa_flags = SA_ONSTACK | SA_NODEFER};
@@ -221,25 +219,30 @@ static void run_random(void *argument) {
     sigaltstack(&alternate, NULL);
     for (size_t i = 0; i < sizeof signals / sizeof *signals; i++)
         sigaction(signals[i], &action, NULL);
-    while (run->next < 4000) {
-        uint64_t seed = run->seed + ++run->next * 104729;
-        for (size_t i = 0; i < 64; i++)
-            run->code[i] = (uint8_t)attack_random(&seed);
+    while (*next < SEQUENCES) {
+        uint64_t seed = 0x9e3779b97f4a7c15 + (uint64_t)++ * next * 104729;
+        for (size_t i = 0; i < SEQUENCE_BYTES; i++)
+            random_code[i] = (uint8_t)attack_random(&seed);
         if (sigsetjmp(out, 0))
             continue;
         setitimer(ITIMER_VIRTUAL, &soon, NULL);
-        ((void (*)(void))(uintptr_t)run->code)();
+        ((void (*)(void))(uintptr_t)random_code)();
     }
 }
 
 /* Bytes that are no program, each run from a fresh page until it faults or the time is up. */
 void attack_random_code(void) {
-    struct random_run *run = attack_shared(sizeof *run);
-    run->code =
-        mmap(NULL, CODE_PAGES * PAGE, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    CHECK(run->code != MAP_FAILED);
-    run->seed = 0x9e3779b97f4a7c15;
-    for (unsigned turns = 0; run->next < 4000 && turns < 4000; turns++)
-        attack_doomed(run_random, run, 150);
-    printf(" %u sequences", run->next);
+    volatile uint32_t *next = attack_shared(sizeof *next);
+    uint32_t done = 0;
+    unsigned turns = 0;
+    random_code = mmap(NULL, PAGE, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    CHECK(random_code != MAP_FAILED);
+    for (; done < SEQUENCES && turns < SEQUENCES; turns++) {
+        attack_doomed(run_random, (void *)next, 150);
+        /* It may have overwritten even that. */
+        if (*next <= done || *next > SEQUENCES)
+            *next = done + 1;
+        done = *next;
+    }
+    printf(" %u sequences", done);
 }
