@@ -103,8 +103,13 @@ void emit_native(struct unit *unit, const struct item *item, const struct host_m
 }
 
 void emit_flags_clobber(struct unit *unit) {
-    if (!unit->flags_saved)
-        emit_save_flags(unit, unit->t1);
+    const struct dbt_vcpu *dbt = unit->dbt;
+    if (unit->flags_saved)
+        return;
+    emit_save_flags(unit, unit->t1);
+    /* The access that follows may fault on the host: the instruction's flags are here from now on. */
+    if (unit->block->pcs)
+        unit_note_pc(unit, dbt->pc[dbt->pcs - 1].guest);
 }
 
 void emit_flags_live(struct unit *unit) {

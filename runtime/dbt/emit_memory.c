@@ -246,6 +246,11 @@ void emit_leave_insn(struct unit *unit, const struct item *item) {
     emit_flags_clobber(unit);
     emit_stack_address(unit, GPR_RBP, 0);
     emit_check(unit, item, (unsigned)size, VMEM_READ, true);
+    /* The load may still fault, on a non-canonical address: nothing has changed until then. */
+    asm_mem(c, unit->code64, 0x8b, unit->t0, unit->t0, -1, 0, 0);
     asm_lea(c, unit->code64, GPR_RSP, GPR_RBP, -1, 0, size);
-    asm_mem(c, unit->code64, 0x8b, GPR_RBP, unit->t0, -1, 0, 0);
+    if (unit->code64)
+        asm_mov(c, GPR_RBP, unit->t0);
+    else
+        asm_mov32(c, GPR_RBP, unit->t0);
 }

@@ -387,7 +387,7 @@ void dbt_make_room(struct vcpu *vcpu) {
     struct dbt_vcpu *dbt = vcpu->dbt;
     if (dbt->used + BLOCK_MAX_HOST > dbt->size || dbt->blocks == dbt->max_blocks ||
         dbt->sites + BLOCK_MAX_INSNS * 4 > dbt->max_sites ||
-        dbt->pcs + BLOCK_MAX_INSNS * 2 + 2 > dbt->max_pcs)
+        dbt->pcs + BLOCK_MAX_INSNS * 3 + 2 > dbt->max_pcs)
         block_flush_all(vcpu);
 }
 
