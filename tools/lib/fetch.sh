@@ -39,7 +39,7 @@ fetch_apt() {
 # fetch_refresh ARCH: refresh the private lists, at most once a day. One state for each architecture, since apt drops a
 # whole release when one architecture's index cannot be had.
 fetch_refresh() {
-    local state
+    local state pause
     state=$(guest_dir)/apt/$1
     [ -z "$(find "$state/refreshed" -mtime -1 2>/dev/null)" ] || return 0
     mkdir -p "$state/etc/preferences.d" "$state/etc/apt.conf.d" "$state/state/lists/partial" \
@@ -47,10 +47,17 @@ fetch_refresh() {
     : >>"$state/state/status"
     say "refreshing the package lists ($1)"
     fetch_sources | sed -E 's|^|deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] |' >"$state/etc/sources.list"
-    # A mirror in the middle of its own update fails for one suite; the others may hold what is wanted.
-    fetch_apt "$1" apt-get update >"$state/update.log" 2>&1 </dev/null ||
-        say "some package lists could not be refreshed (see $state/update.log); going on with the rest"
-    touch "$state/refreshed"
+    # A mirror in the middle of its own update fails for one suite, mostly for moments.
+    for pause in 3 15 ''; do
+        if fetch_apt "$1" apt-get update -o APT::Update::Error-Mode=any >"$state/update.log" 2>&1 </dev/null; then
+            touch "$state/refreshed"
+            return
+        fi
+        [ -z "$pause" ] || sleep "$pause"
+    done
+    # The other suites, or the lists from before, may hold what is wanted; ask again in an hour.
+    say "some package lists could not be refreshed (see $state/update.log); going on with the rest"
+    touch -d '23 hours ago' "$state/refreshed"
 }
 
 # fetch_resolve ARCH PACKAGE: what a metapackage stands for (the newest linux-image-* that it depends on).
@@ -63,22 +70,34 @@ fetch_resolve() {
     printf '%s\n' "$real"
 }
 
-# fetch_deb ARCH PACKAGE: download into the cache unless its version is there; prints the .deb's path.
-fetch_deb() {
-    local directory file
-    directory=$(guest_dir)/debs
-    mkdir -p "$directory"
-    fetch_refresh "$1"
+# fetch_name ARCH PACKAGE: the name of the newest version's file.
+fetch_name() {
+    local file
     # "'URI' NAME_VERSION_ARCH.deb SIZE HASH": the name that apt-get download will give it.
     file=$(fetch_apt "$1" apt-get download --print-uris "$2" 2>/dev/null | awk 'END { print $2 }') || true
     [ -n "$file" ] || die "$2: no such package in the Debian 12 lists; delete $(guest_dir)/apt and try again"
-    if [ ! -s "$directory/$file" ]; then
+    printf '%s\n' "$file"
+}
+
+# fetch_deb ARCH PACKAGE: download into the cache unless its version is there; prints the .deb's path.
+fetch_deb() {
+    local directory file again
+    directory=$(guest_dir)/debs
+    mkdir -p "$directory"
+    fetch_refresh "$1"
+    for again in 1 ''; do
+        file=$(fetch_name "$1" "$2")
+        [ ! -s "$directory/$file" ] || break
         say "downloading $file"
-        if ! (cd "$directory" && fetch_apt "$1" apt-get download "$2" >download.log 2>&1 </dev/null); then
+        (cd "$directory" && fetch_apt "$1" apt-get download "$2" >download.log 2>&1 </dev/null) && break
+        if [ -z "$again" ]; then
             tail -n 5 "$directory/download.log" >&2
             die "$2: the download failed"
         fi
-        [ -s "$directory/$file" ] || die "$2: apt-get download left no $directory/$file"
-    fi
+        # The mirror may have replaced that version since the lists were read.
+        rm -f "$(guest_dir)/apt/$1/refreshed"
+        fetch_refresh "$1"
+    done
+    [ -s "$directory/$file" ] || die "$2: apt-get download left no $directory/$file"
     printf '%s\n' "$directory/$file"
 }

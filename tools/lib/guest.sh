@@ -34,8 +34,12 @@ guest_kernel() {
     fi
     # Two words: the architecture and the metapackage.
     # shellcheck disable=SC2086
-    package=$(fetch_resolve $wanted)
-    deb=$(fetch_deb "${wanted%% *}" "$package")
+    if ! package=$(fetch_resolve $wanted) || ! deb=$(fetch_deb "${wanted%% *}" "$package"); then
+        [ -s "$directory/vmlinuz" ] || die "the kernel $name cannot be had"
+        say "going on with the kernel $name from before"
+        printf '%s\n' "$directory"
+        return
+    fi
     stamp=$(basename "$deb")
     if [ "$(cat "$directory/stamp" 2>/dev/null)" = "$stamp" ]; then
         touch "$directory/stamp"

@@ -18,9 +18,27 @@ selftests_build() {
     strip "$2"/*
 }
 
+# selftests_libraries PROGRAM ROOT: put the loader that PROGRAM names and the libraries that it needs where that loader looks for
+# them under ROOT. Only read, never run (as ldd would): the host may lack 32-bit emulation.
+selftests_libraries() {
+    local class=-m64 dynamic loader directory name library
+    dynamic=$(LC_ALL=C readelf -ldW "$1") || die "$1: readelf cannot read it"
+    case $1 in *_32) class=-m32 ;; esac
+    loader=$(sed -n 's/.*Requesting program interpreter: \(.*\)]/\1/p' <<<"$dynamic")
+    [ -n "$loader" ] || die "$1: names no loader; was it linked statically?"
+    install -D -m 755 "$loader" "$2$loader"
+    # The loader's own list of directories, one string each: "/lib32/", "/usr/lib32/", "/lib/", "/usr/lib/".
+    directory=$(strings -a "$loader" | grep -m 1 -E '^(/[a-z0-9_-]+)+/$') || die "$loader: no list of directories in it"
+    for name in $(sed -n 's/.*(NEEDED).*\[\(.*\)]/\1/p' <<<"$dynamic"); do
+        library=$(gcc "$class" -print-file-name="$name")
+        [ -e "$library" ] || die "$name: gcc $class knows no such library; is gcc-multilib installed?"
+        install -D -m 755 "$library" "$2$directory$name"
+    done
+}
+
 # guest_selftests: have selftests-x86 and selftests-x86.tar; prints the directory.
 guest_selftests() {
-    local directory package deb work recipe file library
+    local directory package deb work recipe file
     directory=$(guest_dir)/selftests-x86
     package=linux-source-6.1
     deb=$(fetch_deb amd64 "$package")
@@ -40,11 +58,7 @@ guest_selftests() {
     run_quiet "$(guest_dir)/selftests.log" env -u CFLAGS -u MAKEFLAGS -u MAKELEVEL bash -e -c ". '$LIB/selftests.sh'; selftests_build \"\$@\"" - \
         "$work/source/$package" "$work/made/tests" || { rm -rf "$work"; die "the selftests do not build"; }
     for file in $SELFTESTS_DYNAMIC; do
-        # "libc.so.6 => /lib32/libc.so.6 (0x...)" and "/lib/ld-linux.so.2 (0x...)"
-        ldd "$work/made/tests/$file" | awk '$2 == "=>" && $3 ~ /^\// { print $3 } $1 ~ /^\// { print $1 }'
-    done | sort -u | while read -r library; do
-        mkdir -p "$work/made$(dirname "$library")"
-        cp -L "$library" "$work/made$library"
+        selftests_libraries "$work/made/tests/$file" "$work/made"
     done
     printf '%s\n' "$recipe" >"$work/made/recipe"
     tar -C "$work/made" -cf "$directory.tar.new" .
