@@ -165,7 +165,7 @@ struct ntc_entry_record {
     uint32_t host;         /* offset in the unit's code */
     uint8_t digest_length; /* bytes under the index's digest, of ntc_digest_lengths; 0: not in the index */
     uint8_t flags;         /* zero */
-    uint16_t reserved;
+    uint16_t abi_data;     /* the translator's own */
 };
 
 struct ntc_index_record {

@@ -12,7 +12,7 @@
 struct sorted_entry {
     const struct kept_unit *unit;
     uint32_t address, host;
-    uint16_t guest;
+    uint16_t guest, abi_data;
 };
 
 /* By image, address; the hottest unit first; then in the units' order. */
@@ -138,7 +138,8 @@ int layout_entries(struct layout *layout, const struct ntc_writer *writer) {
                 (struct sorted_entry){.unit = kept,
                                       .address = (uint32_t)(kept->unit.link_address - base + entry->guest),
                                       .host = entry->host,
-                                      .guest = entry->guest};
+                                      .guest = entry->guest,
+                                      .abi_data = entry->abi_data};
         }
     }
     qsort(sorted, count, sizeof *sorted, compare_entries);
@@ -147,6 +148,7 @@ int layout_entries(struct layout *layout, const struct ntc_writer *writer) {
         struct ntc_entry_record record = {.address = sorted[i].address,
                                           .unit = sorted[i].unit->number,
                                           .host = sorted[i].host,
+                                          .abi_data = sorted[i].abi_data,
                                           .digest_length =
                                               digest_length(&sorted[i].unit->unit, sorted[i].guest)};
         result = pool_add(&layout->section[NTC_SECTION_ENTRIES], &record, sizeof record) ? 0 : -ENOMEM;

@@ -37,7 +37,8 @@ static bool take(const struct ntc_search *search, uint32_t number, struct ntc_hi
                             .address = address,
                             .image = unit->image,
                             .guest = (uint32_t)guest,
-                            .host = entry->host};
+                            .host = entry->host,
+                            .abi_data = entry->abi_data};
     return true;
 }
 

@@ -266,6 +266,10 @@ static const char *open_unit(const struct ntc_view *view, uint32_t number, struc
     return ntc_unit_check(unit, view->count[NTC_SECTION_IMAGES]);
 }
 
+void ntc_unit_again(const struct ntc_view *view, uint32_t number, struct ntc_unit *unit) {
+    describe(view, &view->units[number], unit);
+}
+
 int ntc_unit_open(const struct ntc_view *view, uint32_t number, struct ntc_unit *unit) {
     return open_unit(view, number, unit) ? -EBADMSG : 0;
 }
@@ -365,7 +369,8 @@ bool ntc_unit_entry(const struct ntc_view *view, uint32_t number, const struct n
             return false;
         if (record->unit != number || record->address < first || record->host >= unit->code_length)
             continue;
-        *entry = (struct ntc_unit_entry){.guest = (uint16_t)(record->address - first), .host = record->host};
+        *entry = (struct ntc_unit_entry){
+            .guest = (uint16_t)(record->address - first), .host = record->host, .abi_data = record->abi_data};
         ++*at;
         return true;
     }

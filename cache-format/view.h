@@ -108,12 +108,15 @@ struct ntc_unit {
 
 /* A place where a unit may be entered. */
 struct ntc_unit_entry {
-    uint16_t guest; /* offset from the unit's first byte */
-    uint32_t host;  /* offset in its code */
+    uint16_t guest;    /* offset from the unit's first byte */
+    uint32_t host;     /* offset in its code */
+    uint16_t abi_data; /* the translator's own */
 };
 
 /* (light) Check unit number `number` completely and describe it. 0, or -EBADMSG. */
 MUST_CHECK int ntc_unit_open(const struct ntc_view *view, uint32_t number, struct ntc_unit *unit);
+/* (light) Describe a unit that ntc_unit_open() took before: sealed memory does not change. */
+void ntc_unit_again(const struct ntc_view *view, uint32_t number, struct ntc_unit *unit);
 /* What ntc_unit_open() has against a unit, for people; NULL: nothing. */
 const char *ntc_unit_complaint(const struct ntc_view *view, uint32_t number);
 
@@ -163,6 +166,7 @@ struct ntc_hit {
     uint32_t image;
     uint32_t guest; /* offset in the unit */
     uint32_t host;  /* offset in the unit's code */
+    uint16_t abi_data;
 };
 
 struct ntc_search {

@@ -45,9 +45,11 @@ void block_hold_page(struct vcpu *vcpu, uint64_t ram_page) {
 void block_publish(struct vcpu *vcpu, uint32_t index) {
     struct dbt_vcpu *dbt = vcpu->dbt;
     struct block *block = &dbt->block[index];
-    uint32_t *bucket = &dbt->hash[hash_of(block->ram_offset, block->rip, block->mode)];
-    block->hash_next = *bucket;
-    *bucket = index;
+    if (!block->cache) { /* cached_find() knows those */
+        uint32_t *bucket = &dbt->hash[hash_of(block->ram_offset, block->rip, block->mode)];
+        block->hash_next = *bucket;
+        *bucket = index;
+    }
     uint64_t page[2] = {block->ram_offset & PAGE_MASK, block->ram_page2};
     for (unsigned i = 0; i < 2 && page[i] != GUEST_NO_RAM; i++) {
         uint32_t *list = page_list(dbt, page[i]);
@@ -72,18 +74,21 @@ static void unlink_site(struct dbt_vcpu *dbt, uint32_t index) {
     site->linked_to = NO_INDEX;
 }
 
-void block_link(struct dbt_vcpu *dbt, uint32_t index, uint32_t target) {
-    struct site *site = &dbt->site[index];
+void block_link(struct dbt_vcpu *dbt, uint32_t index, uint32_t target, uint64_t rip) {
+    struct site *site = block_site(dbt, index);
     struct block *block = &dbt->block[target];
+    uint32_t entry = block_entry(dbt, block, rip, site->flags_saved);
+    if (entry == NO_INDEX)
+        return;
     site->linked_to = target;
     site->next_incoming = block->incoming;
     block->incoming = index;
-    patch_jump(dbt, site, site->host, block->entry[site->flags_saved]);
+    patch_jump(dbt, site, site->host, entry);
     dbt->stats.links++;
 }
 
 void block_skip_group(struct dbt_vcpu *dbt, uint32_t index) {
-    const struct site *site = &dbt->site[index];
+    const struct site *site = block_site(dbt, index);
     patch_jump(dbt, site, site->cold, (uint32_t)site->target);
 }
 
@@ -106,7 +111,7 @@ static void remove_from_page(struct dbt_vcpu *dbt, uint32_t index, unsigned whic
 static void remove_outgoing(struct dbt_vcpu *dbt, struct block *block) {
     for (uint32_t i = block->first_site; i < block->first_site + block->sites; i++) {
         struct site *site = &dbt->site[i];
-        if (site->linked_to == NO_INDEX)
+        if (!site->ready || site->linked_to == NO_INDEX)
             continue;
         uint32_t *slot = &dbt->block[site->linked_to].incoming;
         while (*slot != i)
@@ -120,7 +125,8 @@ static void remove_outgoing(struct dbt_vcpu *dbt, struct block *block) {
  * SITE_DEAD at its entry. Cached code cannot be written: its jump-cache entries are dropped at once. */
 void block_kill(struct dbt_vcpu *dbt, uint32_t index) {
     struct block *block = &dbt->block[index];
-    remove_from_hash(dbt, index);
+    if (!block->cache)
+        remove_from_hash(dbt, index);
     remove_from_page(dbt, index, 0, block->ram_offset & PAGE_MASK);
     if (block->ram_page2 != GUEST_NO_RAM)
         remove_from_page(dbt, index, 1, block->ram_page2);
@@ -132,7 +138,7 @@ void block_kill(struct dbt_vcpu *dbt, uint32_t index) {
     dbt->stats.invalidations++;
     dbt->host_writes++;
     if (block->cache) {
-        jump_forget_everywhere(dbt, block->rip);
+        cached_forget_jumps(dbt, block);
         return;
     }
     struct code_buffer code = {.at = dbt->rw + block->entry[true],
@@ -147,7 +153,9 @@ void block_unlink_cross_page(struct dbt_vcpu *dbt) {
         uint32_t *slot = &block->incoming;
         while (*slot != NO_INDEX) {
             struct site *site = &dbt->site[*slot];
-            if ((dbt->block[site->block].rip ^ block->rip) & PAGE_MASK) {
+            const struct block *from = &dbt->block[site->block];
+            if ((from->rip ^ block->rip) & PAGE_MASK || from->ram_page2 != GUEST_NO_RAM ||
+                block->ram_page2 != GUEST_NO_RAM) {
                 uint32_t index = *slot;
                 *slot = site->next_incoming;
                 unlink_site(dbt, index);
@@ -160,6 +168,8 @@ void block_unlink_cross_page(struct dbt_vcpu *dbt) {
 
 void block_flush_all(struct vcpu *vcpu) {
     struct dbt_vcpu *dbt = vcpu->dbt;
+    if (dbt->cached) /* no site is ready by accident */
+        light_fill(dbt->site, 0, dbt->sites * sizeof *dbt->site);
     dbt->used = dbt->stubs_end;
     dbt->blocks = dbt->sites = dbt->pcs = 0;
     light_fill(dbt->hash, 0xff, sizeof dbt->hash);
@@ -181,10 +191,10 @@ static uint32_t own_block_at(const struct dbt_vcpu *dbt, uint64_t offset) {
     return low == dbt->blocks || offset < dbt->block[low].host ? NO_INDEX : low;
 }
 
-struct block *block_at(struct dbt_vcpu *dbt, uint64_t host_pc, struct pc_entry *pc) {
+struct block *block_at(struct dbt_vcpu *dbt, uint64_t host_pc, struct guest_place *place) {
     uint64_t offset = host_pc - (uint64_t)dbt->rx;
     if (cached_holds(dbt, host_pc)) {
-        uint32_t cached = cached_block_at(dbt, host_pc, pc);
+        uint32_t cached = cached_block_at(dbt, host_pc, place);
         return cached == NO_INDEX ? NULL : &dbt->block[cached];
     }
     uint32_t index = own_block_at(dbt, offset);
@@ -195,7 +205,7 @@ struct block *block_at(struct dbt_vcpu *dbt, uint64_t host_pc, struct pc_entry *
     unsigned i = 0;
     while (i + 1 < block->pcs && entry[i + 1].host <= offset - block->host)
         i++;
-    *pc = entry[i];
+    *place = (struct guest_place){.guest = entry[i].guest, .flags_saved = entry[i].flags_saved};
     return block;
 }
 

@@ -1,10 +1,14 @@
 /* Running code of the persistent caches (docs/cache-format.md, dbt/portable.h) where it lies.
  *
- * A unit of a cache is one block. When the translator is asked for code that it has not met, the caches are
- * searched by the bytes at that place; what is found is compared byte by byte with the guest's memory and
- * becomes a block like any other, but that its code is shared, read-only and in use in this vCPU at one place
- * at a time: links to other blocks are words of this vCPU's own mapping, and so are the constants that hold
- * guest addresses.
+ * When the translator is asked for code that it has not met, the caches are searched for an entry at that
+ * place, by address or by the bytes there. The unit that it belongs to, on one page or two, is compared byte
+ * by byte with the guest's memory and becomes a block, but that its code is shared, read-only and in use in
+ * this vCPU at one place at a time: links to other blocks are words of this vCPU's own mapping, and so are
+ * the constants that hold guest addresses.
+ *
+ * Such a block is not in the hash of blocks: its unit's entries stand in the file, in the order of their
+ * addresses. It dies as a whole, when a byte of its range is written or one of its pages stands elsewhere.
+ * Its sites have their numbers from the start and are filled in when one is first asked for.
  *
  * Runs with the guest's vector state live.
  */
@@ -27,6 +31,7 @@ struct cached {
         struct ntc_slides slides;
         uint64_t *slide;
         bool *known;
+        uint8_t *entered;      /* a bit for each entry that was once asked for */
         uint32_t recent_image; /* that the last unit came from */
     } file[DBT_CACHES_MAX];
 };
@@ -49,9 +54,10 @@ int dbt_cache_attach(struct vcpu *vcpu, const struct ntc_file *file, struct ntc_
     struct cached_file *to = &cached->file[cached->count];
     uint64_t images = file->view.count[NTC_SECTION_IMAGES];
     *to = (struct cached_file){.slide = calloc(images + 1, sizeof *to->slide),
-                               .known = calloc(images + 1, sizeof *to->known)};
+                               .known = calloc(images + 1, sizeof *to->known),
+                               .entered = calloc(file->view.count[NTC_SECTION_ENTRIES] / 8 + 1, 1)};
     to->slides = (struct ntc_slides){.slide = to->slide, .known = to->known, .count = (uint32_t)images};
-    int result = to->slide && to->known
+    int result = to->slide && to->known && to->entered
                      ? ntc_mapping_create(&to->mapping, file, dbt->rx + dbt->size + GIB / 2, error)
                      : ntc_fail(error, NTC_FAULT_MEMORY, "cache '%s': no memory", file->path);
     /* Links from the vCPU's own code are rel32s. */
@@ -62,6 +68,7 @@ int dbt_cache_attach(struct vcpu *vcpu, const struct ntc_file *file, struct ntc_
         ntc_mapping_destroy(&to->mapping);
         free(to->slide);
         free(to->known);
+        free(to->entered);
         return result;
     }
     for (unsigned i = 0; i < RUNTIME_SLOTS_USED; i++)
@@ -77,6 +84,7 @@ void cached_destroy(struct dbt_vcpu *dbt) {
         ntc_mapping_destroy(&dbt->cached->file[i].mapping);
         free(dbt->cached->file[i].slide);
         free(dbt->cached->file[i].known);
+        free(dbt->cached->file[i].entered);
     }
     free(dbt->cached);
     dbt->cached = NULL;
@@ -93,21 +101,30 @@ bool cached_holds(const struct dbt_vcpu *dbt, uint64_t host_pc) {
     return false;
 }
 
-/* The block that a unit is in use as, or NO_INDEX. Its first constant is the number of the block's first
- * site, or what is left of an earlier use. */
+/* A unit's first constant: the number of its block's first site, which its code reads the low half of, and
+ * the block's number above it; or what is left of an earlier use. */
+static uint64_t use_word(uint32_t first_site, uint32_t index) {
+    return (uint64_t)index << 32 | first_site;
+}
+
+/* The block that a unit is in use as, or NO_INDEX. */
 static uint32_t block_of(const struct dbt_vcpu *dbt, unsigned cache, uint32_t number, uint32_t first_const) {
-    uint64_t site = dbt->cached->file[cache].mapping.consts[first_const + PORTABLE_SITE_CONST];
-    if (site >= dbt->sites)
+    uint64_t word = dbt->cached->file[cache].mapping.consts[first_const + PORTABLE_SITE_CONST];
+    uint32_t index = (uint32_t)(word >> 32);
+    if (index >= dbt->blocks)
         return NO_INDEX;
-    uint32_t index = dbt->site[site].block;
     const struct block *block = &dbt->block[index];
-    return index < dbt->blocks && block->first_site == site && block->cache == cache + 1 &&
-                   block->cached_unit == number && !block->dead
+    return block->first_site == (uint32_t)word && block->cache == cache + 1 && block->cached_unit == number &&
+                   !block->dead
                ? index
                : NO_INDEX;
 }
 
-uint32_t cached_block_at(const struct dbt_vcpu *dbt, uint64_t host_pc, struct pc_entry *pc) {
+static const struct ntc_view *view_of(const struct dbt_vcpu *dbt, const struct block *block) {
+    return dbt->cached->file[block->cache - 1].mapping.view;
+}
+
+uint32_t cached_block_at(const struct dbt_vcpu *dbt, uint64_t host_pc, struct guest_place *place) {
     for (unsigned i = 0; i < dbt->cached->count; i++) {
         const struct ntc_mapping *mapping = &dbt->cached->file[i].mapping;
         uint32_t number, offset;
@@ -115,161 +132,335 @@ uint32_t cached_block_at(const struct dbt_vcpu *dbt, uint64_t host_pc, struct pc
         struct ntc_point point;
         if (!ntc_mapping_find(mapping, host_pc, &number, &offset))
             continue;
-        if (ntc_unit_open(mapping->view, number, &unit) || !ntc_map_find(&unit, offset, &point))
+        ntc_unit_again(mapping->view, number, &unit);
+        if (!ntc_map_find(&unit, offset, &point))
             return NO_INDEX;
-        *pc = (struct pc_entry){.guest = (uint16_t)(point.guest & 0x7fff),
-                                .flags_saved = !!(unit.states[point.state].flags & NTC_STATE_FLAGS_SAVED)};
+        const struct ntc_state *state = &unit.states[point.state];
+        *place = (struct guest_place){
+            .guest = point.guest, .flags_saved = state->flags & NTC_STATE_FLAGS_SAVED, .state = state};
         return block_of(dbt, i, number, unit.first_const);
     }
     return NO_INDEX;
 }
 
-/* Can the unit run at rip as its code stands? Constants may differ, code may not. */
+/* The block with the site: their numbers ascend together. */
+static struct block *block_with_site(struct dbt_vcpu *dbt, uint32_t site) {
+    uint32_t low = 0, high = dbt->blocks;
+    while (low < high) { /* the last one whose first site is not behind it */
+        uint32_t middle = low + (high - low) / 2;
+        if (dbt->block[middle].first_site <= site)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return &dbt->block[low - 1];
+}
+
+struct site *cached_site(struct dbt_vcpu *dbt, uint32_t index) {
+    const struct block *block = block_with_site(dbt, index);
+    struct site *site = &dbt->site[index];
+    const struct ntc_view *view = view_of(dbt, block);
+    struct ntc_unit unit;
+    struct ntc_point point;
+    ntc_unit_again(view, block->cached_unit, &unit);
+    const struct ntc_site *from = &unit.sites[index - block->first_site];
+    if (!portable_site_read(site, from, block->entry[0], unit.first_slot, unit.slots, unit.code_offset))
+        *site = (struct site){.kind = SITE_DEAD}; /* good_for_translator() has seen to it that it is not */
+    site->block = (uint32_t)(block - dbt->block);
+    if (site->kind == SITE_MEMORY && ntc_map_find(&unit, from->host, &point))
+        site->state = (uint16_t)point.state;
+    site->ready = true;
+    return site;
+}
+
+const struct ntc_state *cached_state(const struct dbt_vcpu *dbt, const struct site *site) {
+    return &view_of(dbt, &dbt->block[site->block])->states[site->state];
+}
+
+uint32_t cached_entry(const struct dbt_vcpu *dbt, const struct block *block, uint64_t rip, bool flags_saved) {
+    const struct ntc_view *view = view_of(dbt, block);
+    const struct ntc_unit_record *unit = &view->units[block->cached_unit];
+    struct ntc_search search;
+    struct ntc_hit hit;
+    ntc_search_address(&search, view, unit->image, unit->link_address + (rip - block->rip), block->mode);
+    while (ntc_search_next(&search, &hit))
+        if (hit.unit == block->cached_unit)
+            return block->entry[0] + hit.host + (flags_saved ? 0 : (uint32_t)(int32_t)(int16_t)hit.abi_data);
+    return NO_INDEX;
+}
+
+void cached_forget_jumps(struct dbt_vcpu *dbt, const struct block *block) {
+    const struct ntc_view *view = view_of(dbt, block);
+    struct ntc_unit unit;
+    struct ntc_unit_entry entry;
+    uint64_t at = 0;
+    ntc_unit_again(view, block->cached_unit, &unit);
+    while (ntc_unit_entry(view, block->cached_unit, &unit, &at, &entry))
+        jump_forget_everywhere(dbt, block->rip + entry.guest);
+}
+
+/* -- Putting a unit to use -- */
+
+/* A unit at the place where it is wanted. */
+struct candidate {
+    unsigned cache;
+    uint32_t number; /* of the unit */
+    uint64_t rip;    /* of its first byte */
+    uint64_t slide;
+    uint64_t ram[2]; /* of its first byte; of its second page, or GUEST_NO_RAM */
+    uint32_t head;   /* bytes on its first page */
+    bool global;     /* as far as pages other than the entry's go */
+};
+
+/* Are the site's words what the emitter writes, and the live entries inside the code? */
+static bool good_for_translator(const struct ntc_view *view, const struct ntc_unit *unit, uint32_t number) {
+    struct ntc_unit_entry entry;
+    struct site site;
+    uint64_t at = 0;
+    for (unsigned i = 0; i < unit->site_count; i++)
+        if (!portable_site_read(&site, &unit->sites[i], 0, unit->first_slot, unit->slots, unit->code_offset))
+            return false;
+    while (ntc_unit_entry(view, number, unit, &at, &entry))
+        if ((uint64_t)entry.host + (uint64_t)(int64_t)(int16_t)entry.abi_data >= unit->code_length)
+            return false;
+    return true;
+}
+
+/* Can the unit run at a place with this slide as its code stands? Constants may differ, code may not. */
 static bool code_fits(const struct ntc_unit *unit, uint64_t slide) {
     if (!unit->const_count || !unit->entry_count)
         return false;
     for (unsigned i = 0; i < unit->reloc_count; i++) {
         const struct ntc_reloc *reloc = &unit->relocs[i];
-        if (reloc->kind < NTC_RELOC_RUNTIME_FIRST)
-            continue;
-        if (reloc->where == NTC_PLACE_CODE ? slide != 0 : reloc->kind != NTC_RELOC_ADDRESS)
+        if (reloc->where == NTC_PLACE_CODE && slide)
+            return false;
+        if (reloc->where == NTC_PLACE_CONST && (reloc->width != 8 || reloc->place == PORTABLE_SITE_CONST))
             return false;
     }
     return true;
 }
 
-static void set_words(struct ntc_mapping *mapping, const struct ntc_unit *unit, uint64_t rip,
-                      uint32_t first_site) {
+/* The bytes of the unit's field as the guest has them, which may lie across its pages. */
+static int64_t field_value(const struct vcpu *vcpu, const struct candidate *at,
+                           const struct ntc_field *field) {
+    uint64_t value = 0;
+    for (unsigned i = 0; i < field->size; i++) {
+        uint32_t offset = field->offset + i;
+        uint64_t ram = offset < at->head ? at->ram[0] + offset : at->ram[1] + (offset - at->head);
+        value |= (uint64_t)vcpu->mem->base[ram] << 8 * i;
+    }
+    unsigned unused = 64 - 8u * field->size;
+    return (int64_t)(value << unused) >> unused;
+}
+
+static uint64_t reloc_value(const struct vcpu *vcpu, const struct candidate *at, const struct ntc_unit *unit,
+                            const struct ntc_reloc *reloc) {
+    uint64_t addend = (uint64_t)reloc->addend;
+    const struct ntc_field *field;
+    switch (reloc->kind) {
+    case NTC_RELOC_ADDRESS:
+        return at->rip + addend;
+    case NTC_RELOC_SLIDE:
+        return vcpu->dbt->cached->file[at->cache].slide[reloc->index] + addend;
+    default:
+        field = &unit->fields[reloc->index];
+        return (uint64_t)field_value(vcpu, at, field) + addend +
+               (reloc->kind == NTC_RELOC_FIELD_PC ? at->rip + field->offset + field->size : 0);
+    }
+}
+
+static void set_words(const struct vcpu *vcpu, const struct candidate *at, const struct ntc_unit *unit,
+                      uint64_t use) {
+    struct ntc_mapping *mapping = &vcpu->dbt->cached->file[at->cache].mapping;
     uint64_t *constant = mapping->consts + unit->first_const;
     for (unsigned i = 0; i < unit->reloc_count; i++) {
         const struct ntc_reloc *reloc = &unit->relocs[i];
         if (reloc->where != NTC_PLACE_CONST)
             continue;
-        uint64_t value = rip + (uint64_t)reloc->addend;
+        uint64_t value = reloc_value(vcpu, at, unit, reloc);
         if (constant[reloc->place] != value)
             constant[reloc->place] = value;
     }
-    constant[PORTABLE_SITE_CONST] = first_site;
+    constant[PORTABLE_SITE_CONST] = use;
     ntc_mapping_prepare(mapping, unit->first_slot, unit->slot_count);
-    for (unsigned i = 0; i < unit->slot_count; i++)
-        mapping->slots[unit->first_slot + i] = (uint64_t)mapping->code + unit->slots[i];
-}
-
-static bool add_sites(struct dbt_vcpu *dbt, struct block *block, const struct ntc_unit *unit, uint32_t index,
-                      uint32_t code) {
-    for (unsigned i = 0; i < unit->site_count; i++) {
-        struct site *site = &dbt->site[dbt->sites];
-        if (!portable_site_read(site, &unit->sites[i], code, unit->first_slot, unit->slots,
-                                unit->code_offset))
-            return false;
-        site->block = index;
-        dbt->sites++;
-        block->sites++;
+    for (unsigned i = 0; i < unit->slot_count; i++) {
+        uint64_t value = (uint64_t)mapping->code + unit->slots[i];
+        if (mapping->slots[unit->first_slot + i] != value)
+            mapping->slots[unit->first_slot + i] = value;
     }
-    return true;
 }
 
-static uint32_t put_to_use(struct vcpu *vcpu, unsigned cache, const struct ntc_hit *hit,
-                           const struct ntc_unit *unit, uint64_t ram_offset, uint32_t mode) {
+static uint32_t put_to_use(struct vcpu *vcpu, const struct candidate *at, const struct ntc_unit *unit,
+                           uint32_t mode) {
     struct dbt_vcpu *dbt = vcpu->dbt;
-    struct ntc_mapping *mapping = &dbt->cached->file[cache].mapping;
+    struct ntc_mapping *mapping = &dbt->cached->file[at->cache].mapping;
+    if (!good_for_translator(mapping->view, unit, at->number))
+        return NO_INDEX;
+    if (dbt->sites + unit->site_count > dbt->max_sites || dbt->blocks == dbt->max_blocks)
+        block_flush_all(vcpu);
     uint32_t index = dbt->blocks, code = (uint32_t)(distance(dbt, mapping) + unit->code_offset);
     struct block *block = &dbt->block[index];
-    uint32_t live = unit->abi_data >> 16;
-    if (unit->site_count > BLOCK_MAX_INSNS * 4 || live >= unit->code_length)
-        return NO_INDEX;
-    *block = (struct block){.rip = vcpu->rip,
-                            .ram_offset = ram_offset,
-                            .ram_page2 = GUEST_NO_RAM,
+    *block = (struct block){.rip = at->rip,
+                            .ram_offset = at->ram[0],
+                            .ram_page2 = at->ram[1],
                             .mode = mode,
                             .host = (uint32_t)dbt->used,
-                            .entry = {code + live, code + hit->host},
+                            .entry = {code, code},
                             .incoming = NO_INDEX,
                             .first_site = dbt->sites,
                             .first_pc = dbt->pcs,
+                            .sites = unit->site_count,
                             .guest_length = (uint16_t)unit->guest_length,
-                            .spilled = (uint16_t)unit->abi_data,
-                            .cache = (uint8_t)(cache + 1),
-                            .cached_unit = hit->unit};
-    if (!add_sites(dbt, block, unit, index, code)) {
-        dbt->sites = block->first_site;
-        return NO_INDEX;
-    }
-    set_words(mapping, unit, vcpu->rip, block->first_site);
+                            .cache = (uint8_t)(at->cache + 1),
+                            .cached_unit = at->number};
+    set_words(vcpu, at, unit, use_word(block->first_site, index));
+    /* The sites are filled in when they are asked for; what is there is all zero. */
+    dbt->sites += unit->site_count;
     dbt->blocks++;
-    dbt->stats.cached_blocks++;
+    dbt->stats.cached_units++;
     block_publish(vcpu, index);
     return index;
 }
 
-/* Is it worth opening the unit: are its bytes those at `bytes`, unless it has fields? Its records are not
- * checked yet. */
-static bool may_match(const struct ntc_view *view, uint32_t number, const uint8_t *bytes, uint32_t room) {
-    const struct ntc_unit_record *record = &view->units[number];
-    if (record->guest_length > room || record->bytes > view->count[NTC_SECTION_BYTES] ||
-        record->guest_length > view->count[NTC_SECTION_BYTES] - record->bytes)
+/* Are the unit's bytes on a page those at `bytes`, unless it has fields? Its records are not checked yet. */
+static bool may_match(const struct ntc_view *view, const struct ntc_unit_record *record, const uint8_t *bytes,
+                      uint32_t from, uint32_t length) {
+    if (record->guest_length > view->count[NTC_SECTION_BYTES] ||
+        record->bytes > view->count[NTC_SECTION_BYTES] - record->guest_length)
         return false;
-    return record->field_count || light_equal(view->bytes + record->bytes, bytes, record->guest_length);
+    return record->field_count || light_equal(view->bytes + record->bytes + from, bytes, length);
+}
+
+/* Where the unit that a hit is an entry of would lie, if it is entered at vcpu->rip. False: it cannot. The
+ * entry's page holds code already. */
+static bool place_unit(struct vcpu *vcpu, const struct ntc_hit *hit, const struct ntc_unit_record *record,
+                       uint64_t ram_offset, struct candidate *at) {
+    at->number = hit->unit;
+    at->rip = vcpu->rip - hit->guest;
+    at->slide = vcpu->rip - hit->address;
+    at->ram[0] = ram_offset - hit->guest;
+    at->ram[1] = GUEST_NO_RAM;
+    at->head = record->guest_length;
+    at->global = true;
+    uint64_t first = at->rip & PAGE_MASK, last = (at->rip + record->guest_length - 1) & PAGE_MASK, other;
+    if (first == last)
+        return true;
+    if (last != first + PAGE_SIZE)
+        return false;
+    at->head = (uint32_t)(last - at->rip);
+    bool in_first = (vcpu->rip & PAGE_MASK) == first;
+    if (code_page(vcpu, in_first ? last : first, &other, &at->global) || other == GUEST_NO_RAM)
+        return false;
+    at->ram[0] = in_first ? ram_offset - hit->guest : other + (at->rip - first);
+    at->ram[1] = in_first ? other : ram_offset & PAGE_MASK;
+    return true;
+}
+
+static bool bytes_match(const struct vcpu *vcpu, const struct candidate *at, const struct ntc_unit *unit) {
+    const struct ntc_slides *slides = &vcpu->dbt->cached->file[at->cache].slides;
+    const uint8_t *base = vcpu->mem->base;
+    return ntc_unit_compare(unit, at->slide, slides, base + at->ram[0], 0, at->head) &&
+           (at->head == unit->guest_length || ntc_unit_compare(unit, at->slide, slides, base + at->ram[1],
+                                                               at->head, unit->guest_length - at->head));
+}
+
+/* A unit that is in use: here, elsewhere, or no longer as the guest's tables have it. */
+static bool in_use_here(struct vcpu *vcpu, uint32_t index, const struct candidate *at) {
+    const struct block *block = &vcpu->dbt->block[index];
+    if (block->rip != at->rip)
+        return false;
+    if (block->ram_offset == at->ram[0] && block->ram_page2 == at->ram[1])
+        return true;
+    block_kill(vcpu->dbt, index);
+    return false;
+}
+
+static uint32_t try_hit(struct vcpu *vcpu, struct candidate *at, const struct ntc_hit *hit,
+                        uint64_t ram_offset, uint32_t mode) {
+    struct dbt_vcpu *dbt = vcpu->dbt;
+    const struct ntc_view *view = dbt->cached->file[at->cache].mapping.view;
+    const struct ntc_unit_record *record = &view->units[hit->unit];
+    struct ntc_unit unit;
+    if (!place_unit(vcpu, hit, record, ram_offset, at) ||
+        record->first_const >= dbt->cached->file[at->cache].mapping.const_count)
+        return NO_INDEX;
+    uint32_t used = block_of(dbt, at->cache, hit->unit, record->first_const);
+    if (used != NO_INDEX && in_use_here(vcpu, used, at))
+        return used;
+    if (used != NO_INDEX && !dbt->block[used].dead)
+        return NO_INDEX;
+    if (at->ram[1] != GUEST_NO_RAM) {
+        block_hold_page(vcpu, at->ram[0] & PAGE_MASK);
+        block_hold_page(vcpu, at->ram[1]);
+    }
+    uint32_t from = ram_offset >= at->ram[1] && ram_offset - at->ram[1] < PAGE_SIZE ? at->head : 0;
+    const uint8_t *bytes = vcpu->mem->base + (from ? at->ram[1] : at->ram[0]);
+    if (!may_match(view, record, bytes, from, from ? record->guest_length - at->head : at->head)) {
+        dbt->stats.cache_differs++;
+        return NO_INDEX;
+    }
+    if (ntc_unit_open(view, hit->unit, &unit) || !code_fits(&unit, at->slide))
+        return NO_INDEX;
+    if (!bytes_match(vcpu, at, &unit)) {
+        dbt->stats.cache_differs++;
+        return NO_INDEX;
+    }
+    return put_to_use(vcpu, at, &unit, mode);
+}
+
+/* Count each entry once. */
+static void count_entry(struct dbt_vcpu *dbt, struct cached_file *file, uint32_t entry) {
+    uint8_t bit = (uint8_t)(1u << entry % 8);
+    dbt->stats.cached_blocks += !(file->entered[entry / 8] & bit);
+    file->entered[entry / 8] |= bit;
 }
 
 static uint32_t try_hits(struct vcpu *vcpu, unsigned cache, struct ntc_search *search, uint64_t ram_offset,
-                         uint32_t mode) {
-    struct dbt_vcpu *dbt = vcpu->dbt;
-    struct cached_file *file = &dbt->cached->file[cache];
-    const struct ntc_view *view = file->mapping.view;
-    const uint8_t *bytes = vcpu->mem->base + ram_offset;
-    uint32_t room = (uint32_t)(PAGE_SIZE - (ram_offset & (PAGE_SIZE - 1)));
+                         uint32_t mode, bool *global) {
+    struct cached_file *file = &vcpu->dbt->cached->file[cache];
     struct ntc_hit hit;
     while (ntc_search_next(search, &hit)) {
-        struct ntc_unit unit;
-        uint64_t slide = vcpu->rip - hit.address;
-        if (hit.guest || !may_match(view, hit.unit, bytes, room)) {
-            dbt->stats.cache_differs++;
+        struct candidate at = {.cache = cache};
+        uint32_t index = try_hit(vcpu, &at, &hit, ram_offset, mode);
+        if (index == NO_INDEX)
             continue;
-        }
-        if (ntc_unit_open(view, hit.unit, &unit) || !code_fits(&unit, slide) ||
-            block_of(dbt, cache, hit.unit, unit.first_const) != NO_INDEX ||
-            !ntc_unit_compare(&unit, slide, &file->slides, bytes, 0, unit.guest_length))
-            continue;
-        uint32_t index = put_to_use(vcpu, cache, &hit, &unit, ram_offset, mode);
-        if (index != NO_INDEX) {
-            file->recent_image = hit.image;
-            file->slide[hit.image] = slide;
-            file->known[hit.image] = true;
-            return index;
-        }
+        file->recent_image = hit.image;
+        file->slide[hit.image] = at.slide;
+        file->known[hit.image] = true;
+        *global &= at.global;
+        count_entry(vcpu->dbt, file, hit.entry);
+        return index;
     }
     return NO_INDEX;
 }
 
 /* First where the image that code came from last has it, if that image stands as it did; then by content. */
-static uint32_t install_from(struct vcpu *vcpu, unsigned cache, uint64_t ram_offset, uint32_t mode) {
+static uint32_t find_in(struct vcpu *vcpu, unsigned cache, uint64_t ram_offset, uint32_t mode, bool *global) {
     struct cached_file *file = &vcpu->dbt->cached->file[cache];
     const struct ntc_view *view = file->mapping.view;
     struct ntc_search search;
     if (file->known[file->recent_image]) {
         ntc_search_address(&search, view, file->recent_image, vcpu->rip - file->slide[file->recent_image],
                            mode);
-        uint32_t index = try_hits(vcpu, cache, &search, ram_offset, mode);
+        uint32_t index = try_hits(vcpu, cache, &search, ram_offset, mode, global);
         if (index != NO_INDEX)
             return index;
     }
     ntc_search_content(&search, view, vcpu->mem->base + ram_offset,
                        (uint32_t)(PAGE_SIZE - (ram_offset & (PAGE_SIZE - 1))), mode);
-    return try_hits(vcpu, cache, &search, ram_offset, mode);
+    return try_hits(vcpu, cache, &search, ram_offset, mode, global);
 }
 
-uint32_t cached_install(struct vcpu *vcpu, uint64_t ram_offset, uint32_t mode) {
+uint32_t cached_find(struct vcpu *vcpu, uint64_t ram_offset, uint32_t mode, bool *global) {
     struct dbt_vcpu *dbt = vcpu->dbt;
-    if (!dbt->cached || !dbt_portable_mode(mode))
+    if (!dbt_portable_mode(mode))
         return NO_INDEX;
     uint64_t start = __builtin_ia32_rdtsc();
-    dbt_make_room(vcpu);
     /* As in dbt_translate(): before its bytes are read. */
     block_hold_page(vcpu, ram_offset & PAGE_MASK);
     uint32_t index = NO_INDEX;
     for (unsigned i = 0; i < dbt->cached->count && index == NO_INDEX; i++)
-        index = install_from(vcpu, i, ram_offset, mode);
+        index = find_in(vcpu, i, ram_offset, mode, global);
     dbt->stats.cache_misses += index == NO_INDEX;
     dbt->stats.cache_tsc += __builtin_ia32_rdtsc() - start;
     return index;

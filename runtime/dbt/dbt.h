@@ -22,8 +22,10 @@ struct dbt_stats {
     uint64_t flushes, invalidations;                              /* of the whole cache; of single blocks */
     uint64_t exits, tlb_slow, tlb_fills, interpreted, polls, links, jump_misses, interrupts, exceptions;
     uint64_t translate_ns;
-    uint64_t cached_blocks,
-        cache_misses;       /* blocks taken from a persistent cache; ring-0 blocks that none had */
+    uint64_t
+        cached_blocks; /* places, each counted once, that were asked for and entered in a persistent cache */
+    uint64_t cached_units;  /* put to use */
+    uint64_t cache_misses;  /* ring-0 blocks that no cache had */
     uint64_t cache_differs; /* found by their first bytes, but not the same */
     uint64_t cache_tsc;     /* TSC ticks of looking up, comparing and putting to use */
     uint64_t code_bytes;    /* in use now */

@@ -269,7 +269,7 @@ void dump_exit_write(struct vcpu *vcpu, enum dump_exit what) {
     struct dbt_vcpu *dbt = vcpu->dbt;
     const struct dbt_hot *hot = &dbt->area->hot;
     if (what == DUMP_EXIT_FAULT) {
-        struct pc_entry pc;
+        struct guest_place pc = {0};
         const struct block *block = block_at(dbt, hot->fault_pc, &pc);
         trace_line(vcpu->trace, "cpu%u exit %s block %" PRIu32 " at %#" PRIx64 "+%u host pc %#" PRIx64,
                    vcpu->index, hot->fault_is_poll ? "poll" : "fault",
@@ -277,7 +277,7 @@ void dump_exit_write(struct vcpu *vcpu, enum dump_exit what) {
                    block ? pc.guest : 0u, hot->fault_pc);
         return;
     }
-    const struct site *site = &dbt->site[hot->site];
+    const struct site *site = block_site(dbt, hot->site);
     const struct block *block = &dbt->block[site->block];
     char detail[64] = "";
     if (what == DUMP_EXIT_RAW)

@@ -8,7 +8,8 @@ struct site *unit_site(struct unit *unit, enum site_kind kind, const struct item
         dbt->sites--;
     }
     struct site *site = &dbt->site[dbt->sites++];
-    *site = (struct site){.block = unit->index,
+    *site = (struct site){.ready = true,
+                          .block = unit->index,
                           .linked_to = NO_INDEX,
                           .next_incoming = NO_INDEX,
                           .kind = (uint8_t)kind,

@@ -20,13 +20,16 @@ static void merge_flags(struct vcpu *vcpu, uint64_t arithmetic) {
 }
 
 /* The guest's state at an instruction of a block, from the host registers in hot.save. */
-static void reconstruct(struct vcpu *vcpu, const struct block *block, unsigned guest, bool flags_saved) {
+static void reconstruct(struct vcpu *vcpu, const struct block *block, const struct guest_place *place) {
     const struct dbt_hot *hot = &area_of(vcpu)->hot;
-    for (unsigned reg = 0; reg < 16; reg++)
-        if (!(block->spilled >> reg & 1))
+    for (unsigned reg = 0; reg < 16; reg++) {
+        if (place->state && place->state->where[reg] < 16)
+            vcpu->gpr[reg] = hot->save[place->state->where[reg]];
+        else if (!place->state && !(block->spilled >> reg & 1))
             vcpu->gpr[reg] = hot->save[reg];
-    merge_flags(vcpu, flags_saved ? lahf_to_flags(hot->flags) : hot->save_flags);
-    vcpu->rip = block->rip + guest;
+    }
+    merge_flags(vcpu, place->flags_saved ? lahf_to_flags(hot->flags) : hot->save_flags);
+    vcpu->rip = block->rip + place->guest;
     if (!(block->mode & MODE_CODE_64))
         vcpu->rip = (uint32_t)vcpu->rip;
 }
@@ -73,9 +76,7 @@ static bool arm(struct vcpu *vcpu, uint64_t host) {
     return !vcpu_must_serve(vcpu, requests);
 }
 
-/* RAM offset of the page that code at linear is fetched from. CPU_FAULT: the fetch faults; GUEST_NO_RAM:
- * MMIO. */
-static int code_page(struct vcpu *vcpu, uint64_t linear, uint64_t *ram_offset, bool *global) {
+int code_page(struct vcpu *vcpu, uint64_t linear, uint64_t *ram_offset, bool *global) {
     const struct vtlb_entry *entry = &vcpu->view->entry[linear >> PAGE_SHIFT & (VTLB_ENTRIES - 1)];
     for (unsigned pass = 0;; pass++) {
         if (entry->tag_read == (linear & PAGE_MASK) && entry->info & VTLB_INFO_EXECUTABLE) {
@@ -115,7 +116,7 @@ static uint32_t find_or_translate(struct vcpu *vcpu, uint64_t ram_offset, uint32
         index = NO_INDEX;
     }
     if (index == NO_INDEX && dbt->cached)
-        index = cached_install(vcpu, ram_offset, mode);
+        index = cached_find(vcpu, ram_offset, mode, global);
     if (index == NO_INDEX) {
         vcpu_fpu_park(vcpu);
         index = dbt_translate_watched(vcpu, ram_offset, mode);
@@ -149,11 +150,12 @@ static void connect(struct vcpu *vcpu, const struct origin *origin, uint32_t ind
     if (two_pages && !(kernel && global))
         return;
     if (origin->site != NO_INDEX && origin->epoch == dbt->host_writes) {
-        const struct site *site = &dbt->site[origin->site];
-        bool same_page = !((dbt->block[site->block].rip ^ block->rip) & PAGE_MASK) && !two_pages;
+        const struct site *site = block_site(dbt, origin->site);
+        bool same_page = !((dbt->block[site->block].rip ^ block->rip) & PAGE_MASK) && !two_pages &&
+                         dbt->block[site->block].ram_page2 == GUEST_NO_RAM;
         if (!((dbt->block[site->block].mode ^ block->mode) & ~MODE_UNGROUPED) &&
             (same_page || (kernel && global && rely_on(dbt, block)))) {
-            block_link(dbt, origin->site, index);
+            block_link(dbt, origin->site, index, vcpu->rip);
             return;
         }
     }
@@ -161,7 +163,7 @@ static void connect(struct vcpu *vcpu, const struct origin *origin, uint32_t ind
         return;
     if (two_pages && !rely_on(dbt, block))
         return;
-    jump_insert(vcpu, block->rip, index, global);
+    jump_insert(vcpu, vcpu->rip, index, block_entry(dbt, block, vcpu->rip, true), global);
 }
 
 /* Go on at vcpu->rip. */
@@ -226,7 +228,7 @@ static uint64_t go(struct vcpu *vcpu, struct origin origin) {
             continue;
         }
         connect(vcpu, &origin, index, global);
-        if (arm(vcpu, (uint64_t)dbt->rx + dbt->block[index].entry[true]))
+        if (arm(vcpu, (uint64_t)dbt->rx + block_entry(dbt, &dbt->block[index], vcpu->rip, true)))
             return RESUME_LOAD;
     }
 }
@@ -348,7 +350,7 @@ static uint64_t serve_helper(struct vcpu *vcpu, const struct site *site, const s
         next = (uint32_t)next;
     uint32_t host = site->host, mode = block->mode;
     enum helper helper = (enum helper)site->access;
-    bool done;
+    bool done, two_pages = block->ram_page2 != GUEST_NO_RAM;
     vcpu->rip = block->rip + site->guest;
     if (run_helper(vcpu, site, next, &done)) {
         dbt->stats.exceptions++;
@@ -362,7 +364,8 @@ static uint64_t serve_helper(struct vcpu *vcpu, const struct site *site, const s
     if (transfers_control(helper))
         return go(vcpu, no_origin);
     vcpu->rip = next;
-    if (!vcpu->code_flush.global && vcpu->code_flush.pages && !flush_names(vcpu, block->rip)) {
+    if (!vcpu->code_flush.global && vcpu->code_flush.pages && !flush_names(vcpu, block->rip) &&
+        !(two_pages && flush_names(vcpu, block->rip + PAGE_SIZE))) {
         /* INVLPG of some other page: what was cached by address is settled here, the block itself still
          * stands. */
         jump_serve_flush(vcpu);
@@ -371,7 +374,9 @@ static uint64_t serve_helper(struct vcpu *vcpu, const struct site *site, const s
     bool stay = vcpu->mode == (mode & ~MODE_UNGROUPED) && epoch == dbt->host_writes &&
                 !vcpu->code_flush.pages && !vcpu->code_flush.global && vcpu->run_state == RUN_ACTIVE &&
                 !vcpu->irq_shadow && !(vcpu->rflags & FLAG_DF) &&
-                !vcpu_must_serve(vcpu, __atomic_load_n(&vcpu->requests, __ATOMIC_RELAXED));
+                !vcpu_must_serve(vcpu, __atomic_load_n(&vcpu->requests, __ATOMIC_RELAXED)) &&
+                /* Its other page may be another one under the new tables. */
+                !(two_pages && helper == HELPER_WRITE_CR);
     if (stay && arm(vcpu, (uint64_t)dbt->rx + host))
         return RESUME_LOAD;
     return go(vcpu, no_origin);
@@ -380,7 +385,7 @@ static uint64_t serve_helper(struct vcpu *vcpu, const struct site *site, const s
 uint64_t dbt_exit_guest(struct vcpu *vcpu) {
     struct dbt_vcpu *dbt = vcpu->dbt;
     struct dbt_hot *hot = &dbt->area->hot;
-    const struct site *site = &dbt->site[hot->site];
+    const struct site *site = block_site(dbt, hot->site);
     const struct block *block = &dbt->block[site->block];
     merge_flags(vcpu, lahf_to_flags(hot->flags));
     dbt->stats.exits++;
@@ -421,12 +426,12 @@ uint64_t dbt_exit_guest(struct vcpu *vcpu) {
 uint64_t dbt_exit_fault(struct vcpu *vcpu) {
     struct dbt_vcpu *dbt = vcpu->dbt;
     struct dbt_hot *hot = &dbt->area->hot;
-    struct pc_entry pc;
+    struct guest_place place;
     dump_exit(vcpu, DUMP_EXIT_FAULT);
-    const struct block *block = block_at(dbt, hot->fault_pc, &pc);
+    const struct block *block = block_at(dbt, hot->fault_pc, &place);
     bool poll = hot->fault_is_poll || hot->fault_is_sti_poll;
     hot->fault_pc = 0;
-    reconstruct(vcpu, block, pc.guest, pc.flags_saved);
+    reconstruct(vcpu, block, &place);
     vcpu->irq_shadow |= hot->fault_is_sti_poll;
     if (poll)
         dbt->stats.polls++;
@@ -455,7 +460,7 @@ uint64_t dbt_exit_memory(struct vcpu *vcpu) {
     struct dbt_vcpu *dbt = vcpu->dbt;
     struct dbt_hot *hot = &dbt->area->hot;
     dump_exit(vcpu, DUMP_EXIT_RAW);
-    const struct site *site = &dbt->site[hot->site];
+    const struct site *site = block_site(dbt, hot->site);
     const struct block *block = &dbt->block[site->block];
     dbt->stats.tlb_slow++;
     merge_flags(vcpu, lahf_to_flags(hot->flags));
@@ -468,7 +473,9 @@ uint64_t dbt_exit_memory(struct vcpu *vcpu) {
         vcpu_fpu_unpark(vcpu); /* the walker's A or D may have met a page of code, and other vCPUs */
         return RESUME_RAW;
     }
-    reconstruct(vcpu, block, site->guest, true);
+    const struct guest_place place = {
+        .guest = site->guest, .flags_saved = true, .state = block->cache ? cached_state(dbt, site) : NULL};
+    reconstruct(vcpu, block, &place);
     if (result) {
         dbt->stats.exceptions++;
         cpu_deliver_exception(vcpu);

@@ -90,17 +90,18 @@ static bool bloom_test(const struct dbt_vcpu *dbt, uint64_t linear) {
     return dbt->user_bloom[bit / 64 % USER_BLOOM_WORDS] >> bit % 64 & 1;
 }
 
-void jump_insert(struct vcpu *vcpu, uint64_t rip, uint32_t index, bool global) {
+void jump_insert(struct vcpu *vcpu, uint64_t rip, uint32_t index, uint32_t host, bool global) {
     struct dbt_vcpu *dbt = vcpu->dbt;
+    const struct block *block = &dbt->block[index];
     if (!(vcpu->mode & MODE_CPL3)) {
-        if (!global || !jump_rely(dbt, rip, dbt->block[index].ram_offset))
+        if (!global || !jump_rely(dbt, block->rip, block->ram_offset))
             return;
     } else {
         bloom_set(dbt, rip);
     }
     uint64_t key = rip ^ dbt->area->hot.jump_key;
     dbt->area->jump[jump_cache_index(key)] =
-        (struct jump_cache_entry){.key = key, .host = (uint64_t)dbt->rx + dbt->block[index].entry[true]};
+        (struct jump_cache_entry){.key = key, .host = (uint64_t)dbt->rx + host};
 }
 
 uint64_t jump_find(const struct vcpu *vcpu, uint64_t rip) {

@@ -15,6 +15,7 @@
 #include <string.h>
 
 #define SCRATCH_CODE (1 * MIB)
+#define PORTABLE_STATES_MAX 64u
 /* What follows the number of CPUs: EDX of leaf 1, ECX of leaf 80000001H. */
 #define HTT (1u << 28)
 #define CMP_LEGACY (1u << 1)
@@ -25,6 +26,8 @@ struct translator {
     struct ntc_site site[BLOCK_MAX_INSNS * 8];
     struct ntc_unit_entry entry;
     struct ntc_map_builder map;
+    struct ntc_state state[PORTABLE_STATES_MAX];
+    unsigned states;
 };
 
 bool dbt_portable_mode(uint32_t mode) {
@@ -122,10 +125,19 @@ void dbt_translator_destroy(struct vcpu *vcpu) {
     dbt_area_destroy(vcpu);
 }
 
-static const struct ntc_state states[2] = {
-    {.where = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}},
-    {.where = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}, .flags = NTC_STATE_FLAGS_SAVED},
-};
+/* The number of the state with these registers in the vCPU's own words. -1: more states than are kept. */
+static int state_number(struct translator *translator, uint16_t spilled, bool flags_saved) {
+    struct ntc_state state = {.flags = flags_saved ? NTC_STATE_FLAGS_SAVED : 0};
+    for (unsigned reg = 0; reg < 16; reg++)
+        state.where[reg] = (uint8_t)(spilled >> reg & 1 ? NTC_WHERE_VCPU : reg);
+    for (unsigned i = 0; i < translator->states; i++)
+        if (!memcmp(&translator->state[i], &state, sizeof state))
+            return (int)i;
+    if (translator->states == ARRAY_SIZE(translator->state))
+        return -1;
+    translator->state[translator->states] = state;
+    return (int)translator->states++;
+}
 
 static bool describe_sites(const struct unit *unit, struct translator *translator) {
     const struct block *block = unit->block;
@@ -139,11 +151,16 @@ static bool describe_sites(const struct unit *unit, struct translator *translato
 static int describe_map(const struct unit *unit, struct translator *translator) {
     const struct block *block = unit->block;
     ntc_map_builder_reset(&translator->map);
+    translator->states = 0;
+    (void)state_number(translator, 0, false); /* the file's first */
     for (unsigned i = 0; i < block->pcs; i++) {
         const struct pc_entry *pc = &unit->dbt->pc[block->first_pc + i];
+        int state = state_number(translator, block->spilled, pc->flags_saved);
+        if (state < 0)
+            return -E2BIG;
         int result =
             ntc_map_add(&translator->map,
-                        &(struct ntc_point){.host = pc->host, .guest = pc->guest, .state = pc->flags_saved});
+                        &(struct ntc_point){.host = pc->host, .guest = pc->guest, .state = (uint32_t)state});
         if (result)
             return result;
     }
@@ -180,12 +197,13 @@ int dbt_portable_translate(struct vcpu *vcpu, const struct portable_request *req
     if (result)
         return result;
     const struct portable *portable = &translator->portable;
-    translator->entry = (struct ntc_unit_entry){.host = block->entry[true] - block->host};
+    translator->entry =
+        (struct ntc_unit_entry){.host = block->entry[true] - block->host,
+                                .abi_data = (uint16_t)(block->entry[false] - block->entry[true])};
     *unit = (struct ntc_unit){.link_address = request->rip,
                               .guest_length = block->guest_length,
                               .mode = request->mode,
                               .generator = NTC_GENERATOR_TEMPLATE,
-                              .abi_data = block->spilled | (block->entry[false] - block->host) << 16,
                               .bytes = request->bytes,
                               .code = dbt->rw + block->host,
                               .code_length = block->host_size,
@@ -195,8 +213,8 @@ int dbt_portable_translate(struct vcpu *vcpu, const struct portable_request *req
                               .relocs = portable->reloc,
                               .map = translator->map.bytes,
                               .map_length = translator->map.length,
-                              .states = states,
-                              .state_count = ARRAY_SIZE(states),
+                              .states = translator->state,
+                              .state_count = translator->states,
                               .slot_count = (uint16_t)portable->slots,
                               .const_count = (uint16_t)portable->consts,
                               .site_count = block->sites,

@@ -62,7 +62,16 @@ struct site {
     uint8_t access;          /* MEMORY: enum vmem_access; HELPER: enum helper */
     uint8_t flags_saved : 1; /* where the guest's flags are when the site is left: hot.flags, or the host's */
     uint8_t plain : 1;       /* MEMORY: a fault of this access is the instruction's fault */
+    uint8_t ready : 1;       /* filled in; a cached unit's is when it is first asked for */
+    uint16_t state;          /* MEMORY of a cached unit: where the registers are, a number in the file */
     uint8_t group : 1; /* MEMORY: a check for several accesses; when it cannot be met, go on without groups */
+};
+
+/* Where a host PC is in the guest's code. */
+struct guest_place {
+    uint32_t guest; /* rip - block rip */
+    bool flags_saved;
+    const struct ntc_state *state; /* where the registers are; NULL: as the block says */
 };
 
 /* From host PC to guest PC, one per instruction, ascending. */
@@ -71,13 +80,15 @@ struct pc_entry {
     uint16_t guest : 15, flags_saved : 1;
 };
 
+/* Translated code with one entry; or a cached unit in use, with as many as it has (cached.c). */
 struct block {
     uint64_t rip;
     uint64_t ram_offset;
     uint64_t ram_page2; /* of the second page, or GUEST_NO_RAM */
     uint32_t mode;
     uint32_t host, host_size;
-    uint32_t entry[2]; /* where to enter with the flags live, with the flags saved in hot.flags */
+    uint32_t entry[2]; /* where to enter with the flags live, with the flags saved in hot.flags; of a cached
+                          one where its code begins: ask block_entry() */
     uint32_t hash_next;
     uint32_t page_next[2]; /* lists of the blocks on a page */
     uint32_t incoming;     /* first site linked to this block */
@@ -188,12 +199,21 @@ void portable_log_add(struct vcpu *vcpu, const struct block *block);
 void portable_log_destroy(struct dbt_vcpu *dbt);
 
 /* -- cached.c -- */
-/* Put the cached unit for the code at ram_offset to use at vcpu->rip. Its block's index, or NO_INDEX. */
-uint32_t cached_install(struct vcpu *vcpu, uint64_t ram_offset, uint32_t mode);
+/* The cached unit for the code at ram_offset, to be entered at vcpu->rip: in use already, or now. Its block's
+ * index, or NO_INDEX. *global: cleared when not all of its pages are. */
+uint32_t cached_find(struct vcpu *vcpu, uint64_t ram_offset, uint32_t mode, bool *global);
+/* Where the block is entered at rip; NO_INDEX: nowhere. */
+uint32_t cached_entry(const struct dbt_vcpu *dbt, const struct block *block, uint64_t rip, bool flags_saved);
+/* Fill in a site of a cached unit that was not asked for before. */
+struct site *cached_site(struct dbt_vcpu *dbt, uint32_t index);
+/* Where the registers are at a site of a cached unit. */
+const struct ntc_state *cached_state(const struct dbt_vcpu *dbt, const struct site *site);
+/* Drop every jump-cache entry that leads into the block. */
+void cached_forget_jumps(struct dbt_vcpu *dbt, const struct block *block);
 /* The word that a slot of a block's cache is. */
 uint64_t *cached_slot(const struct dbt_vcpu *dbt, const struct block *block, uint32_t slot);
 /* The block whose code in a cache host_pc lies in, and the guest's place there; NO_INDEX: none. */
-uint32_t cached_block_at(const struct dbt_vcpu *dbt, uint64_t host_pc, struct pc_entry *pc);
+uint32_t cached_block_at(const struct dbt_vcpu *dbt, uint64_t host_pc, struct guest_place *place);
 bool cached_holds(const struct dbt_vcpu *dbt, uint64_t host_pc);
 void cached_destroy(struct dbt_vcpu *dbt);
 
@@ -203,17 +223,27 @@ uint32_t block_find(struct dbt_vcpu *dbt, uint64_t ram_offset, uint64_t rip, uin
 void block_hold_page(struct vcpu *vcpu, uint64_t ram_page);
 void block_publish(struct vcpu *vcpu, uint32_t index);
 void block_kill(struct dbt_vcpu *dbt, uint32_t index);
-void block_link(struct dbt_vcpu *dbt, uint32_t site, uint32_t target);
+/* Make a direct exit lead to the target block's entry at rip. */
+void block_link(struct dbt_vcpu *dbt, uint32_t site, uint32_t target, uint64_t rip);
+static inline uint32_t block_entry(const struct dbt_vcpu *dbt, const struct block *block, uint64_t rip,
+                                   bool flags_saved) {
+    return block->cache ? cached_entry(dbt, block, rip, flags_saved) : block->entry[flags_saved];
+}
+static inline struct site *block_site(struct dbt_vcpu *dbt, uint32_t index) {
+    struct site *site = &dbt->site[index];
+    return LIKELY(site->ready) ? site : cached_site(dbt, index);
+}
 /* A group's check cannot be met at this place: from now on go to the translation without groups. */
 void block_skip_group(struct dbt_vcpu *dbt, uint32_t site);
 void block_unlink_cross_page(struct dbt_vcpu *dbt);
 void block_flush_all(struct vcpu *vcpu);
-/* The block whose code holds host PC, or NULL; *pc is its entry for it. */
-struct block *block_at(struct dbt_vcpu *dbt, uint64_t host_pc, struct pc_entry *pc);
+/* The block whose code holds host PC, or NULL. */
+struct block *block_at(struct dbt_vcpu *dbt, uint64_t host_pc, struct guest_place *place);
 
 /* -- jump.c -- */
 void jump_refresh_key(struct vcpu *vcpu);
-void jump_insert(struct vcpu *vcpu, uint64_t rip, uint32_t block, bool global);
+/* host: the entry for saved flags. */
+void jump_insert(struct vcpu *vcpu, uint64_t rip, uint32_t block, uint32_t host, bool global);
 /* Host code for rip in the present context, or 0. */
 uint64_t jump_find(const struct vcpu *vcpu, uint64_t rip);
 void jump_forget(struct vcpu *vcpu, uint64_t rip);
@@ -227,6 +257,8 @@ MUST_CHECK bool jump_rely(struct dbt_vcpu *dbt, uint64_t linear, uint64_t ram_of
 void jump_serve_flush(struct vcpu *vcpu);
 
 /* -- exit.c: called from the stubs -- */
+/* RAM offset of what code at linear is fetched from. CPU_FAULT: the fetch faults; GUEST_NO_RAM: MMIO. */
+MUST_CHECK int code_page(struct vcpu *vcpu, uint64_t linear, uint64_t *ram_offset, bool *global);
 enum resume { RESUME_RAW = 0, RESUME_LOAD = 1, RESUME_LEAVE = 2 };
 uint64_t dbt_exit_guest(struct vcpu *vcpu);  /* guest state saved in vcpu->gpr, flags in hot.flags */
 uint64_t dbt_exit_memory(struct vcpu *vcpu); /* host registers in hot.save, flags in hot.flags */

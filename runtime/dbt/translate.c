@@ -401,6 +401,8 @@ bool unit_translate(struct unit *unit) {
         return false;
     emit_block(unit);
     if (unit->code.overflow) {
+        for (uint32_t i = block->first_site; i < dbt->sites; i++)
+            dbt->site[i].ready = false;
         dbt->sites = block->first_site;
         dbt->pcs = block->first_pc;
         return false;

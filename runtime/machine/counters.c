@@ -91,6 +91,7 @@ static void add_vcpu(cJSON *array, const struct vcpu *vcpu) {
         {"cache_flushes", stats->flushes},
         {"block_invalidations", stats->invalidations},
         {"cached_blocks", stats->cached_blocks},
+        {"cached_units", stats->cached_units},
         {"cache_misses", stats->cache_misses},
         {"cache_differs", stats->cache_differs},
         {"cache_ns", (uint64_t)((double)stats->cache_tsc * 1e9 / (double)host_tsc_hz())},

@@ -53,7 +53,7 @@ static int write_code(const char *path) {
          .width = 8,
          .addend = (int64_t)0xffffffff82200000}};
     static const struct ntc_field field = {.offset = 5, .size = 4, .kind = NTC_FIELD_SLIDE};
-    static const struct ntc_unit_entry entry = {0, 0};
+    static const struct ntc_unit_entry entry = {0, 0, 0};
     static const struct ntc_point points[] = {{0, 0, 0}, {2, 2, 0}, {9, 9, 0}};
     static const char ir[] = "define void @start()\n  ret void\n";
     struct ntc_map_builder map = {0};

@@ -90,7 +90,7 @@ static int verify_searches(const struct ntc_file *file, struct ntc_error *error)
         struct ntc_search search;
         struct ntc_hit hit;
         bool found = false;
-        if (entry->unit >= view->count[NTC_SECTION_UNITS] || entry->flags || entry->reserved)
+        if (entry->unit >= view->count[NTC_SECTION_UNITS] || entry->flags)
             return bad(file, error, "entry", i, "its record");
         const struct ntc_unit_record *unit = &view->units[entry->unit];
         const struct ntc_image_record *image = &view->images[unit->image];
