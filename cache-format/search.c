@@ -84,9 +84,9 @@ static bool next_by_content(struct ntc_search *search, struct ntc_hit *hit) {
     return false;
 }
 
-void ntc_search_address(struct ntc_search *search, const struct ntc_view *view, uint32_t number,
-                        uint64_t link_address, uint32_t mode) {
-    *search = (struct ntc_search){.view = view, .mode = mode, .by_address = true};
+/* Entries of one address that `search` is to yield. */
+static void find_address(struct ntc_search *search, uint32_t number, uint64_t link_address) {
+    const struct ntc_view *view = search->view;
     const struct ntc_image_record *image = ntc_view_image(view, number);
     if (!image || link_address - image->link_base >= image->link_length)
         return;
@@ -105,8 +105,26 @@ void ntc_search_address(struct ntc_search *search, const struct ntc_view *view, 
             high = middle;
     }
     search->at = low;
-    if (search->end - low > ADDRESS_CANDIDATES)
+    if (!search->unbounded && search->end - low > ADDRESS_CANDIDATES)
         search->end = low + ADDRESS_CANDIDATES;
+}
+
+void ntc_search_address(struct ntc_search *search, const struct ntc_view *view, uint32_t number,
+                        uint64_t link_address, uint32_t mode) {
+    *search = (struct ntc_search){.view = view, .mode = mode, .by_address = true};
+    find_address(search, number, link_address);
+}
+
+bool ntc_search_unit(const struct ntc_view *view, uint32_t number, uint64_t guest, struct ntc_hit *hit) {
+    const struct ntc_unit_record *unit = &view->units[number];
+    struct ntc_search search = {.view = view, .mode = unit->mode, .by_address = true, .unbounded = true};
+    if (guest >= unit->guest_length)
+        return false;
+    find_address(&search, unit->image, unit->link_address + guest);
+    while (ntc_search_next(&search, hit))
+        if (hit->unit == number)
+            return true;
+    return false;
 }
 
 static bool next_by_address(struct ntc_search *search, struct ntc_hit *hit) {

@@ -178,7 +178,7 @@ struct ntc_search {
     uint32_t length_class, at, probes, tag;
     bool started;
     /* by address: entries [at, end) */
-    bool by_address;
+    bool by_address, unbounded;
     uint32_t image, offset, end;
 };
 
@@ -189,6 +189,9 @@ void ntc_search_content(struct ntc_search *search, const struct ntc_view *view, 
 /* (light) Entries at a link address of an image, made for mode, the hottest first. */
 void ntc_search_address(struct ntc_search *search, const struct ntc_view *view, uint32_t image,
                         uint64_t link_address, uint32_t mode);
+/* (light) The entry of unit number `number`, whose records are good, at an offset from its first guest byte.
+ * False: it has none there. */
+bool ntc_search_unit(const struct ntc_view *view, uint32_t number, uint64_t guest, struct ntc_hit *hit);
 /* (light) The next one; false: no more. Looks at a bounded number of records. */
 bool ntc_search_next(struct ntc_search *search, struct ntc_hit *hit);
 

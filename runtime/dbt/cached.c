@@ -178,15 +178,10 @@ const struct ntc_state *cached_state(const struct dbt_vcpu *dbt, const struct si
 }
 
 uint32_t cached_entry(const struct dbt_vcpu *dbt, const struct block *block, uint64_t rip, bool flags_saved) {
-    const struct ntc_view *view = view_of(dbt, block);
-    const struct ntc_unit_record *unit = &view->units[block->cached_unit];
-    struct ntc_search search;
     struct ntc_hit hit;
-    ntc_search_address(&search, view, unit->image, unit->link_address + (rip - block->rip), block->mode);
-    while (ntc_search_next(&search, &hit))
-        if (hit.unit == block->cached_unit)
-            return block->entry[0] + hit.host + (flags_saved ? 0 : (uint32_t)(int32_t)(int16_t)hit.abi_data);
-    return NO_INDEX;
+    if (!ntc_search_unit(view_of(dbt, block), block->cached_unit, rip - block->rip, &hit))
+        return NO_INDEX;
+    return block->entry[0] + hit.host + (flags_saved ? 0 : (uint32_t)(int32_t)(int16_t)hit.abi_data);
 }
 
 void cached_forget_jumps(struct dbt_vcpu *dbt, const struct block *block) {
@@ -421,6 +416,10 @@ static uint32_t try_hits(struct vcpu *vcpu, unsigned cache, struct ntc_search *s
     struct ntc_hit hit;
     while (ntc_search_next(search, &hit)) {
         struct candidate at = {.cache = cache};
+        struct ntc_hit again;
+        /* What cached_entry() would not find again is not entered. */
+        if (!search->by_address && !ntc_search_unit(search->view, hit.unit, hit.guest, &again))
+            continue;
         uint32_t index = try_hit(vcpu, &at, &hit, ram_offset, mode);
         if (index == NO_INDEX)
             continue;
