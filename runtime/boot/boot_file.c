@@ -17,8 +17,9 @@ int boot_file_open(struct boot_file *file, const char *path, const char *what) {
     file->fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (file->fd < 0) {
         int error = errno;
-        diag_error("%s '%s' cannot be opened: %s; give the path of a readable file", what, path,
-                   strerror(error));
+        diag_error("%s '%s' cannot be opened: %s; %s", what, path, strerror(error),
+                   error == EMFILE || error == ENFILE ? "raise the limit of open files (ulimit -n)"
+                                                      : "give the path of a readable file");
         return -error;
     }
     if (fstat(file->fd, &status) || !S_ISREG(status.st_mode)) {

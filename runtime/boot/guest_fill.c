@@ -1,9 +1,7 @@
-#define _GNU_SOURCE
 #include "boot/guest_fill.h"
 
 #include <errno.h>
 #include <string.h>
-#include <sys/mman.h>
 
 int guest_fill_from(struct guest_mem *mem, uint64_t gpa, const struct boot_bytes *bytes, uint64_t offset,
                     uint64_t length) {
@@ -28,8 +26,7 @@ int guest_fill_zero(struct guest_mem *mem, uint64_t gpa, uint64_t length) {
         head = length;
     uint64_t whole = (length - head) & PAGE_MASK;
     memset(target, 0, head);
-    if (whole && madvise(target + head, whole, MADV_REMOVE))
-        memset(target + head, 0, whole);
+    guest_mem_discard(mem, (uint64_t)(target - mem->base) + head, whole);
     memset(target + head + whole, 0, length - head - whole);
     guest_mem_written(mem, gpa, length);
     return 0;

@@ -20,6 +20,7 @@
 #endif
 
 #include "base/diag.h"
+#include "base/pages.h"
 
 #define LZ4_LEGACY_MAGIC 0x184c2102u
 #define LZ4_LEGACY_BLOCK (8u << 20) /* what a block of a legacy frame unpacks to at most */
@@ -183,8 +184,7 @@ bool payload_can_unpack(const char *name) {
 }
 
 uint8_t *payload_allocate(size_t size) {
-    void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    return memory == MAP_FAILED ? NULL : memory;
+    return pages_map_large(size);
 }
 
 void payload_free(uint8_t *memory, size_t size) {

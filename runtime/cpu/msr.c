@@ -29,6 +29,7 @@
 #define MSR_AMD_SYSCFG 0xc0010010u
 #define MSR_AMD_HWCR 0xc0010015u
 #define MSR_AMD_MMIO_CONF 0xc0010058u
+#define MSR_AMD_NB_CFG 0xc001001fu
 #define MSR_AMD_PATCH_LOADER 0xc0010020u
 #define MSR_AMD_INT_PENDING 0xc0010055u
 #define MSR_AMD_TSEG_ADDR 0xc0010112u
@@ -149,6 +150,7 @@ static int read_amd(struct vcpu *vcpu, uint32_t index, uint64_t *value) {
         return CPU_OK;
     case MSR_AMD_SYSCFG:
     case MSR_AMD_HWCR:
+    case MSR_AMD_NB_CFG:
     case MSR_AMD_MMIO_CONF:
     case MSR_AMD_INT_PENDING:
     case MSR_AMD_TSEG_ADDR:
@@ -261,6 +263,7 @@ static int write_amd(struct vcpu *vcpu, uint32_t index) {
     case MSR_AMD_PATCH_LOADER:
     case MSR_AMD_SYSCFG:
     case MSR_AMD_HWCR:
+    case MSR_AMD_NB_CFG:
     case MSR_AMD_MMIO_CONF:
     case MSR_AMD_INT_PENDING:
     case MSR_AMD_LS_CFG:

@@ -170,7 +170,7 @@ void block_flush_all(struct vcpu *vcpu) {
     struct dbt_vcpu *dbt = vcpu->dbt;
     if (dbt->cached) /* no site is ready by accident */
         light_fill(dbt->site, 0, dbt->sites * sizeof *dbt->site);
-    dbt->used = dbt->stubs_end;
+    dbt->used = dbt->populated = dbt->stubs_end;
     dbt->blocks = dbt->sites = dbt->pcs = 0;
     light_fill(dbt->hash, 0xff, sizeof dbt->hash);
     light_fill(dbt->page_hash, 0xff, sizeof dbt->page_hash);

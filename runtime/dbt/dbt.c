@@ -2,6 +2,7 @@
  * handlers. */
 #define _GNU_SOURCE
 #include "dbt/dbt.h"
+#include "base/pages.h"
 #include "dbt/host_gs.h"
 #include "dbt/unit.h"
 
@@ -29,12 +30,6 @@ static int memfd_of(const char *name, uint64_t size) {
 
 static void *map_shared(int fd, uint64_t size, int protection) {
     void *address = mmap(NULL, size, protection, MAP_SHARED, fd, 0);
-    return address == MAP_FAILED ? NULL : address;
-}
-
-static void *map_private(uint64_t size) {
-    void *address =
-        mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     return address == MAP_FAILED ? NULL : address;
 }
 
@@ -108,9 +103,9 @@ int dbt_vcpu_create(struct vcpu *vcpu, const struct dbt_options *options) {
     dbt->max_blocks = (uint32_t)(dbt->size / 128);
     dbt->max_sites = (uint32_t)(dbt->size / 40);
     dbt->max_pcs = (uint32_t)(dbt->size / 20);
-    dbt->block = map_private(dbt->max_blocks * sizeof *dbt->block);
-    dbt->site = map_private(dbt->max_sites * sizeof *dbt->site);
-    dbt->pc = map_private(dbt->max_pcs * sizeof *dbt->pc);
+    dbt->block = pages_map_large(dbt->max_blocks * sizeof *dbt->block);
+    dbt->site = pages_map_large(dbt->max_sites * sizeof *dbt->site);
+    dbt->pc = pages_map_large(dbt->max_pcs * sizeof *dbt->pc);
     dbt->unit = calloc(1, sizeof *dbt->unit);
     result = -ENOMEM;
     if (!dbt->block || !dbt->site || !dbt->pc || !dbt->unit)

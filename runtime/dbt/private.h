@@ -143,6 +143,7 @@ struct dbt_vcpu {
 
     uint8_t *rx, *rw; /* two mappings of the code region */
     uint64_t size, used, stubs_end;
+    uint64_t populated; /* up to here pages of rw were asked for */
     int code_fd;
     uint8_t *stub_enter, *stub_load, *stub_exit, *stub_exit_live, *stub_memory, *stub_fault;
 

@@ -6,6 +6,7 @@
  * would run out.
  */
 #define _GNU_SOURCE
+#include "base/pages.h"
 #include "cpu/vmem.h"
 #include "dbt/unit.h"
 #include "mem/guest_mem.h"
@@ -13,8 +14,10 @@
 #include <sys/mman.h>
 
 #define SCRATCHES 3
+#define POPULATE_BYTES (256 * KIB)
 #define RELEASE_BYTES (1 * MIB)
-#define RELEASE_ALL_BYTES (4 * MIB)
+#define RELEASE_KEPT_BYTES (8 * MIB)
+#define RELEASE_ALL_BYTES (16 * MIB)
 
 static bool ends_block(enum kind kind) {
     return kind >= KIND_JMP;
@@ -373,14 +376,27 @@ static void emit_block(struct unit *unit) {
         code_u8(c, 0x90);
 }
 
-/* Both mappings of the code region count as resident. The writing one of what is finished is given back; a
- * later patch faults its page in again. From time to time all of those pages go again. */
+/* Both mappings of the code region count as resident. The writing one of what was finished long ago is given
+ * back; a later patch faults its page in again. From time to time all of those pages go again. */
 static void release_written(struct dbt_vcpu *dbt, uint64_t before) {
     uint64_t from = before & ~(RELEASE_BYTES - 1), to = dbt->used & ~(RELEASE_BYTES - 1);
+    if (dbt->used < RELEASE_KEPT_BYTES)
+        return;
+    from = from < RELEASE_KEPT_BYTES ? 0 : from - RELEASE_KEPT_BYTES;
+    to -= RELEASE_KEPT_BYTES;
     if (before / RELEASE_ALL_BYTES != dbt->used / RELEASE_ALL_BYTES)
         from = 0;
     if (from < to)
         (void)madvise(dbt->rw + from, to - from, MADV_DONTNEED);
+}
+
+/* Pages for what is written next, many at a time. */
+static void populate_ahead(struct dbt_vcpu *dbt) {
+    if (dbt->used + BLOCK_MAX_HOST <= dbt->populated)
+        return;
+    uint64_t from = dbt->used & PAGE_MASK, end = align_up(dbt->used + POPULATE_BYTES, PAGE_SIZE);
+    dbt->populated = end < dbt->size ? end : dbt->size;
+    pages_populate(dbt->rw + from, dbt->populated - from);
 }
 
 void dbt_make_room(struct vcpu *vcpu) {
@@ -389,6 +405,7 @@ void dbt_make_room(struct vcpu *vcpu) {
         dbt->sites + BLOCK_MAX_INSNS * 4 > dbt->max_sites ||
         dbt->pcs + BLOCK_MAX_INSNS * 3 + 2 > dbt->max_pcs)
         block_flush_all(vcpu);
+    populate_ahead(dbt);
 }
 
 bool unit_translate(struct unit *unit) {

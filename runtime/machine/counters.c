@@ -8,7 +8,6 @@
 #include "machine/caches.h"
 
 #include <stdio.h>
-#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -42,8 +41,7 @@ static uint64_t resident_bytes(int statm) {
 }
 
 static void add_memory(cJSON *tree, const struct counter_sources *sources) {
-    struct stat status;
-    uint64_t guest = fstat(sources->mem->fd, &status) ? 0 : (uint64_t)status.st_blocks * 512;
+    uint64_t guest = guest_mem_resident(sources->mem);
     uint64_t resident = resident_bytes(sources->statm);
     const struct counter counter[] = {
         {"guest_bytes", sources->mem->size},

@@ -123,11 +123,14 @@ static const char *mend_of(int result, const char *otherwise) {
 }
 
 static int create_memory(struct machine *machine) {
-    int result = guest_mem_create(&machine->mem, machine->config->memory, machine->config->prealloc);
+    const struct vm_config *config = machine->config;
+    bool shared = config->engine == VM_ENGINE_DIRECT || config->engine == VM_ENGINE_AUTO;
+    int result =
+        guest_mem_create(&machine->mem, config->memory,
+                         (config->prealloc ? GUEST_MEM_PREALLOC : 0) | (shared ? GUEST_MEM_SHARED : 0));
     if (result) {
-        diag_error("--memory %lluM cannot be allocated: %s; %s",
-                   (unsigned long long)(machine->config->memory / MIB), strerror(-result),
-                   mend_of(result, "give less"));
+        diag_error("--memory %lluM cannot be allocated: %s; %s", (unsigned long long)(config->memory / MIB),
+                   strerror(-result), mend_of(result, "give less"));
         return result;
     }
     machine->has_mem = true;

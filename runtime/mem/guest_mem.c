@@ -1,27 +1,45 @@
 #define _GNU_SOURCE
 #include "mem/guest_mem.h"
+#include "base/pages.h"
 
 #include <errno.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
-int guest_mem_create(struct guest_mem *mem, uint64_t size, bool prealloc) {
-    int result;
-    *mem = (struct guest_mem){.size = size, .low_size = size < GUEST_LOW_RAM_END ? size : GUEST_LOW_RAM_END};
+/* What mincore() is asked for at a time. */
+#define RESIDENT_STEP (64 * MIB)
+
+static int map_shared(struct guest_mem *mem) {
     mem->fd = memfd_create("nestor-ram", MFD_CLOEXEC);
     if (mem->fd < 0)
         return -errno;
-    if (ftruncate(mem->fd, (off_t)size)) {
-        result = -errno;
-        goto close_fd;
-    }
-    int flags = MAP_SHARED | MAP_NORESERVE | (prealloc ? MAP_POPULATE : 0);
-    mem->base = mmap(NULL, size, PROT_READ | PROT_WRITE, flags, mem->fd, 0);
+    mem->base = MAP_FAILED;
+    if (!ftruncate(mem->fd, (off_t)mem->size))
+        mem->base = mmap(NULL, mem->size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, mem->fd, 0);
     if (mem->base == MAP_FAILED) {
-        result = -errno;
-        goto close_fd;
+        int result = -errno;
+        close(mem->fd);
+        return result;
     }
+    (void)madvise(mem->base, mem->size, MADV_HUGEPAGE); /* where the host has them for memory files */
+    return 0;
+}
+
+static int map_private(struct guest_mem *mem) {
+    mem->fd = -1;
+    mem->base = pages_map_large(mem->size);
+    return mem->base ? 0 : -ENOMEM;
+}
+
+int guest_mem_create(struct guest_mem *mem, uint64_t size, unsigned flags) {
+    *mem = (struct guest_mem){.size = size, .low_size = size < GUEST_LOW_RAM_END ? size : GUEST_LOW_RAM_END};
+    int result = flags & GUEST_MEM_SHARED ? map_shared(mem) : map_private(mem);
+    if (result)
+        return result;
+    if (flags & GUEST_MEM_PREALLOC)
+        pages_populate(mem->base, size);
     mem->state = mmap(NULL, size >> PAGE_SHIFT, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (mem->state == MAP_FAILED) {
         result = -errno;
@@ -38,8 +56,8 @@ unmap_state:
     munmap(mem->state, size >> PAGE_SHIFT);
 unmap_base:
     munmap(mem->base, size);
-close_fd:
-    close(mem->fd);
+    if (mem->fd >= 0)
+        close(mem->fd);
     return result;
 }
 
@@ -47,7 +65,29 @@ void guest_mem_destroy(struct guest_mem *mem) {
     munmap(mem->code_holders, (mem->size >> PAGE_SHIFT) * sizeof *mem->code_holders);
     munmap(mem->state, mem->size >> PAGE_SHIFT);
     munmap(mem->base, mem->size);
-    close(mem->fd);
+    if (mem->fd >= 0)
+        close(mem->fd);
+}
+
+uint64_t guest_mem_resident(const struct guest_mem *mem) {
+    struct stat status;
+    if (mem->fd >= 0)
+        return fstat(mem->fd, &status) ? 0 : (uint64_t)status.st_blocks * 512;
+    unsigned char resident[RESIDENT_STEP / PAGE_SIZE];
+    uint64_t pages = 0;
+    for (uint64_t at = 0; at < mem->size; at += RESIDENT_STEP) {
+        uint64_t length = mem->size - at < RESIDENT_STEP ? mem->size - at : RESIDENT_STEP;
+        if (mincore(mem->base + at, length, resident))
+            return 0;
+        for (uint64_t page = 0; page < length >> PAGE_SHIFT; page++)
+            pages += resident[page] & 1;
+    }
+    return pages << PAGE_SHIFT;
+}
+
+void guest_mem_discard(struct guest_mem *mem, uint64_t offset, uint64_t length) {
+    if (length && madvise(mem->base + offset, length, mem->fd < 0 ? MADV_DONTNEED : MADV_REMOVE))
+        memset(mem->base + offset, 0, length);
 }
 
 void *guest_mem_ptr(const struct guest_mem *mem, uint64_t gpa, uint64_t length) {

@@ -1,8 +1,9 @@
-/* Guest RAM: one memfd, mapped once, and the page-state table through which every writer goes.
+/* Guest RAM, mapped once, and the page-state table through which every writer goes. It is a memory file where
+ * other processes map it, too (direct execution); else private memory, which may have large pages.
  *
  * Layout of the guest-physical space: RAM from 0 up to at most GUEST_LOW_RAM_END; the rest of it from 4 GiB
  * upward. Between the two lies the MMIO hole (PCI windows, ECAM, IOAPIC, HPET, LAPIC). A RAM *offset* counts
- * bytes into the memfd: it is what blocks of translated code and page states are keyed by.
+ * bytes of RAM: it is what blocks of translated code and page states are keyed by.
  *
  * Whoever stores into guest RAM other than through a vCPU's TLB (DMA, loaders) calls guest_mem_write(), or
  * guest_mem_ptr() and then guest_mem_written(): that is how stale translations and dirty logs learn of it.
@@ -27,7 +28,7 @@ struct guest_mem {
     uint8_t *base;     /* host address of RAM offset 0 */
     uint64_t size;     /* bytes of RAM */
     uint64_t low_size; /* bytes of it below the hole */
-    int fd;            /* the memfd */
+    int fd;            /* the memory file; -1: private memory */
     uint8_t *state;    /* page states, size >> PAGE_SHIFT of them */
     /* Which vCPUs hold translations of a page: bit n for vCPU n (set and cleared by that vCPU alone,
      * atomically). A bit implies PAGE_HOLDS_CODE. */
@@ -38,9 +39,18 @@ struct guest_mem {
     void *on_code_written_context;
 };
 
-/* Allocate size bytes (a multiple of 4 KiB) of RAM; prealloc touches every page. 0 or -errno. */
-MUST_CHECK int guest_mem_create(struct guest_mem *mem, uint64_t size, bool prealloc);
+enum guest_mem_flags {
+    GUEST_MEM_PREALLOC = 1 << 0, /* touch every page */
+    GUEST_MEM_SHARED = 1 << 1,   /* a memory file */
+};
+
+/* Allocate size bytes (a multiple of 4 KiB) of RAM; flags: enum guest_mem_flags. 0 or -errno. */
+MUST_CHECK int guest_mem_create(struct guest_mem *mem, uint64_t size, unsigned flags);
 void guest_mem_destroy(struct guest_mem *mem);
+/* Bytes of RAM that the host has given. */
+uint64_t guest_mem_resident(const struct guest_mem *mem);
+/* Make whole pages zero, giving them back to the host where it takes them. */
+void guest_mem_discard(struct guest_mem *mem, uint64_t offset, uint64_t length);
 
 /* RAM offset of a guest-physical address, or GUEST_NO_RAM. */
 static inline uint64_t guest_mem_offset(const struct guest_mem *mem, uint64_t gpa) {

@@ -167,7 +167,7 @@ static bool env_msr_write(void *context, uint32_t msr, uint64_t value) {
 int guest_create(struct guest *guest) {
     char message[160];
     memset(guest, 0, sizeof *guest);
-    int error = guest_mem_create(&guest->mem, GUEST_RAM_SIZE, true);
+    int error = guest_mem_create(&guest->mem, GUEST_RAM_SIZE, GUEST_MEM_PREALLOC);
     if (error) {
         diag_error("nestor-diff: no memory for the guest: %s", strerror(-error));
         return error;

@@ -144,7 +144,7 @@ static void operation(struct board *board, struct timer_queue *queue, struct inp
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     struct input input = {data, size};
     struct guest_mem mem;
-    if (guest_mem_create(&mem, MEMORY, false))
+    if (guest_mem_create(&mem, MEMORY, 0))
         return 0;
     struct timer_queue *queue = timer_queue_create_manual();
     struct board_config config = {.cpus = CPUS,

@@ -44,7 +44,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
                                          .reserved_count = ARRAY_SIZE(reserved)};
     if (boot_source_open(&source, &request))
         return 0;
-    if (guest_mem_create(&mem, GUEST_MEMORY, false))
+    if (guest_mem_create(&mem, GUEST_MEMORY, 0))
         abort();
     int result = boot_source_load(source, &mem, 0xe0000, &state);
     /* What loaded must start inside guest memory, and the reserved range must be untouched. */

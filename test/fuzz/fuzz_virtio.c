@@ -337,7 +337,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     struct virtio_rng *rng = NULL;
     struct pci_root_config root_config = {.map = map_bar, .msi = {ignore_message, NULL}};
     uint8_t kind = (uint8_t)take(&input, 1);
-    if (guest_mem_create(&fuzz.mem, RAM, false))
+    if (guest_mem_create(&fuzz.mem, RAM, 0))
         abort();
     /* A guard behind RAM, where nothing else happens to be. */
     void *guard = mmap(fuzz.mem.base + RAM, PAGE_SIZE, PROT_NONE,

@@ -297,7 +297,7 @@ static void test_high_memory(void) {
     struct boot_layout layout;
     struct boot_range map[BOOT_MAP_ENTRIES];
     subject = "memory above 4 GiB";
-    if (guest_mem_create(&mem, 4 * GIB, false))
+    if (guest_mem_create(&mem, 4 * GIB, 0))
         abort();
     EXPECT(!boot_layout_create(&layout, &mem, board_ranges, 1));
     size_t count = boot_layout_map(&layout, map);
@@ -359,7 +359,7 @@ static void test_real(void) {
         snprintf(cache, sizeof cache, "%s/.cache/nestor/guests", home ? home : "");
         directory = cache;
     }
-    if (guest_mem_create(&mem, 256 * MIB, false))
+    if (guest_mem_create(&mem, 256 * MIB, 0))
         abort();
     for (size_t i = 0; i < ARRAY_SIZE(guests); i++) {
         if (!find_guest(directory, guests[i].name, guests[i].pattern, path)) {
@@ -378,7 +378,7 @@ static void test_real(void) {
 
 int main(void) {
     struct guest_mem mem;
-    if (guest_mem_create(&mem, 64 * MIB, false))
+    if (guest_mem_create(&mem, 64 * MIB, 0))
         abort();
     test_layout(&mem);
     test_high_memory();

@@ -93,7 +93,7 @@ void guest_create(struct guest *guest, bool long_mode) {
     struct vcpu *vcpu = &guest->vcpu;
     memset(guest, 0, sizeof *guest);
     vcpu->mem = &guest->mem;
-    if (guest_mem_create(&guest->mem, GUEST_RAM, false) ||
+    if (guest_mem_create(&guest->mem, GUEST_RAM, 0) ||
         cpu_model_create(&guest->model, "host", 2, error, sizeof error) || vtlb_create(vcpu)) {
         perror("cpu test: cannot make a guest");
         exit(1);

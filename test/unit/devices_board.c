@@ -245,7 +245,7 @@ static void test_tables(struct guest_mem *mem, uint64_t rsdp_address, const char
 int main(int argc, char **argv) {
     test_bus();
     struct guest_mem mem;
-    CHECK_EQUAL(guest_mem_create(&mem, 64 * MIB, false), 0);
+    CHECK_EQUAL(guest_mem_create(&mem, 64 * MIB, 0), 0);
     struct timer_queue *queue = timer_queue_create_manual();
     struct board_config config = {.cpus = 2,
                                   .mem = &mem,

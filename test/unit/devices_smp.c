@@ -111,7 +111,7 @@ static void *device_thread(void *context) {
 
 int main(void) {
     struct guest_mem mem;
-    CHECK_EQUAL(guest_mem_create(&mem, 2 * MIB, false), 0);
+    CHECK_EQUAL(guest_mem_create(&mem, 2 * MIB, 0), 0);
     struct board_config config = {
         .cpus = CPUS, .mem = &mem, .tsc_hz = 1000000000, .debug_exit_port = BOARD_NO_PORT};
     board = board_create(&config);

@@ -113,7 +113,7 @@ static void enter_real_mode(struct test_guest *guest) {
 void test_guest_create(struct test_guest *guest, enum test_mode mode) {
     struct vcpu *vcpu = &guest->vcpu;
     memset(guest, 0, sizeof *guest);
-    if (guest_mem_create(&guest->mem, TEST_RAM_SIZE, false)) {
+    if (guest_mem_create(&guest->mem, TEST_RAM_SIZE, 0)) {
         perror("interp test: no memory");
         exit(1);
     }

@@ -37,7 +37,7 @@ void guest_open(struct guest *guest, uint64_t ram) {
     memset(guest, 0, sizeof *guest);
     pthread_mutex_init(&guest->lock, NULL);
     pthread_cond_init(&guest->arrived, NULL);
-    CHECK(!guest_mem_create(&guest->mem, ram, false));
+    CHECK(!guest_mem_create(&guest->mem, ram, 0));
     guest->brk = 0x10000;
     struct pci_root_config config = {.map = bar_mapped, .context = guest, .msi = {message_arrived, guest}};
     for (unsigned i = 0; i < 4; i++)

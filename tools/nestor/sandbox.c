@@ -58,6 +58,7 @@ static const int calls_always[] = {
     SCMP_SYS(munmap),
     SCMP_SYS(mremap),
     SCMP_SYS(madvise),
+    SCMP_SYS(mincore),
     SCMP_SYS(brk),
     /* descriptors that are open already */
     SCMP_SYS(read),
