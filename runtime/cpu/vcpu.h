@@ -114,6 +114,8 @@ struct vcpu {
     uint32_t requests;     /* (any thread) REQUEST_* */
     uint8_t cpuid_changed; /* an answer of CPUID may have changed: whoever keeps answers drops them and clears
                               this */
+    uint8_t tlb_lost; /* (any thread sets) the TLB has lost an entry or a write tag: whoever keeps copies of
+                         what it held drops them and clears this */
     struct vcpu *self;
 
     /* -- system registers -- */

@@ -9,6 +9,11 @@
 
 #define SPACES_BYTES (VTLB_SPACES * sizeof(struct vtlb_space))
 
+/* Tell whoever keeps copies (vcpu->tlb_lost): after the loss, so that no copy is made once this is seen. */
+static void tell_lost(struct vcpu *vcpu) {
+    __atomic_store_n(&vcpu->tlb_lost, 1, __ATOMIC_SEQ_CST);
+}
+
 static void view_clear(struct vtlb_view *view) {
     for (uint64_t used = view->used; used; used &= used - 1) {
         struct vtlb_entry *entry = view->entry + (unsigned)__builtin_ctzll(used) * VTLB_CHUNK;
@@ -24,6 +29,7 @@ static void space_clear(struct vcpu *vcpu, struct vtlb_space *space) {
     for (unsigned i = 0; i < VTLB_LARGE_WORDS; i++)
         space->large[0][i] = space->large[1][i] = 0;
     space->generation = ++vcpu->generation_counter;
+    tell_lost(vcpu);
 }
 
 static void view_keep_global(struct vtlb_view *view) {
@@ -56,6 +62,7 @@ static void space_clear_local(struct vcpu *vcpu, struct vtlb_space *space) {
     for (unsigned i = 0; i < VTLB_LARGE_WORDS; i++)
         space->large[0][i] = 0;
     space->generation = ++vcpu->generation_counter;
+    tell_lost(vcpu);
 }
 
 static uint64_t hints_bytes(const struct vcpu *vcpu) {
@@ -162,6 +169,7 @@ void vtlb_invlpg(struct vcpu *vcpu, uint64_t linear) {
     for (unsigned i = 0; i < VTLB_SPACES; i++) /* the others for the sake of global pages */
         if (vcpu->spaces[i].live)
             drop_in_space(&vcpu->spaces[i], linear);
+    tell_lost(vcpu);
     vcpu->flushes += !(linear >> 63);
     note_page(vcpu, linear & PAGE_MASK);
 }
@@ -172,6 +180,7 @@ void vtlb_invpcid_page(struct vcpu *vcpu, uint16_t pcid, uint64_t linear) {
     if (!space)
         return;
     drop_in_space(space, linear);
+    tell_lost(vcpu);
     if (space == vcpu->space)
         note_page(vcpu, linear & PAGE_MASK);
     else
@@ -199,6 +208,8 @@ void vtlb_switch_space(struct vcpu *vcpu, uint16_t pcid, bool keep) {
     space->pcid = pcid;
     space->live = true;
     space->last_used = ++vcpu->space_clock;
+    if (vcpu->space != space)
+        tell_lost(vcpu); /* for this space */
     vcpu->space = space;
     if (!(vcpu->cr4 & CR4_PGE))
         vcpu->code_flush.global = true;
@@ -245,6 +256,7 @@ void vtlb_write_protect(struct vcpu *vcpu, uint64_t ram_page_offset) {
                 protect_entry(&view->entry[hint - 1], ram_page_offset);
         }
     }
+    tell_lost(vcpu);
 }
 
 void vtlb_forget_write_hint(struct vcpu *vcpu, uint64_t ram_page_offset) {

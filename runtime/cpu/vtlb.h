@@ -6,6 +6,7 @@
  * tag_write is valid only when a store needs no bookkeeping: PTE.D is set and the page's state is 0.
  * Pages that are not RAM never enter a view. An entry may vanish at any time; only its own vCPU thread adds.
  * Another thread may only set tag_write to VTLB_INVALID (when a page starts to hold code).
+ * Translated code keeps copies of entries (dbt/emit_memo.c): vcpu->tlb_lost says when they are void.
  */
 #ifndef NESTOR_CPU_VTLB_H
 #define NESTOR_CPU_VTLB_H

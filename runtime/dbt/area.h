@@ -21,10 +21,10 @@ static inline unsigned jump_cache_index(uint64_t key) {
     return (uint32_t)key * JUMP_CACHE_MULTIPLIER >> (32 - JUMP_CACHE_BITS);
 }
 
-/* A hit when key == (rip ^ dbt_hot.jump_key). */
-struct jump_cache_entry {
-    uint64_t key;
-    uint64_t host;
+/* A hit when key == (rip ^ dbt_hot.jump_key). Two arrays, so that the index is scaled by the address. */
+struct jump_cache {
+    uint64_t key[JUMP_CACHE_SIZE];
+    uint64_t host[JUMP_CACHE_SIZE];
 };
 
 /* Answers of CPUID to 64-bit code, direct-mapped by leaf and subleaf: see cpuid_memo_index(). */
@@ -40,14 +40,22 @@ static inline unsigned cpuid_memo_index(uint64_t rax, uint64_t rcx) {
     return (rax + 2 * rcx) % CPUID_MEMO_SIZE;
 }
 
+/* A page that accesses keep to: see emit_memo.c. */
+struct memo {
+    uint64_t page, addend;
+};
+#define MEMO_SLOTS 32u
+
 struct dbt_hot {
     uint64_t host_rsp;                              /* the C stack while translated code runs */
     uint64_t target;                                /* scratch: indirect target (guest, then host) */
     uint64_t value;                                 /* scratch */
+    uint64_t borrowed[2];                           /* guest registers that a cold path borrows */
     uint32_t flags;                                 /* AH:AL = LAHF and SETO of saved guest flags */
     uint32_t site;                                  /* index of the site that leaves for C */
     uint64_t jump_key;                              /* see jump.c */
-    uint64_t stack_page, stack_addend;              /* the page of the last stack access: see emit_stack.c */
+    struct memo stack;                              /* the page of the last stack access: see emit_memo.c */
+    struct vtlb_view *stack_view;                   /* that it is of */
     struct vtlb_view *view_kernel, *view_kernel_ac; /* what CLAC and STAC make current */
     uint8_t iflag;                                  /* RFLAGS bits 8-15, IF only: 0 or 2 */
     uint8_t acflag;                                 /* RFLAGS bits 16-23, AC only: 0 or 4 */
@@ -65,11 +73,9 @@ struct dbt_hot {
 /* The one that the code between two blocks may use. */
 #define BOUNDARY_SCRATCH GPR_R11
 
-/* No address is on the page of stack_page then but a non-canonical one, and that stays one under the addend.
- */
-static inline void hot_forget_stack(struct dbt_hot *hot) {
-    hot->stack_page = VTLB_INVALID;
-    hot->stack_addend = 0;
+/* No address is on the memo's page then but a non-canonical one, and that stays one under the addend. */
+static inline void memo_forget(struct memo *memo) {
+    *memo = (struct memo){.page = VTLB_INVALID};
 }
 
 enum area_alias { AREA_RUN, AREA_MASKED, AREA_STOP, AREA_ALIASES };
@@ -78,14 +84,17 @@ struct dbt_area {
     struct vcpu vcpu;
     int area_fd;
     struct dbt_hot hot __attribute__((aligned(64)));
+    struct memo memo[2][MEMO_SLOTS] __attribute__((aligned(64))); /* by access: reads, writes */
     struct cpuid_memo cpuid[CPUID_MEMO_SIZE] __attribute__((aligned(64)));
-    struct jump_cache_entry jump[JUMP_CACHE_SIZE] __attribute__((aligned(64)));
+    struct jump_cache jump __attribute__((aligned(64)));
     uint8_t poll[PAGE_SIZE] __attribute__((aligned(4096)));
     uint8_t sti_poll[PAGE_SIZE] __attribute__((aligned(4096)));
 };
 
 #define AREA_VCPU(field) ((uint32_t)offsetof(struct dbt_area, vcpu.field))
 #define AREA_HOT(field) ((uint32_t)offsetof(struct dbt_area, hot.field))
+#define AREA_MEMO(access, n)                                                                                 \
+    ((uint32_t)(offsetof(struct dbt_area, memo) + ((access)*MEMO_SLOTS + (n)) * sizeof(struct memo)))
 #define AREA_GPR(n) ((uint32_t)(offsetof(struct dbt_area, vcpu.gpr) + (size_t)(n)*8))
 
 static inline uint32_t flags_to_lahf(uint64_t flags) {

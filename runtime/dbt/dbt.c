@@ -179,6 +179,9 @@ bool dbt_handle_signal(struct vcpu *vcpu, int signal, siginfo_t *info, void *con
         signal == SIGSEGV && is_poll_address(dbt, info->si_addr, offsetof(struct dbt_area, poll));
     hot->fault_is_sti_poll =
         signal == SIGSEGV && is_poll_address(dbt, info->si_addr, offsetof(struct dbt_area, sti_poll));
+    /* Some virtual hosts cannot return to a program whose RSP is not canonical: the guest's is kept here. */
+    hot->save[GPR_RSP] = (uint64_t)user->uc_mcontext.gregs[REG_RSP];
+    user->uc_mcontext.gregs[REG_RSP] = (greg_t)hot->host_rsp;
     user->uc_mcontext.gregs[REG_RIP] = (greg_t)dbt->stub_fault;
     return true;
 }

@@ -54,7 +54,7 @@ static const char *const kind_names[] = {
 static const char *const site_names[] = {
     [SITE_LINK] = "link",           [SITE_JUMP_MISS] = "jump-miss", [SITE_HELPER] = "helper",
     [SITE_INTERPRET] = "interpret", [SITE_DEAD] = "dead",           [SITE_MEMORY] = "memory",
-    [SITE_UNGROUPED] = "ungrouped", [SITE_STACK] = "stack",
+    [SITE_UNGROUPED] = "ungrouped", [SITE_MEMO] = "memo",
 };
 
 static const char *const helper_names[] = {

@@ -174,10 +174,14 @@ void emit_colds(struct unit *unit) {
         asm_patch_rel32(cold->place, start);
         switch (cold->kind) {
         case SITE_MEMORY:
+            if (cold->borrowed[0] != cold->borrowed[1]) {
+                asm_load_gs(c, cold->borrowed[0], AREA_HOT(borrowed[0]));
+                asm_load_gs(c, cold->borrowed[1], AREA_HOT(borrowed[1]));
+            }
             emit_cold_memory(unit, cold, site);
             break;
-        case SITE_STACK:
-            emit_cold_stack(unit, cold);
+        case SITE_MEMO:
+            emit_cold_memo(unit, cold);
             break;
         case SITE_LINK:
             emit_cold_link(unit, site);
@@ -192,6 +196,7 @@ void emit_colds(struct unit *unit) {
         case SITE_JUMP_MISS:
             if (cold->look_up)
                 emit_cold_lookup(unit, site);
+            asm_alu_gs(c, ASM_XOR, unit->t0, AREA_HOT(jump_key));
             asm_store_gs(c, AREA_HOT(target), unit->t0);
             emit_reload(unit);
             emit_exit_to_c(unit, site);

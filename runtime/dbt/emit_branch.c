@@ -3,16 +3,15 @@
  * A direct exit is a jmp rel32 (or a Jcc's rel32 when nothing was spilled) that leads to cold code until
  * block_link() patches it.
  *
- * The jump cache is asked with the guest's target in t0 and the flags saved: t1 = target ^ gs:[jump_key] is
- * the key, its low half times JUMP_CACHE_MULTIPLIER the index (in t2). What is cached is the entry for saved
- * flags. If the block spilled registers of its own, the host's target goes through gs:[target], because by
- * the jump they hold guest values again.
+ * The jump cache is asked with the guest's target in t0 and the flags saved: t0 ^= gs:[jump_key] is the key,
+ * its low half times JUMP_CACHE_MULTIPLIER gives the index. What is cached is the entry for saved flags. By
+ * the jump, registers that the block spilled hold guest values again: the index is in one that it did not
+ * spill, or else the host's target goes through gs:[target].
  */
 #include "dbt/unit.h"
 
-_Static_assert(sizeof(struct jump_cache_entry) == 16, "the index is scaled by a shift");
-#define JUMP_KEY ((int32_t)(offsetof(struct dbt_area, jump) + offsetof(struct jump_cache_entry, key)))
-#define JUMP_HOST ((int32_t)(offsetof(struct dbt_area, jump) + offsetof(struct jump_cache_entry, host)))
+#define JUMP_KEY ((int32_t)offsetof(struct dbt_area, jump.key))
+#define JUMP_HOST ((int32_t)offsetof(struct dbt_area, jump.host))
 
 uint64_t branch_target(const struct unit *unit, const struct item *item) {
     uint64_t target =
@@ -20,32 +19,31 @@ uint64_t branch_target(const struct unit *unit, const struct item *item) {
     return unit->code64 ? target : (uint32_t)target;
 }
 
-/* The lookup; returns the place of the miss branch. Flags are saved. */
+/* The lookup; returns the place of the miss branch, at which t0 is the key. Flags are saved. */
 static uint8_t *emit_jump_lookup(struct unit *unit) {
     struct code_buffer *c = &unit->code;
-    asm_mov(c, unit->t1, unit->t0);
-    asm_alu_gs(c, ASM_XOR, unit->t1, AREA_HOT(jump_key));
-    asm_rex(c, false, unit->t2, 0, unit->t1);
-    code_u8(c, 0x69); /* imul t2d, t1d, JUMP_CACHE_MULTIPLIER */
-    code_u8(c, (uint8_t)(0xc0 | (unit->t2 & 7) << 3 | (unit->t1 & 7)));
+    uint16_t spilled = unit_spilled_here(unit);
+    int index = spilled >> unit->t1 & 1 ? unit->t2 : unit->t1;
+    asm_alu_gs(c, ASM_XOR, unit->t0, AREA_HOT(jump_key));
+    asm_rex(c, false, index, 0, unit->t0);
+    code_u8(c, 0x69); /* imul index, t0d, JUMP_CACHE_MULTIPLIER */
+    code_u8(c, (uint8_t)(0xc0 | (index & 7) << 3 | (unit->t0 & 7)));
     code_u32(c, JUMP_CACHE_MULTIPLIER);
-    asm_rex(c, false, 0, 0, unit->t2);
-    code_u8(c, 0xc1); /* shr t2d, 32 - bits - 4 */
-    code_u8(c, (uint8_t)(0xe8 | (unit->t2 & 7)));
-    code_u8(c, 32 - JUMP_CACHE_BITS - 4);
-    asm_and32_imm(c, unit->t2, (JUMP_CACHE_SIZE - 1) << 4);
+    asm_shr32(c, index, 32 - JUMP_CACHE_BITS);
     code_u8(c, 0x65);
-    asm_mem(c, true, ASM_CMP, unit->t1, unit->t2, -1, 0, JUMP_KEY);
+    asm_mem(c, true, ASM_CMP, unit->t0, -1, index, 3, JUMP_KEY);
     uint8_t *miss = asm_jcc(c, COND_NE);
-    code_u8(c, 0x65);
-    asm_mem(c, true, 0x8b, unit->t2, unit->t2, -1, 0, JUMP_HOST);
-    if (!unit_spilled_here(unit)) {
-        asm_jmp_reg(c, unit->t2);
+    if (spilled >> index & 1) {
+        code_u8(c, 0x65);
+        asm_mem(c, true, 0x8b, index, -1, index, 3, JUMP_HOST);
+        asm_store_gs(c, AREA_HOT(target), index);
+        emit_reload(unit);
+        asm_jmp_gs(c, AREA_HOT(target));
         return miss;
     }
-    asm_store_gs(c, AREA_HOT(target), unit->t2);
     emit_reload(unit);
-    asm_jmp_gs(c, AREA_HOT(target));
+    code_u8(c, 0x65); /* jmp gs:[index * 8 + host] */
+    asm_mem(c, false, 0xff, 4, -1, index, 3, JUMP_HOST);
     return miss;
 }
 
@@ -179,9 +177,7 @@ static void emit_indirect_target(struct unit *unit, const struct item *item) {
             asm_mov32(c, unit->t0, insn_gpr(op->reg.value));
         return;
     }
-    emit_address(unit, item, op);
-    emit_check(unit, item, unit->code64 ? 8 : 4, VMEM_READ, true);
-    asm_mem(c, unit->code64, 0x8b, unit->t0, unit->t0, -1, 0, 0);
+    emit_load_operand(unit, item);
 }
 
 void emit_jump_indirect(struct unit *unit, const struct item *item) {

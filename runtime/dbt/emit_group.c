@@ -62,6 +62,39 @@ static bool same_place(const struct use *one, const struct use *other) {
            (one->index < 0 || one->scale == other->scale);
 }
 
+bool item_steps(const struct item *item, int reg, int32_t *delta) {
+    const struct insn *insn = &item->insn;
+    int64_t amount;
+    if ((item->kind != KIND_COPY && item->kind != KIND_LEA) || insn->z.operand_width != 64 ||
+        insn->op[0].type != ZYDIS_OPERAND_TYPE_REGISTER || insn_gpr(insn->op[0].reg.value) != reg)
+        return false;
+    const ZydisDecodedOperand *from = &insn->op[1];
+    switch (insn->z.mnemonic) {
+    case ZYDIS_MNEMONIC_ADD:
+    case ZYDIS_MNEMONIC_SUB:
+        if (from->type != ZYDIS_OPERAND_TYPE_IMMEDIATE)
+            return false;
+        amount = insn->z.mnemonic == ZYDIS_MNEMONIC_ADD ? from->imm.value.s : -from->imm.value.s;
+        break;
+    case ZYDIS_MNEMONIC_INC:
+        amount = 1;
+        break;
+    case ZYDIS_MNEMONIC_DEC:
+        amount = -1;
+        break;
+    case ZYDIS_MNEMONIC_LEA:
+        if (insn->z.address_width != 64 || insn_gpr(from->mem.base) != reg ||
+            from->mem.index != ZYDIS_REGISTER_NONE)
+            return false;
+        amount = from->mem.disp.has_displacement ? from->mem.disp.value : 0;
+        break;
+    default:
+        return false;
+    }
+    *delta = (int32_t)amount;
+    return amount >= -GROUP_MAX_BYTES && amount <= GROUP_MAX_BYTES;
+}
+
 /* What an item does to a base register: true when it only adds *delta (perhaps 0). */
 static bool register_moves(const struct item *item, int base, int32_t *delta) {
     const struct insn *insn = &item->insn;
@@ -80,20 +113,7 @@ static bool register_moves(const struct item *item, int base, int32_t *delta) {
     }
     if (!(insn->gprs_written >> base & 1))
         return item->kind < KIND_HELPER;
-    if (item->kind != KIND_COPY || insn->z.operand_width != 64 ||
-        insn->op[0].type != ZYDIS_OPERAND_TYPE_REGISTER || insn_gpr(insn->op[0].reg.value) != base ||
-        insn->op[1].type != ZYDIS_OPERAND_TYPE_IMMEDIATE)
-        return false;
-    int64_t amount = insn->op[1].imm.value.s;
-    if (amount < -GROUP_MAX_BYTES || amount > GROUP_MAX_BYTES)
-        return false;
-    if (insn->z.mnemonic == ZYDIS_MNEMONIC_ADD)
-        *delta = (int32_t)amount;
-    else if (insn->z.mnemonic == ZYDIS_MNEMONIC_SUB)
-        *delta = -(int32_t)amount;
-    else
-        return false;
-    return true;
+    return item_steps(item, base, delta);
 }
 
 /* The same for base and index together; the index must stay. */
@@ -218,27 +238,26 @@ static struct group *begin(struct unit *unit, const struct item *item, const str
     struct code_buffer *c = &unit->code;
     emit_flags_clobber(unit);
     bool stack = use->base == GPR_RSP && use->index < 0;
-    if (stack) {
-        emit_stack_probe(unit, item,
-                         &(struct stack_range){.lo = lo,
-                                               .size = (uint16_t)(hi - lo),
-                                               .access = use->access,
-                                               .addend = (int8_t)group->reg,
-                                               .group = true});
+    if (stack || memo_suits(unit, item, use)) {
+        struct memo_range range = {.use = *use,
+                                   .memo = stack ? AREA_HOT(stack) : memo_next(unit, use->access),
+                                   .addend = (int8_t)group->reg,
+                                   .group = true};
+        range.use.disp = lo;
+        range.use.size = (unsigned)(hi - lo);
+        emit_memo_probe(unit, item, &range);
     } else {
         asm_lea(c, true, unit->t0, use->base, use->index, use->scale, lo);
         group_site(
             unit, item,
             emit_probe(unit, item, (unsigned)(hi - lo), use->access, (uint32_t)(c->at - unit->dbt->rw)));
-    }
-    if (stack) {
-        /* has it already */
-    } else if (use->index < 0) {
-        asm_load(c, group->reg, unit->t1, offsetof(struct vtlb_entry, addend));
-    } else {
-        /* Two registers address the guest's operand already: fold its index into the addend. */
-        asm_lea(c, true, group->reg, -1, use->index, use->scale, 0);
-        asm_alu_mem(c, ASM_ADD, group->reg, unit->t1, offsetof(struct vtlb_entry, addend));
+        if (use->index < 0) {
+            asm_load(c, group->reg, unit->t1, offsetof(struct vtlb_entry, addend));
+        } else {
+            /* Two registers address the guest's operand already: fold its index into the addend. */
+            asm_lea(c, true, group->reg, -1, use->index, use->scale, 0);
+            asm_alu_mem(c, ASM_ADD, group->reg, unit->t1, offsetof(struct vtlb_entry, addend));
+        }
     }
     group->base = use->base;
     group->index = use->index;

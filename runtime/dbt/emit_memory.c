@@ -60,6 +60,24 @@ void emit_entry(struct unit *unit, int address) {
     asm_alu_gs(c, ASM_ADD, unit->t1, AREA_VCPU(view));
 }
 
+/* The exit of a check that failed at place: raw state, t0 is the address, the flags are saved. */
+static struct site *probe_site(struct unit *unit, const struct item *item, uint8_t *place, unsigned size,
+                               enum vmem_access access, uint32_t retry) {
+    struct site *site = unit_site(unit, SITE_MEMORY, item);
+    site->reg = (uint8_t)unit->t0;
+    site->size = (uint16_t)size;
+    site->access = (uint8_t)access;
+    site->flags_saved = true;
+    site->host = retry;
+    unit_cold(unit, place, SITE_MEMORY, unit_site_index(unit, site));
+    return site;
+}
+
+static int32_t tag_of(enum vmem_access access) {
+    return (int32_t)(access == VMEM_WRITE ? offsetof(struct vtlb_entry, tag_write)
+                                          : offsetof(struct vtlb_entry, tag_read));
+}
+
 /* t1 = the entry of the page of t0's address, compared for [t0, t0 + size). */
 struct site *emit_probe(struct unit *unit, const struct item *item, unsigned size, enum vmem_access access,
                         uint32_t retry) {
@@ -70,18 +88,8 @@ struct site *emit_probe(struct unit *unit, const struct item *item, unsigned siz
         asm_mov(c, unit->t2, unit->t0);
     emit_entry(unit, unit->t0);
     asm_and_imm(c, unit->t2, (int32_t)PAGE_MASK);
-    asm_alu_mem(c, ASM_CMP, unit->t2, unit->t1,
-                access == VMEM_WRITE ? offsetof(struct vtlb_entry, tag_write)
-                                     : offsetof(struct vtlb_entry, tag_read));
-    uint8_t *place = asm_jcc(c, COND_NE);
-    struct site *site = unit_site(unit, SITE_MEMORY, item);
-    site->reg = (uint8_t)unit->t0;
-    site->size = (uint16_t)size;
-    site->access = (uint8_t)access;
-    site->flags_saved = true;
-    site->host = retry;
-    unit_cold(unit, place, SITE_MEMORY, unit_site_index(unit, site));
-    return site;
+    asm_alu_mem(c, ASM_CMP, unit->t2, unit->t1, tag_of(access));
+    return probe_site(unit, item, asm_jcc(c, COND_NE), size, access, retry);
 }
 
 static uint32_t here(const struct unit *unit) {
@@ -94,6 +102,80 @@ void emit_check(struct unit *unit, const struct item *item, unsigned size, enum 
     asm_alu_mem(&unit->code, ASM_ADD, unit->t0, unit->t1, offsetof(struct vtlb_entry, addend));
 }
 
+/* The linear address of an operand that names no register and moves with nothing. */
+static bool fixed_address(const struct unit *unit, const struct item *item, const ZydisDecodedOperand *op,
+                          uint64_t *linear) {
+    const struct insn *insn = &item->insn;
+    bool relative = op->mem.base == ZYDIS_REGISTER_RIP || op->mem.base == ZYDIS_REGISTER_EIP;
+    unsigned segment = insn_segment(insn, op);
+    if (unit->portable || segment == SEG_FS || segment == SEG_GS || op->mem.index != ZYDIS_REGISTER_NONE ||
+        (!relative && op->mem.base != ZYDIS_REGISTER_NONE))
+        return false;
+    *linear = op->mem.disp.has_displacement ? (uint64_t)op->mem.disp.value : 0;
+    if (relative)
+        *linear += unit->block->rip + item->guest + insn->length;
+    if (!unit->code64 || insn->z.address_width != 64)
+        *linear = (uint32_t)*linear;
+    return true;
+}
+
+/* Its check, for which the entry and the page are known:
+ *   mov t0, address;  mov t1, gs:[view];  cmp [t1 + tag], page;  jne cold;  add t0, [t1 + addend]
+ */
+static void emit_fixed_check(struct unit *unit, const struct item *item, uint64_t linear, unsigned size,
+                             enum vmem_access access, bool plain) {
+    struct code_buffer *c = &unit->code;
+    uint64_t page = linear & PAGE_MASK;
+    int32_t entry = (int32_t)((linear >> PAGE_SHIFT & (VTLB_ENTRIES - 1)) * sizeof(struct vtlb_entry));
+    uint32_t retry = here(unit);
+    asm_mov_imm(c, unit->t0, linear);
+    asm_load_gs(c, unit->t1, AREA_VCPU(view));
+    if ((uint64_t)(int64_t)(int32_t)page == page) {
+        asm_mem(c, true, 0x81, 7, unit->t1, -1, 0, entry + tag_of(access));
+        code_u32(c, (uint32_t)page);
+    } else {
+        asm_mov_imm(c, unit->t2, page);
+        asm_alu_mem(c, ASM_CMP, unit->t2, unit->t1, entry + tag_of(access));
+    }
+    probe_site(unit, item, asm_jcc(c, COND_NE), size, access, retry)->plain = plain;
+    asm_alu_mem(c, ASM_ADD, unit->t0, unit->t1, entry + (int32_t)offsetof(struct vtlb_entry, addend));
+}
+
+/* t0 = the host address of a memory operand. */
+static void emit_operand(struct unit *unit, const struct item *item, const ZydisDecodedOperand *op,
+                         unsigned size, enum vmem_access access, bool plain) {
+    uint64_t linear;
+    if (fixed_address(unit, item, op, &linear) && (linear & (PAGE_SIZE - 1)) + size <= PAGE_SIZE) {
+        emit_fixed_check(unit, item, linear, size, access, plain);
+        return;
+    }
+    emit_address(unit, item, op);
+    emit_check(unit, item, size, access, plain);
+}
+
+/* A single access that has a memo. False: it has none. */
+static bool emit_operand_memo(struct unit *unit, const struct item *item, const struct use *use, bool plain,
+                              struct host_memory *memory) {
+    bool stack = use->base == GPR_RSP && use->index < 0;
+    if (!stack && !memo_suits(unit, item, use))
+        return false;
+    emit_memo_probe(unit, item,
+                    &(struct memo_range){.use = *use,
+                                         .memo = stack ? AREA_HOT(stack) : memo_next(unit, use->access),
+                                         .addend = (int8_t)unit->t0,
+                                         .plain = plain});
+    *memory = (struct host_memory){.base = (int8_t)use->base, .index = (int8_t)unit->t0, .disp = use->disp};
+    return true;
+}
+
+void emit_load_operand(struct unit *unit, const struct item *item) {
+    struct use use;
+    struct host_memory memory = {.base = (int8_t)unit->t0, .index = -1};
+    if (!group_operand(unit, item, &use) || !emit_operand_memo(unit, item, &use, true, &memory))
+        emit_operand(unit, item, &item->insn.op[0], unit->code64 ? 8 : 4, VMEM_READ, true);
+    asm_mem(&unit->code, unit->code64, 0x8b, unit->t0, memory.base, memory.index, 0, memory.disp);
+}
+
 static enum vmem_access access_of(const ZydisDecodedOperand *op) {
     return op->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE ? VMEM_WRITE : VMEM_READ;
 }
@@ -101,13 +183,14 @@ static enum vmem_access access_of(const ZydisDecodedOperand *op) {
 void emit_memory(struct unit *unit, const struct item *item) {
     const ZydisDecodedOperand *op = &item->insn.op[item->insn.memory];
     struct host_memory memory = {.base = (int8_t)unit->t0, .index = -1};
+    bool plain = !(item->insn.traits & (INSN_MASKED | INSN_VECTOR)) &&
+                 item->insn.z.mnemonic != ZYDIS_MNEMONIC_CMPXCHG16B;
     struct use use;
-    if (!group_operand(unit, item, &use) || !group_cover(unit, item, &use, &memory)) {
+    bool simple = group_operand(unit, item, &use);
+    if (!simple || !group_cover(unit, item, &use, &memory)) {
         emit_flags_clobber(unit);
-        emit_address(unit, item, op);
-        emit_check(unit, item, op->size / 8, access_of(op),
-                   !(item->insn.traits & (INSN_MASKED | INSN_VECTOR)) &&
-                       item->insn.z.mnemonic != ZYDIS_MNEMONIC_CMPXCHG16B);
+        if (!simple || !emit_operand_memo(unit, item, &use, plain, &memory))
+            emit_operand(unit, item, op, op->size / 8, access_of(op), plain);
     }
     emit_native(unit, item, &memory);
 }
@@ -195,12 +278,10 @@ struct host_memory emit_stack(struct unit *unit, const struct item *item, int32_
         return memory;
     emit_flags_clobber(unit);
     if (unit->code64) {
-        emit_stack_probe(
-            unit, item,
-            &(struct stack_range){
-                .lo = delta, .size = (uint16_t)size, .access = access, .addend = (int8_t)unit->t1});
-        memory.index = (int8_t)unit->t1;
-        return memory;
+        emit_memo_probe(unit, item,
+                        &(struct memo_range){
+                            .use = use, .memo = AREA_HOT(stack), .addend = (int8_t)unit->t1, .plain = true});
+        return (struct host_memory){.base = GPR_RSP, .index = (int8_t)unit->t1, .disp = delta};
     }
     emit_stack_address(unit, GPR_RSP, delta);
     emit_check(unit, item, size, access, true);
@@ -213,9 +294,7 @@ void emit_push(struct unit *unit, const struct item *item) {
     int size = unit->code64 ? 8 : 4;
     if (op->type == ZYDIS_OPERAND_TYPE_MEMORY) {
         emit_flags_clobber(unit);
-        emit_address(unit, item, op);
-        emit_check(unit, item, (unsigned)size, VMEM_READ, true);
-        asm_mem(c, unit->code64, 0x8b, unit->t0, unit->t0, -1, 0, 0);
+        emit_load_operand(unit, item);
         asm_store_gs(c, AREA_HOT(value), unit->t0);
     }
     struct host_memory to = emit_stack(unit, item, -size, VMEM_WRITE);

@@ -249,5 +249,6 @@ void emit_set_ac(struct unit *unit, bool set) {
     asm_store8_imm_gs(c, AREA_HOT(acflag), set ? 4 : 0);
     asm_load_gs(c, unit->t0, set ? AREA_HOT(view_kernel_ac) : AREA_HOT(view_kernel));
     asm_store_gs(c, AREA_VCPU(view), unit->t0);
+    asm_store_gs(c, AREA_HOT(stack_view), unit->t0);
     emit_forget_stack(unit);
 }

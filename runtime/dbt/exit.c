@@ -46,12 +46,29 @@ static void forget_cpuid(struct vcpu *vcpu) {
     vcpu->cpuid_changed = 0;
 }
 
+/* Drop the memos (emit_memo.c) that may not hold any more. */
+static void refresh_memos(struct vcpu *vcpu) {
+    struct dbt_area *area = area_of(vcpu);
+    bool lost = __atomic_load_n(&vcpu->tlb_lost, __ATOMIC_RELAXED);
+    if (UNLIKELY(lost)) {
+        __atomic_store_n(&vcpu->tlb_lost, 0, __ATOMIC_SEQ_CST);
+        for (unsigned i = 0; i < MEMO_SLOTS; i++) {
+            memo_forget(&area->memo[VMEM_READ][i]);
+            memo_forget(&area->memo[VMEM_WRITE][i]);
+        }
+    }
+    if (lost || area->hot.stack_view != vcpu->view) {
+        area->hot.stack_view = vcpu->view;
+        memo_forget(&area->hot.stack);
+    }
+}
+
 /* Last steps before translated code at host runs. False: something came up, look again. */
 static bool arm(struct vcpu *vcpu, uint64_t host) {
     struct dbt_vcpu *dbt = vcpu->dbt;
     struct dbt_hot *hot = &dbt->area->hot;
     hot->resume = host;
-    hot_forget_stack(hot);
+    refresh_memos(vcpu);
     if (UNLIKELY(vcpu->cpuid_changed))
         forget_cpuid(vcpu);
     hot->iflag = (uint8_t)(vcpu->rflags >> 8 & 2);
@@ -414,7 +431,7 @@ uint64_t dbt_exit_guest(struct vcpu *vcpu) {
         return go(vcpu, no_origin);
     case SITE_DEAD:
     case SITE_MEMORY:
-    case SITE_STACK:
+    case SITE_MEMO:
         break;
     }
     vcpu->rip = block->rip;
@@ -466,11 +483,13 @@ uint64_t dbt_exit_memory(struct vcpu *vcpu) {
     merge_flags(vcpu, lahf_to_flags(hot->flags));
     bool filled;
     int result = fill_for(vcpu, site, hot->save[site->reg], &filled);
-    if (filled) {
-        dbt->stats.tlb_fills++;
+    dbt->stats.tlb_fills += filled;
+    /* The block holds addends in scratches. If the TLB has lost anything (the walker's A or D may have met a
+     * page of code, and other vCPUs), the block is not resumed but left before this instruction. */
+    bool lost = __atomic_load_n(&vcpu->tlb_lost, __ATOMIC_RELAXED);
+    if (filled && !lost) {
         hot->resume = (uint64_t)dbt->rx + site->host;
-        hot_forget_stack(hot);
-        vcpu_fpu_unpark(vcpu); /* the walker's A or D may have met a page of code, and other vCPUs */
+        vcpu_fpu_unpark(vcpu);
         return RESUME_RAW;
     }
     const struct guest_place place = {
@@ -479,6 +498,8 @@ uint64_t dbt_exit_memory(struct vcpu *vcpu) {
     if (result) {
         dbt->stats.exceptions++;
         cpu_deliver_exception(vcpu);
+    } else if (filled) {
+        /* tried again, from the instruction's start */
     } else if (site->group) {
         block_skip_group(dbt, hot->site);
         return go(vcpu, (struct origin){.site = NO_INDEX, .ungrouped = MODE_UNGROUPED});

@@ -13,7 +13,7 @@
 
 void jump_clear(struct dbt_vcpu *dbt) {
     for (unsigned i = 0; i < JUMP_CACHE_SIZE; i++)
-        dbt->area->jump[i].key = 0; /* 0 ^ key: context bits never zero, so no canonical rip matches */
+        dbt->area->jump.key[i] = 0; /* 0 ^ key: context bits never zero, so no canonical rip matches */
     light_fill(dbt->relied, 0, sizeof dbt->relied);
     dbt->relied_count = 0;
     light_fill(dbt->user_bloom, 0, sizeof dbt->user_bloom);
@@ -24,7 +24,7 @@ static uint64_t fresh_key(struct dbt_vcpu *dbt) {
         light_fill(dbt->context, 0, sizeof dbt->context);
         dbt->next_key = 1;
         for (unsigned i = 0; i < JUMP_CACHE_SIZE; i++)
-            dbt->area->jump[i].key = 0;
+            dbt->area->jump.key[i] = 0;
     }
     return dbt->next_key << 48 | ((dbt->next_key * 0x9e3779b1u) & (JUMP_CACHE_SIZE - 1));
 }
@@ -100,31 +100,32 @@ void jump_insert(struct vcpu *vcpu, uint64_t rip, uint32_t index, uint32_t host,
         bloom_set(dbt, rip);
     }
     uint64_t key = rip ^ dbt->area->hot.jump_key;
-    dbt->area->jump[jump_cache_index(key)] =
-        (struct jump_cache_entry){.key = key, .host = (uint64_t)dbt->rx + host};
+    unsigned slot = jump_cache_index(key);
+    dbt->area->jump.key[slot] = key;
+    dbt->area->jump.host[slot] = (uint64_t)dbt->rx + host;
 }
 
 uint64_t jump_find(const struct vcpu *vcpu, uint64_t rip) {
     const struct dbt_area *area = vcpu->dbt->area;
     uint64_t key = rip ^ area->hot.jump_key;
-    const struct jump_cache_entry *entry = &area->jump[jump_cache_index(key)];
-    return entry->key == key ? entry->host : 0;
+    unsigned slot = jump_cache_index(key);
+    return area->jump.key[slot] == key ? area->jump.host[slot] : 0;
 }
 
 void jump_forget(struct vcpu *vcpu, uint64_t rip) {
     struct dbt_area *area = vcpu->dbt->area;
     uint64_t key = rip ^ area->hot.jump_key;
-    struct jump_cache_entry *entry = &area->jump[jump_cache_index(key)];
-    if (entry->key == key)
-        entry->key = 0;
+    unsigned slot = jump_cache_index(key);
+    if (area->jump.key[slot] == key)
+        area->jump.key[slot] = 0;
 }
 
 void jump_forget_everywhere(struct dbt_vcpu *dbt, uint64_t rip) {
     for (unsigned i = 0; i < JUMP_CONTEXTS; i++) {
         uint64_t key = rip ^ dbt->context[i].key;
-        struct jump_cache_entry *entry = &dbt->area->jump[jump_cache_index(key)];
-        if (dbt->context[i].key && entry->key == key)
-            entry->key = 0;
+        unsigned slot = jump_cache_index(key);
+        if (dbt->context[i].key && dbt->area->jump.key[slot] == key)
+            dbt->area->jump.key[slot] = 0;
     }
 }
 

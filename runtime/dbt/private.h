@@ -12,9 +12,10 @@
 #include "dbt/dbt.h"
 #include "isa/insn.h"
 
-#define BLOCK_MAX_INSNS 48
+#define BLOCK_INSNS 48     /* that a block has as a rule */
+#define BLOCK_MAX_INSNS 80 /* of a loop */
 #define BLOCK_MAX_EXITS 3
-#define BLOCK_MAX_HOST 12288 /* bytes kept free before a translation starts */
+#define BLOCK_MAX_HOST 20480 /* bytes kept free before a translation starts */
 #define NO_INDEX UINT32_MAX
 /* In struct block.mode only: translated without shared checks (emit_group.c). */
 #define MODE_UNGROUPED (1u << 31)
@@ -26,7 +27,7 @@ enum site_kind {
     SITE_INTERPRET, /* an instruction for the interpreter */
     SITE_DEAD,      /* entry of an invalidated block */
     SITE_MEMORY,    /* an inline TLB check missed: raw state */
-    SITE_STACK,     /* no site of its own: the stack's page is not the one remembered (emit_stack.c) */
+    SITE_MEMO,      /* no site of its own: the page is not the one remembered (emit_memo.c) */
     SITE_UNGROUPED, /* as LINK, to the translation without groups of what follows */
 };
 
@@ -168,6 +169,7 @@ struct dbt_vcpu {
     struct cached *cached;         /* the persistent caches; NULL: none */
     struct portable_log *log;      /* what is to be recorded; NULL: nothing is */
     struct translator *translator; /* of a vCPU that makes portable units */
+    unsigned next_memo[2];         /* to be dealt out to reads, to writes */
     uint64_t host_writes;          /* bumped by invalidations: an in-block resume is off */
     struct unit *unit;             /* the translation in progress */
     enum dbt_exit exit;

@@ -96,8 +96,7 @@ void dbt_emit_stubs(struct dbt_vcpu *dbt) {
     asm_jmp_gs(c, AREA_HOT(resume));
 
     dbt->stub_fault = dbt->rx + (c->at - dbt->rw);
-    emit_save_registers(c, AREA_HOT(save), all);
-    asm_load_gs(c, GPR_RSP, AREA_HOT(host_rsp));
+    emit_save_registers(c, AREA_HOT(save), all & (uint16_t) ~(1u << GPR_RSP));
     code_u8(c, 0x9c); /* pushfq; pop gs:[save_flags] */
     asm_gs(c, false, 0x8f, 0, AREA_HOT(save_flags));
     emit_call_c(c, dbt_exit_fault);

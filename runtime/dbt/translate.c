@@ -3,7 +3,7 @@
  *
  * A block has one entry and several exits: it goes on behind conditional branches not taken, and ends at an
  * unconditional one, at an instruction for the interpreter, at the end of the page, or when scratch registers
- * would run out.
+ * would run out. Loops of ring 3 may have a single scratch (unit->narrow).
  */
 #define _GNU_SOURCE
 #include "base/pages.h"
@@ -15,6 +15,7 @@
 
 #define SCRATCHES 3
 #define POPULATE_BYTES (256 * KIB)
+#define NARROW_SCRATCHES 1
 #define RELEASE_BYTES (1 * MIB)
 #define RELEASE_KEPT_BYTES (8 * MIB)
 #define RELEASE_ALL_BYTES (16 * MIB)
@@ -79,6 +80,11 @@ static void choose_scratches(struct unit *unit) {
     unit->t0 = high_byte ? take_register(&taken, low_order, ARRAY_SIZE(low_order)) : -1;
     if (unit->t0 < 0)
         unit->t0 = take_register(&taken, scratch_order, ARRAY_SIZE(scratch_order));
+    if (unit->narrow) {
+        unit->t1 = unit->t0;
+        unit->spilled |= taken & (uint16_t)~unit->used;
+        return;
+    }
     unit->t1 = take_register(&taken, scratch_order, ARRAY_SIZE(scratch_order));
     unit->t2 = take_register(&taken, scratch_order, ARRAY_SIZE(scratch_order));
     if (!(unit->block->mode & MODE_UNGROUPED) && unit->code64) {
@@ -118,23 +124,99 @@ static unsigned decode_at(struct unit *unit, struct item *item, unsigned offset)
     return item->insn.length;
 }
 
+static bool is_loop_end(const struct unit *unit, const struct item *item) {
+    return (item->kind == KIND_JCC || item->kind == KIND_JCXZ) &&
+           branch_target(unit, item) == unit->block->rip;
+}
+
+/* May the item be part of a block with a single scratch? */
+static bool is_narrow(const struct unit *unit, const struct item *item) {
+    struct use use;
+    uint32_t written = item->insn.flags_written & FLAGS_ARITHMETIC;
+    switch (item->kind) {
+    case KIND_COPY:
+    case KIND_NOP:
+    case KIND_LEA:
+        return true;
+    case KIND_JCC:
+    case KIND_JCXZ:
+        return !branch_needs_lookup(unit, branch_target(unit, item));
+    case KIND_MEMORY:
+        /* No saved flags have to be given back while the scratch is part of the address. */
+        return group_operand(unit, item, &use) && !(item->insn.flags_read & FLAGS_ARITHMETIC) &&
+               (!written || written == FLAGS_ARITHMETIC);
+    default:
+        return false;
+    }
+}
+
+/* Decode and classify the next item, at offset; its length, 0: the block must end before it. */
+static unsigned next_item(struct unit *unit, unsigned offset) {
+    struct item *item = &unit->item[unit->items];
+    unsigned length = decode_at(unit, item, offset);
+    if (!length)
+        return 0;
+    item->guest = (uint16_t)offset;
+    item->helper = HELPER_NONE;
+    item->kind = unit_classify(unit, item);
+    return length;
+}
+
+/* A block that ran out of scratches or grew too long: does it become a loop of ring 3 that can do with one
+ * scratch, if it goes on? Half of the instructions of a loop that computes name all registers there are, and
+ * such a loop cut in pieces carries its registers through memory at each seam. False: nothing has changed. */
+static bool gather_loop(struct unit *unit, unsigned offset, unsigned exits, uint16_t used) {
+    unsigned items = unit->items;
+    if (!unit->code64 || unit->portable || !(unit->block->mode & MODE_CPL3) ||
+        unit->block->ram_page2 != GUEST_NO_RAM)
+        return false;
+    for (unsigned i = 0; i < items; i++)
+        if (!is_narrow(unit, &unit->item[i]))
+            return false;
+    while (unit->items < BLOCK_MAX_INSNS && exits < BLOCK_MAX_EXITS) {
+        const struct item *item = &unit->item[unit->items];
+        unsigned length = next_item(unit, offset);
+        used |= item->insn.gprs_read | item->insn.gprs_written;
+        if (!length || !is_narrow(unit, item) || free_registers(used) < NARROW_SCRATCHES)
+            break;
+        exits += item->kind == KIND_JCC || item->kind == KIND_JCXZ;
+        unit->items++;
+        offset += length;
+        if (!is_loop_end(unit, item))
+            continue;
+        unit->end_rip = unit->block->rip + offset;
+        unit->used = used;
+        unit->narrow = free_registers(used) < SCRATCHES;
+        if (!branch_needs_lookup(unit, unit->end_rip))
+            return true;
+        break;
+    }
+    unit->items = items;
+    unit->narrow = false;
+    return false;
+}
+
 /* Fill unit->item. False when the first instruction cannot even be decoded. */
 static bool gather(struct unit *unit) {
     uint16_t used = 0;
     unsigned offset = 0, exits = 0;
-    bool scratch = false;
+    bool scratch = false, loop = false;
     unit->items = 0;
-    while (unit->items < BLOCK_MAX_INSNS && exits < BLOCK_MAX_EXITS) {
-        struct item *item = &unit->item[unit->items];
-        unsigned length = decode_at(unit, item, offset);
+    unit->narrow = unit->loop = false;
+    while (exits < BLOCK_MAX_EXITS) {
+        const struct item *item = &unit->item[unit->items];
+        if (unit->items == BLOCK_INSNS) {
+            loop = gather_loop(unit, offset, exits, used);
+            break;
+        }
+        unsigned length = next_item(unit, offset);
         if (!length)
             break;
-        item->guest = (uint16_t)offset;
-        item->helper = HELPER_NONE;
-        item->kind = unit_classify(unit, item);
         uint16_t now = used | item->insn.gprs_read | item->insn.gprs_written;
-        if (free_registers(now) < SCRATCHES && unit->items)
+        if (free_registers(now) < SCRATCHES && unit->items) {
+            loop = gather_loop(unit, offset, exits, used);
             break;
+        }
         used = now;
         scratch |= needs_scratch(unit, item);
         if (item->kind == KIND_JCC || item->kind == KIND_JCXZ)
@@ -146,9 +228,16 @@ static bool gather(struct unit *unit) {
     }
     if (!unit->items)
         return false;
-    unit->end_rip = unit->block->rip + offset;
+    if (loop) {
+        used = unit->used;
+        scratch = true;
+    } else {
+        unit->end_rip = unit->block->rip + offset;
+    }
     if (!ends_block(unit->item[unit->items - 1].kind))
         scratch |= branch_needs_lookup(unit, unit->code64 ? unit->end_rip : (uint32_t)unit->end_rip);
+    for (unsigned i = 0; i < unit->items; i++)
+        unit->loop |= is_loop_end(unit, &unit->item[i]);
     unit->t0 = unit->t1 = unit->t2 = -1;
     unit->used = used;
     unit->spilled = HOMED & (uint16_t)~used;
@@ -286,16 +375,6 @@ static bool wants_flags_saved(const struct unit *unit) {
     return true;
 }
 
-static bool loops_to_itself(const struct unit *unit) {
-    for (unsigned i = 0; i < unit->items; i++) {
-        const struct item *item = &unit->item[i];
-        if ((item->kind == KIND_JCC || item->kind == KIND_JCXZ) &&
-            branch_target(unit, item) == unit->block->rip)
-            return true;
-    }
-    return false;
-}
-
 static void emit_registers_at_entry(struct unit *unit) {
     for (int reg = 0; reg < 16; reg++)
         if (unit_spilled_here(unit) >> reg & 1)
@@ -314,7 +393,7 @@ static void emit_entries(struct unit *unit) {
         entry[false] = c->at;
         emit_registers_at_entry(unit);
         unit->loop_live = c->at;
-    } else if (!loops_to_itself(unit) || !(unit_spilled_here(unit) | unit_resident(unit))) {
+    } else if (!unit->loop || !(unit_spilled_here(unit) | unit_resident(unit))) {
         unit->loop_live = entry[false] = c->at;
         emit_save_flags(unit, BOUNDARY_SCRATCH);
         entry[true] = c->at;

@@ -66,13 +66,22 @@ struct item {
     uint16_t guest; /* offset from the block's rip */
 };
 
-/* Bytes at [rsp + lo, + size) to be checked at once. */
-struct stack_range {
-    int32_t lo;
-    uint16_t size;
+/* An access that an item makes off a base register and perhaps an index. */
+struct use {
+    int base, index; /* index -1: none */
+    unsigned scale;  /* log2 */
+    int32_t disp;
+    unsigned size;
     enum vmem_access access;
-    int8_t addend; /* register that gets it */
+};
+
+/* A check by memo (emit_memo.c). */
+struct memo_range {
+    struct use use;
+    uint32_t memo; /* offset in the area */
+    int8_t addend; /* register that gets it, and the index */
     bool group;    /* a check for several accesses */
+    bool plain;    /* of the site */
 };
 
 struct cold {
@@ -81,9 +90,10 @@ struct cold {
     enum site_kind kind;
     uint32_t ungrouped;      /* MEMORY of a group: the SITE_UNGROUPED behind it */
     bool look_up;            /* JUMP_MISS: a side exit that goes through the jump cache first */
-    uint8_t *back;           /* HELPER, STACK: where the block goes on */
-    const struct item *item; /* STACK */
-    struct stack_range stack;
+    uint8_t *back;           /* HELPER, MEMO: where the block goes on */
+    const struct item *item; /* MEMO */
+    struct memo_range range;
+    int8_t borrowed[2]; /* MEMORY: registers to be given back, if they differ */
 };
 
 /* Accesses off one base register that share a check: see emit_group.c. */
@@ -125,6 +135,8 @@ struct unit {
     bool code64;
     uint64_t end_rip; /* of the last item */
     int t0, t1, t2;   /* scratches; -1 when the block needs none */
+    bool narrow;      /* t0 is the only one (and t1 the same): see translate.c */
+    bool loop;        /* it branches to itself */
     uint16_t used;    /* registers that its instructions name */
     uint16_t spilled;
     bool flags_saved;
@@ -214,34 +226,31 @@ struct site *emit_probe(struct unit *unit, const struct item *item, unsigned siz
  * instruction's fault. */
 void emit_check(struct unit *unit, const struct item *item, unsigned size, enum vmem_access access,
                 bool plain);
+/* t0 = what operand 0, in memory, holds: a word of the stack's width. */
+void emit_load_operand(struct unit *unit, const struct item *item);
 void emit_memory(struct unit *unit, const struct item *item);
 void emit_bit_memory(struct unit *unit, const struct item *item);
 void emit_lea(struct unit *unit, const struct item *item);
-/* The host's way to the stack word at [rsp + delta]: covered by a shared check, or checked now (t0 and
- * perhaps t1 are part of it then). */
+/* The host's way to the stack word at [rsp + delta]: covered by a shared check, or checked now (t0 or t1 is
+ * part of it then). */
 struct host_memory emit_stack(struct unit *unit, const struct item *item, int32_t delta,
                               enum vmem_access access);
 void emit_push(struct unit *unit, const struct item *item);
 void emit_pop(struct unit *unit, const struct item *item);
 void emit_leave_insn(struct unit *unit, const struct item *item);
 
-/* -- emit_stack.c -- */
-/* Check a range of the stack; flags are saved. */
-void emit_stack_probe(struct unit *unit, const struct item *item, const struct stack_range *range);
-void emit_cold_stack(struct unit *unit, const struct cold *cold);
+/* -- emit_memo.c -- */
+/* Does the access keep to a page long enough for a memo? */
+bool memo_suits(const struct unit *unit, const struct item *item, const struct use *use);
+/* The memo for one more access, not the stack's. */
+uint32_t memo_next(struct unit *unit, enum vmem_access access);
+/* Check a range; flags are saved. */
+void emit_memo_probe(struct unit *unit, const struct item *item, const struct memo_range *range);
+void emit_cold_memo(struct unit *unit, const struct cold *cold);
 /* The view is about to change. */
 void emit_forget_stack(struct unit *unit);
 
 /* -- emit_group.c -- */
-/* An access that an item makes off a base register and perhaps an index. */
-struct use {
-    int base, index; /* index -1: none */
-    unsigned scale;  /* log2 */
-    int32_t disp;
-    unsigned size;
-    enum vmem_access access;
-};
-
 /* If the access of item is covered by a shared check (made now if that pays), say how the host reaches it. */
 bool group_cover(struct unit *unit, const struct item *item, const struct use *use,
                  struct host_memory *memory);
@@ -253,6 +262,8 @@ void group_site(struct unit *unit, const struct item *item, struct site *site);
 unsigned group_count(const struct unit *unit);
 /* After an item was emitted: what it did to the base registers. */
 void group_after(struct unit *unit, const struct item *item);
+/* Does the item add a constant to a general register that it writes, and no more? */
+bool item_steps(const struct item *item, int reg, int32_t *delta);
 void group_reset(struct unit *unit);
 
 /* -- emit_branch.c -- */
@@ -263,7 +274,7 @@ void emit_call(struct unit *unit, const struct item *item);
 void emit_jump_indirect(struct unit *unit, const struct item *item);
 void emit_call_indirect(struct unit *unit, const struct item *item);
 void emit_ret(struct unit *unit, const struct item *item);
-/* A JUMP_MISS cold path's lookup; falls through on a miss, with the target in t0. */
+/* A JUMP_MISS cold path's lookup; falls through on a miss, with the key in t0. */
 void emit_cold_lookup(struct unit *unit, const struct site *site);
 bool branch_needs_lookup(const struct unit *unit, uint64_t target);
 uint64_t branch_target(const struct unit *unit, const struct item *item);
