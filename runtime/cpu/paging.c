@@ -7,7 +7,7 @@
 #include "mem/guest_mem.h"
 
 #define PHYSICAL_MASK ((1ull << GUEST_PHYSICAL_BITS) - 1)
-#define ADDRESS_MASK (PHYSICAL_MASK & PAGE_MASK)
+#define ADDRESS_MASK PAGING_ADDRESS_MASK
 #define RESERVED_HIGH (0x000fffffffffffffull & ~PHYSICAL_MASK)
 
 #define MAX_LEVELS 4
@@ -205,6 +205,10 @@ int paging_walk(struct vcpu *vcpu, uint64_t linear, enum vmem_access access, boo
             .global = vcpu->cr4 & CR4_PGE && path.value[leaf] & PTE_G,
             .user = path.user,
         };
+        if (walk.entry_size == 8 && path.leaf_shift == PAGE_SHIFT) {
+            translation->entry = path.entry[leaf];
+            translation->entry_value = path.value[leaf];
+        }
         return CPU_OK;
     }
 }

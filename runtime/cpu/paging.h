@@ -11,6 +11,9 @@ struct translation {
     bool executable; /* a fetch by this accessor is permitted */
     bool global;
     bool user; /* open to CPL 3 */
+    /* A 4K page's entry of 8 bytes, for who wants to look at those beside it; NULL: none. */
+    const uint64_t *entry;
+    uint64_t entry_value;
 };
 
 /* Walk for one access; user: CPL 3 rules, ac: supervisor accesses may touch user pages though SMAP is on.
@@ -24,5 +27,7 @@ bool paging_peek(struct vcpu *vcpu, uint64_t linear, struct translation *transla
 MUST_CHECK int paging_load_pdptes(struct vcpu *vcpu, uint64_t cr3);
 /* Bits of a physical address the guest may use: MAXPHYADDR. */
 #define GUEST_PHYSICAL_BITS 40
+/* What of an entry of 8 bytes is the address of a 4K page; all else are rights and remarks. */
+#define PAGING_ADDRESS_MASK (((1ull << GUEST_PHYSICAL_BITS) - 1) & PAGE_MASK)
 
 #endif

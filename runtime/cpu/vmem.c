@@ -73,6 +73,36 @@ static void fill(struct vcpu *vcpu, struct vtlb_view *view, uint64_t linear, uin
     }
 }
 
+/* Behind a page that follows one known already: fill the pages that come next, as a processor may (SDM vol.
+ * 3, 4.10.2.3), where that costs no walk: 4K pages whose entries lie in the same cache line and differ in
+ * nothing but the address (so A is set, and D where it is here), and further parts of a large page. */
+#define AHEAD 8
+static void fill_ahead(struct vcpu *vcpu, struct vtlb_view *view, uint64_t linear,
+                       const struct translation *translation) {
+    uint64_t page = linear & PAGE_MASK, before = page - PAGE_SIZE;
+    bool large = translation->size > PAGE_SIZE;
+    uint64_t end = large ? (page | (translation->size - 1)) : (page | (AHEAD * PAGE_SIZE - 1));
+    if (view->entry[before >> PAGE_SHIFT & (VTLB_ENTRIES - 1)].tag_read != before || vcpu->a20_masked ||
+        (!large && !translation->entry))
+        return;
+    for (unsigned i = 1; i < AHEAD && page + i * PAGE_SIZE <= end; i++) {
+        uint64_t next = page + i * PAGE_SIZE, offset;
+        const struct vtlb_entry *entry = &view->entry[next >> PAGE_SHIFT & (VTLB_ENTRIES - 1)];
+        if (large) {
+            offset = guest_mem_offset(vcpu->mem, (translation->gpa & PAGE_MASK) + i * PAGE_SIZE);
+        } else {
+            uint64_t value = __atomic_load_n(translation->entry + i, __ATOMIC_RELAXED);
+            if ((value ^ translation->entry_value) & ~PAGING_ADDRESS_MASK)
+                return;
+            offset = guest_mem_offset(vcpu->mem, value & PAGING_ADDRESS_MASK);
+        }
+        if (offset == GUEST_NO_RAM)
+            return;
+        if (entry->tag_read != next || (translation->writable && entry->tag_write != next))
+            fill(vcpu, view, next, offset, translation);
+    }
+}
+
 /* Resolve an access inside one page. */
 static int resolve(struct vcpu *vcpu, uint64_t linear, enum vmem_access access, enum vmem_as as,
                    struct piece *piece) {
@@ -100,6 +130,8 @@ static int resolve(struct vcpu *vcpu, uint64_t linear, enum vmem_access access, 
     /* A fetch fills the read tag, too: where code may be fetched the same accessor may read, but for SMAP. */
     if (access != VMEM_FETCH || user || ac || !translation.user || !(vcpu->cr4 & CR4_SMAP))
         fill(vcpu, view, linear, offset, &translation);
+    if (access != VMEM_FETCH)
+        fill_ahead(vcpu, view, linear, &translation);
     *piece = (struct piece){.host = vcpu->mem->base + offset, .gpa = translation.gpa};
     return CPU_OK;
 }

@@ -4,6 +4,7 @@
  * jump-cache misses, TLB fills, system instructions, exceptions) and is parked only for translation,
  * interpretation and devices.
  */
+#include "base/light.h"
 #include "cpu/fpu.h"
 #include "cpu/pending.h"
 #include "cpu/system.h"
@@ -473,6 +474,53 @@ static int fill_for(struct vcpu *vcpu, const struct site *site, uint64_t linear,
     return CPU_OK;
 }
 
+/* What a MOV to memory stores, read off its bytes: enough of a decoder for a store whose address and size are
+ * known. False: something else. */
+static bool stored_value(const struct vcpu *vcpu, const uint8_t *code, const struct site *site,
+                         uint64_t *value) {
+    unsigned i = 0, rex = 0, length = site->length;
+    while (i + 2 < length && (code[i] == 0x66 || (code[i] & 0xe7) == 0x26 || (code[i] & 0xfe) == 0x64))
+        i++;
+    if (cpu_is_code64(vcpu) && (code[i] & 0xf0) == 0x40)
+        rex = code[i++];
+    if (i + 2 > length || (code[i] & 0xfe) != 0x88 + (code[i] & 0x40 ? 0x3e : 0) ||
+        (code[i] & 1 ? site->size == 1 || site->size > 8 : site->size != 1))
+        return false;
+    unsigned reg = (code[i + 1] >> 3 & 7) | (rex & 4) << 1;
+    if (code[i] & 0x40) { /* C6, C7: an immediate */
+        unsigned size = site->size < 4 ? site->size : 4;
+        int32_t immediate = 0;
+        if (reg & 7 || i + 2 + size > length)
+            return false;
+        light_copy(&immediate, code + length - size, size);
+        *value = (uint64_t)(int64_t)immediate;
+    } else if (site->size == 1 && !rex && reg >= 4) { /* AH, CH, DH, BH */
+        *value = vcpu->gpr[reg - 4] >> 8;
+    } else {
+        *value = vcpu->gpr[reg];
+    }
+    return true;
+}
+
+/* Most instructions that the interpreter would have to execute for their access are stores to pages of code,
+ * or to devices. CPU_OK with *done, or the store's fault. The registers are in vcpu->gpr. */
+static int store_by_hand(struct vcpu *vcpu, const struct block *block, const struct site *site,
+                         uint64_t linear, bool *done) {
+    uint64_t value, next = vcpu->rip + site->length;
+    bool one_page = (linear & (PAGE_SIZE - 1)) + site->size <= PAGE_SIZE;
+    *done = false;
+    if (site->access != VMEM_WRITE || !site->plain || !one_page || block->ram_page2 != GUEST_NO_RAM ||
+        (cpu_is_code64(vcpu) ? !cpu_is_canonical(linear) : linear > UINT32_MAX) ||
+        !stored_value(vcpu, vcpu->mem->base + block->ram_offset + site->guest, site, &value))
+        return CPU_OK;
+    int result = vmem_write(vcpu, linear, &value, site->size, AS_CURRENT);
+    if (!result) {
+        vcpu->rip = cpu_is_code64(vcpu) ? next : (uint32_t)next;
+        *done = true;
+    }
+    return result;
+}
+
 uint64_t dbt_exit_memory(struct vcpu *vcpu) {
     struct dbt_vcpu *dbt = vcpu->dbt;
     struct dbt_hot *hot = &dbt->area->hot;
@@ -482,7 +530,8 @@ uint64_t dbt_exit_memory(struct vcpu *vcpu) {
     dbt->stats.tlb_slow++;
     merge_flags(vcpu, lahf_to_flags(hot->flags));
     bool filled;
-    int result = fill_for(vcpu, site, hot->save[site->reg], &filled);
+    uint64_t linear = hot->save[site->reg];
+    int result = fill_for(vcpu, site, linear, &filled);
     dbt->stats.tlb_fills += filled;
     /* The block holds addends in scratches. If the TLB has lost anything (the walker's A or D may have met a
      * page of code, and other vCPUs), the block is not resumed but left before this instruction. */
@@ -504,7 +553,13 @@ uint64_t dbt_exit_memory(struct vcpu *vcpu) {
         block_skip_group(dbt, hot->site);
         return go(vcpu, (struct origin){.site = NO_INDEX, .ungrouped = MODE_UNGROUPED});
     } else {
-        interpret(vcpu);
+        bool done;
+        if (store_by_hand(vcpu, block, site, linear, &done)) {
+            dbt->stats.exceptions++;
+            cpu_deliver_exception(vcpu);
+        } else if (!done) {
+            interpret(vcpu);
+        }
     }
     return go(vcpu, no_origin);
 }

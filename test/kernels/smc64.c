@@ -28,6 +28,13 @@ ROUTINE(smc_movs, "mov $6, %ecx\n\tlea 2f(%rip), %rsi\n\tlea 1f(%rip), %rdi\n\tr
                   "%eax\n\tret\n2:\tmov $2, %eax\n\tret");
 ROUTINE(smc_push, "mov %rsp, %rdx\n\tlea 1f+8(%rip), %rsp\n\tmovabs $0x90909000000002b8, %rax\n\tpush "
                   "%rax\n1:\tmov $1, %eax\n\t.fill 3, 1, 0x90\n\tmov %rdx, %rsp\n\tmovb $1, 1b+1(%rip)");
+ROUTINE(smc_mov_ch, "mov $0x200, %ecx\n\tmov %ch, 1f+1(%rip)\n1:\tmov $1, %eax\n\tmovb $1, 1b+1(%rip)");
+ROUTINE(smc_mov_sil, "mov $2, %esi\n\tmov %sil, 1f+1(%rip)\n1:\tmov $1, %eax\n\tmovb $1, 1b+1(%rip)");
+ROUTINE(smc_mov_r9w, "mov $2, %r9d\n\tmov %r9w, 1f+1(%rip)\n1:\tmov $1, %eax\n\tmovw $1, 1b+1(%rip)");
+ROUTINE(smc_mov_r10,
+        "movabs $0x90909000000002b8, %r10\n\tmov %r10, 1f(%rip)\n1:\tmov $1, %eax\n\t.fill 3, 1, "
+        "0x90\n\tmovb $1, 1b+1(%rip)");
+ROUTINE(smc_mov_wide, "movq $-2, 1f+2(%rip)\n1:\tmovabs $1, %rax\n\tneg %rax\n\tfs movq $1, 1b+2(%rip)");
 ROUTINE(smc_xchg, "mov $2, %cl\n\txchg %cl, 1f+1(%rip)\n1:\tmov $1, %eax\n\tmovb $1, 1b+1(%rip)");
 ROUTINE(smc_xadd, "mov $1, %ecx\n\tlock xadd %ecx, 1f+1(%rip)\n1:\tmov $1, %eax\n\tmovl $1, 1b+1(%rip)");
 ROUTINE(
@@ -68,11 +75,12 @@ static void check_routines(void) {
         const char *name;
         const uint8_t *start, *end;
     } routines[] = {
-        ENTRY(smc_next),   ENTRY(smc_next_long),   ENTRY(smc_after_jump), ENTRY(smc_far_ahead),
-        ENTRY(smc_loop),   ENTRY(smc_stos),        ENTRY(smc_movs),       ENTRY(smc_push),
-        ENTRY(smc_xchg),   ENTRY(smc_xadd),        ENTRY(smc_cmpxchg),    ENTRY(smc_inc),
-        ENTRY(smc_sse),    ENTRY(smc_x87),         ENTRY(smc_bts),        ENTRY(smc_setcc),
-        ENTRY(smc_behind), ENTRY(smc_call_target), ENTRY(smc_branch),
+        ENTRY(smc_next),     ENTRY(smc_next_long), ENTRY(smc_after_jump),  ENTRY(smc_far_ahead),
+        ENTRY(smc_loop),     ENTRY(smc_stos),      ENTRY(smc_movs),        ENTRY(smc_push),
+        ENTRY(smc_xchg),     ENTRY(smc_xadd),      ENTRY(smc_cmpxchg),     ENTRY(smc_inc),
+        ENTRY(smc_sse),      ENTRY(smc_x87),       ENTRY(smc_bts),         ENTRY(smc_setcc),
+        ENTRY(smc_mov_ch),   ENTRY(smc_mov_sil),   ENTRY(smc_mov_r9w),     ENTRY(smc_mov_r10),
+        ENTRY(smc_mov_wide), ENTRY(smc_behind),    ENTRY(smc_call_target), ENTRY(smc_branch),
     };
     for (unsigned i = 0; i < ARRAY_SIZE(routines); i++) {
         struct tally tally;

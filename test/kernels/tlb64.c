@@ -253,6 +253,47 @@ static void check_large(void) {
     tally_end(&tally);
 }
 
+/* A sweep may bring in translations of pages further on, but only of those whose accessed bit is set, and
+ * what is flushed is gone all the same. */
+static void check_sweep(void) {
+    const uint64_t seen = OPEN | PTE_A | PTE_D;
+    struct tally tally;
+    tally_begin(&tally, "sweep over pages");
+    for (unsigned round = 0; round < 3; round++) {
+        for (unsigned i = 0; i < 16; i++)
+            page_map(space, WINDOW + i * 4096, (unsigned long)(i & 1 ? frame_b : frame_a),
+                     i == 5 ? OPEN : seen, 1);
+        flush_cr3();
+        for (unsigned i = 0; i < 3; i++) {
+            volatile uint32_t *at = (volatile uint32_t *)(WINDOW + i * 4096 + 0x100);
+            tally_case(&tally, *at, i & 1 ? 2 : 1, "page %u", i);
+            if (round)
+                *at = i & 1 ? 2 : 1;
+        }
+        page_map(space, WINDOW + 3 * 4096, (unsigned long)frame_a, seen, 1);
+        invlpg((void *)(WINDOW + 3 * 4096));
+        page_entry_write(space, WINDOW + 4 * 4096, 1, 0);
+        invlpg((void *)(WINDOW + 4 * 4096));
+        page_map(space, WINDOW + 5 * 4096, (unsigned long)frame_a, OPEN, 1); /* never accessed: no flush */
+        page_map(space, WINDOW + 6 * 4096, (unsigned long)frame_a, seen & ~(uint64_t)PTE_W, 1);
+        invlpg((void *)(WINDOW + 6 * 4096));
+        tally_case(&tally, *(volatile uint32_t *)(WINDOW + 3 * 4096 + 0x100), 1, "page mapped anew");
+        tally_case(&tally,
+                   TRY("mov 0x100(%0), %%eax",
+                       :
+                       : "r"(WINDOW + 4 * 4096)
+                       : "rax"),
+                   VECTOR_PF, "page taken away");
+        tally_case(&tally, *(volatile uint32_t *)(WINDOW + 5 * 4096 + 0x100), 1, "page not accessed before");
+        tally_case(&tally, page_entry_read(space, WINDOW + 7 * 4096, 1) & PTE_A, PTE_A, "accessed");
+        tally_case(&tally, *(volatile uint32_t *)(WINDOW + 6 * 4096 + 0x100), 1, "page made read-only");
+    }
+    tally_end(&tally);
+    for (unsigned i = 1; i < 16; i++)
+        page_entry_write(space, WINDOW + i * 4096, 1, 0);
+    flush_cr3();
+}
+
 static void check_pcid(void) {
     uint64_t *other = page_alloc();
     unsigned long root = read_cr3();
@@ -359,6 +400,7 @@ void kernel_main(void) {
     check_permissions();
     check_accessed_dirty();
     check_large();
+    check_sweep();
     if (has_pcid)
         check_pcid();
     else
