@@ -133,6 +133,8 @@ static bool is_forbidden(const struct vcpu *vcpu, const struct direct_stub *stub
     bool code64 = cpu_is_code64(vcpu);
     if (!code64 && vcpu->direct->is_amd)
         what |= SCAN_COMPAT_CALL;
+    if (code64 && !vcpu->direct->host_fsgsbase)
+        what |= SCAN_BASES;
     uint64_t before = rights_at(vcpu, region, (int)index - 1),
              after = rights_at(vcpu, region, (int)index + 1);
     if (before & MAP_EXECUTE)

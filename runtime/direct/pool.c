@@ -52,7 +52,7 @@ static bool start_stub(struct vcpu *vcpu, struct direct_stub *stub) {
     stub->flags = 0;
     stub->cpuid_faults = direct->family.cpuid_faults;
     stub->scan = stub->cpuid_faults ? 0 : SCAN_CPUID;
-    stub->kept_out = 0;
+    stub->emulated_turn = 0;
     memset(stub->tls, 0, sizeof stub->tls);
     stub->xstate_valid = false;
     stub->touched = NO_ADDRESS;

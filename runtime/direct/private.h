@@ -25,7 +25,7 @@ struct direct_stub {
     uint64_t touched;          /* an address that the guest's kernel has just been asked for, or NO_ADDRESS */
     unsigned scan;             /* SCAN_*: what pages are kept out for */
     bool cpuid_faults;         /* CPUID traps in it */
-    unsigned kept_out;         /* times that such a page was to be executed */
+    uint64_t emulated_turn;    /* TSC: see is_emulating_often() */
     uint32_t flags;            /* RFLAGS as the stub last had them: some bits cannot be set from outside */
     uint64_t tls[TLS_ENTRIES]; /* descriptors as the guest's GDT has them */
     int cpu;                   /* where it is bound to, or -1 */
@@ -89,6 +89,8 @@ MUST_CHECK int state_fetch_vectors(struct vcpu *vcpu, struct direct_stub *stub);
 /* Bring the stub's descriptors for thread-local storage up to date with the guest's: 0 or -errno of ptrace.
  */
 MUST_CHECK int tls_sync(struct vcpu *vcpu, struct direct_stub *stub);
+/* Are the bases of FS and GS those that their selectors stand for in the stub? */
+bool tls_agrees(const struct vcpu *vcpu, const struct direct_stub *stub);
 
 /* -- pool.c -- */
 

@@ -23,8 +23,8 @@
 
 #define STOP_SYSCALL (SIGTRAP | 0x80)
 #define DR6_BS (1ull << 14)
-#define KEPT_OUT_MANY                                                                                        \
-    64 /* times that a stub stopped at pages kept out of it, until something is done about it */
+#define EMULATED_INTERVAL 16 /* round trips for each stop that only has something emulated */
+#define EMULATED_BURST 64
 #define STEPS_KEPT_OUT 256 /* instructions that are worth interpreting to stay out of the DBT */
 
 enum next {
@@ -77,6 +77,21 @@ static bool may_go_on(const struct vcpu *vcpu) {
            !vcpu_must_serve(vcpu, __atomic_load_n(&vcpu->requests, __ATOMIC_RELAXED)) && state_fits(vcpu);
 }
 
+static bool has_emulated_often(const struct direct_stub *stub) {
+    return (int64_t)(stub->emulated_turn - __builtin_ia32_rdtsc()) > 0;
+}
+
+/* Stops for what the interpreter must do may take a small part of a stub's time, and a burst of them more for
+ * once: each has its turn, an interval behind the one before, and may come a burst early. */
+static bool is_emulating_often(const struct direct_vcpu *direct, struct direct_stub *stub) {
+    uint64_t interval = EMULATED_INTERVAL * direct->stats.round_trip_ns * direct->cycles_per_us / 1000;
+    uint64_t now = __builtin_ia32_rdtsc(), earliest = now - interval * EMULATED_BURST;
+    if ((int64_t)(stub->emulated_turn - earliest) < 0)
+        stub->emulated_turn = earliest;
+    stub->emulated_turn += interval;
+    return has_emulated_often(stub);
+}
+
 /* The instruction that a stub cannot execute, by the interpreter; then, with an address, its page if that has
  * become mappable. On a page that is kept out of the stub, all there is up to its end: the guest's vDSO reads
  * the clock with RDTSCP. */
@@ -105,9 +120,9 @@ static enum next emulate(struct vcpu *vcpu, struct stay *stay, uint64_t linear) 
         }
     } while (kept_out && (vcpu->rip & PAGE_MASK) == page && ++steps < STEPS_KEPT_OUT);
     stats->emulated++;
-    if (kept_out && ++stay->stub->kept_out % KEPT_OUT_MANY == 0 && !mapping_admit_cpuid(vcpu, stay->stub))
-        steps = STEPS_KEPT_OUT;
-    if (steps < STEPS_KEPT_OUT)
+    bool often =
+        is_emulating_often(vcpu->direct, stay->stub) && !(kept_out && mapping_admit_cpuid(vcpu, stay->stub));
+    if (steps < STEPS_KEPT_OUT && !often)
         return NEXT_ENTER;
     direct_hold(vcpu);
     return NEXT_LEAVE;
@@ -170,14 +185,19 @@ static bool is_overflow_trap(struct vcpu *vcpu) {
            (!cpu_is_code64(vcpu) && vcpu->rflags & FLAG_OF && is_behind(vcpu, into, 1));
 }
 
-/* The stub is of no use any more, but its registers are: the saved ones, and the vector state that it still
- * has. */
-static enum next retire(struct vcpu *vcpu, struct stay *stay) {
+/* Go on in another tier, with the saved registers and the vector state that the stub still has. */
+static enum next step_out(struct vcpu *vcpu, struct stay *stay) {
     if (state_fetch_vectors(vcpu, stay->stub) || !state_from_stub(vcpu, &stay->regs))
         return lose(vcpu, stay);
-    pool_drop(vcpu, stay->stub);
     direct_hold(vcpu);
     return NEXT_LEAVE;
+}
+
+/* The same, and the stub is of no use any more. */
+static enum next retire(struct vcpu *vcpu, struct stay *stay) {
+    enum next next = step_out(vcpu, stay);
+    pool_drop(vcpu, stay->stub);
+    return next;
 }
 
 static enum next serve_fault(struct vcpu *vcpu, struct stay *stay, int signal) {
@@ -198,8 +218,10 @@ static enum next serve_fault(struct vcpu *vcpu, struct stay *stay, int signal) {
         if (added < 0)
             return added == -ESRCH ? lose(vcpu, stay) : retire(vcpu, stay);
         stay->regs.orig_rax = UINT64_MAX;
+        /* Ring 3 can have by itself what the kernel lets no tracer set: null selectors with a privilege
+         * level, a base in the upper half. */
         if (ptrace(PTRACE_SETREGS, stub->pid, NULL, &stay->regs))
-            return lose(vcpu, stay);
+            return errno == ESRCH ? lose(vcpu, stay) : step_out(vcpu, stay);
         if (added)
             return NEXT_RUN;
     }
@@ -257,7 +279,8 @@ static bool enter(struct vcpu *vcpu, struct stay *stay) {
     }
     if ((vcpu->rflags ^ stub->flags) & FLAG_ID)
         return false;
-    if (mapping_collides(vcpu) || tls_sync(vcpu, stub))
+    if (mapping_collides(vcpu) || tls_sync(vcpu, stub) ||
+        (!vcpu->direct->host_fsgsbase && !tls_agrees(vcpu, stub)))
         return false;
     state_to_stub(vcpu, &stay->regs);
     if (ptrace(PTRACE_SETREGS, stub->pid, NULL, &stay->regs))
@@ -275,6 +298,8 @@ static int run_stub(struct vcpu *vcpu, const struct direct_stub *stub) {
     /* A kick from here on finds it running, whether or not it does already: the interruption waits for it. */
     if (!vcpu_must_serve(vcpu, __atomic_load_n(&vcpu->requests, __ATOMIC_SEQ_CST)))
         status = ptrace(PTRACE_SYSEMU, stub->pid, NULL, NULL) ? 0 : stub_wait(stub->pid);
+    if (status > 0 && (unsigned)status >> 16 == PTRACE_EVENT_STOP && stub_has_trapped(stub->pid))
+        status = ptrace(PTRACE_SYSEMU, stub->pid, NULL, NULL) ? 0 : stub_wait(stub->pid);
     direct->family.running = 0;
     if (status >= 0) {
         uint64_t ticks = __builtin_ia32_rdtsc() - start;
@@ -288,7 +313,7 @@ static int run_stub(struct vcpu *vcpu, const struct direct_stub *stub) {
 void direct_run(struct vcpu *vcpu) {
     struct stay stay = {.stub = pool_get(vcpu)};
     enum next next = NEXT_ENTER;
-    if (!stay.stub) {
+    if (!stay.stub || has_emulated_often(stay.stub)) {
         direct_hold(vcpu);
         return;
     }

@@ -21,13 +21,26 @@ static bool is_suspicious(const uint8_t *after, unsigned what) {
         return reg == 7 && after[1] >= 0xc0;
     case 0x00: /* VERR, VERW */
         return reg == 4 || reg == 5;
+    case 0xae: /* RDFSBASE and its kin */
+        return what & SCAN_BASES && after[1] >= 0xc0 && reg < 4;
+    case 0xa1: /* POP FS, POP GS, LFS, LGS */
+    case 0xa9:
+    case 0xb4:
+    case 0xb5:
+        return what & SCAN_BASES;
     default:
         return false;
     }
 }
 
-static bool is_kept_out(ZydisMnemonic mnemonic, unsigned what) {
-    switch (mnemonic) {
+static bool loads_wide_segment(const struct insn *insn) {
+    const ZydisDecodedOperand *to = &insn->op[0];
+    return to->type == ZYDIS_OPERAND_TYPE_REGISTER &&
+           (to->reg.value == ZYDIS_REGISTER_FS || to->reg.value == ZYDIS_REGISTER_GS);
+}
+
+static bool is_kept_out(const struct insn *insn, unsigned what) {
+    switch (insn->z.mnemonic) {
     case ZYDIS_MNEMONIC_SYSENTER: /* the host answers it with a return address of its own */
     case ZYDIS_MNEMONIC_LAR:      /* the host's descriptors */
     case ZYDIS_MNEMONIC_LSL:
@@ -40,6 +53,16 @@ static bool is_kept_out(ZydisMnemonic mnemonic, unsigned what) {
         return what & SCAN_COMPAT_CALL;
     case ZYDIS_MNEMONIC_CPUID:
         return what & SCAN_CPUID;
+    case ZYDIS_MNEMONIC_RDFSBASE:
+    case ZYDIS_MNEMONIC_RDGSBASE:
+    case ZYDIS_MNEMONIC_WRFSBASE:
+    case ZYDIS_MNEMONIC_WRGSBASE:
+    case ZYDIS_MNEMONIC_LFS:
+    case ZYDIS_MNEMONIC_LGS:
+        return what & SCAN_BASES;
+    case ZYDIS_MNEMONIC_MOV:
+    case ZYDIS_MNEMONIC_POP:
+        return what & SCAN_BASES && loads_wide_segment(insn);
     default:
         return false;
     }
@@ -56,7 +79,7 @@ static bool is_instruction(const uint8_t *code, unsigned at, unsigned length, un
             continue;
         }
         if (pos + insn.length > at)
-            return is_kept_out(insn.z.mnemonic, what);
+            return is_kept_out(&insn, what);
         pos += insn.length;
     }
     return false;
@@ -68,6 +91,10 @@ bool scan_finds(const uint8_t *code, unsigned from, unsigned to, unsigned length
     for (; (at = memchr(at, 0x0f, (size_t)(end - at))); at++)
         if (is_suspicious(at + 1, what) &&
             is_instruction(code, (unsigned)(at - code), length, code_size, what))
+            return true;
+    at = what & SCAN_BASES ? code + from : end;
+    for (; (at = memchr(at, 0x8e, (size_t)(end - at))); at++) /* MOV FS and MOV GS */
+        if ((at[1] >> 3 & 6) == 4 && is_instruction(code, (unsigned)(at - code), length, code_size, what))
             return true;
     return false;
 }

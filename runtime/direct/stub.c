@@ -41,12 +41,15 @@
 #endif
 
 #define ORDERS_FD 4
+#define TRIAL_ADDRESS GIB /* for a page of code below 4 GiB */
 /* The stubs' own pages are among these, above programs and below the kernel's choices for mmap. */
 #define BASE_FIRST 0x100000000000ull
 #define BASE_COUNT (0x400000000000ull / PAGE_SIZE)
 #define TRIALS 64
+#define SIGNALS_WAITING 8
 #define XSTATE_MAX (16 * KIB)
 #define SELECTOR_USER_CODE 0x33
+#define SELECTOR_USER_CODE_32 0x23
 #define SELECTOR_USER_DATA 0x2b
 #define FLAGS_START 0x202
 #define OPTIONS                                                                                              \
@@ -61,6 +64,21 @@ static uint64_t now_ns(void) {
     return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
+/* The kernel reports an interruption before a fault or trap that came at the same moment: that one waits
+ * until the stub is let run again, and would then be taken for one of other registers. */
+bool stub_has_trapped(pid_t pid) {
+    struct __ptrace_peeksiginfo_args which = {.nr = SIGNALS_WAITING};
+    siginfo_t found[SIGNALS_WAITING];
+    long count = ptrace(PTRACE_PEEKSIGINFO, pid, &which, found);
+    for (long i = 0; i < count; i++) {
+        int signo = found[i].si_signo;
+        if (found[i].si_code > 0 &&
+            (signo == SIGSEGV || signo == SIGBUS || signo == SIGILL || signo == SIGFPE || signo == SIGTRAP))
+            return true;
+    }
+    return false;
+}
+
 int stub_wait(pid_t pid) {
     int status;
     pid_t result;
@@ -70,11 +88,10 @@ int stub_wait(pid_t pid) {
     return result != pid || WIFEXITED(status) || WIFSIGNALED(status) ? 0 : status;
 }
 
-/* Let a stopped stub run the text page from a place with these registers, until it traps at STUB_AT_STOP. */
-static int run_orders(pid_t pid, struct user_regs_struct *regs) {
+/* Let a stopped stub run with these registers until it traps or faults. */
+static int run_until_trap(pid_t pid, struct user_regs_struct *regs) {
     regs->orig_rax = UINT64_MAX;
     regs->eflags = FLAGS_START;
-    regs->cs = SELECTOR_USER_CODE;
     regs->ss = SELECTOR_USER_DATA;
     if (ptrace(PTRACE_SETREGS, pid, NULL, regs))
         return -errno;
@@ -89,6 +106,12 @@ static int run_orders(pid_t pid, struct user_regs_struct *regs) {
             break; /* anything else is no end: a kick's interruption, a signal from outside */
     }
     return ptrace(PTRACE_GETREGS, pid, NULL, regs) ? -errno : 0;
+}
+
+/* The text page from a place on, until it traps at STUB_AT_STOP. */
+static int run_orders(pid_t pid, struct user_regs_struct *regs) {
+    regs->cs = SELECTOR_USER_CODE;
+    return run_until_trap(pid, regs);
 }
 
 int stub_apply(struct stub_family *family, pid_t pid, unsigned *done) {
@@ -261,6 +284,26 @@ static int choose_cpuid(struct stub_family *family) {
     return result || family->cpuid_faults ? result : (int)CALL(family, SYS_arch_prctl, ARCH_SET_CPUID, 1);
 }
 
+/* Does 32-bit code run here? A kernel may be built without, and there are virtual machines that cannot,
+ * whatever the descriptors say. */
+static int try_32bit(struct stub_family *family) {
+    /* mov $0x12345678, %eax; inc %eax, which 64-bit code takes for a prefix; int3 */
+    static const uint8_t code[] = {0xb8, 0x78, 0x56, 0x34, 0x12, 0x40, 0xcc};
+    uint8_t *page = (uint8_t *)family->orders;
+    struct user_regs_struct regs = {.rip = TRIAL_ADDRESS, .cs = SELECTOR_USER_CODE_32};
+    int64_t at = CALL(family, SYS_mmap, TRIAL_ADDRESS, PAGE_SIZE, PROT_READ | PROT_EXEC,
+                      MAP_SHARED | MAP_FIXED, ORDERS_FD, 0);
+    if (at != (int64_t)TRIAL_ADDRESS)
+        return at < 0 ? (int)at : -EIO;
+    memcpy(page, code, sizeof code);
+    int result = run_until_trap(family->template, &regs);
+    family->runs_32bit =
+        !result && regs.rip == TRIAL_ADDRESS + sizeof code && (uint32_t)regs.rax == 0x12345679;
+    memset(page, 0, sizeof code);
+    /* A selector that is refused or faults is an answer. */
+    return result == -ESRCH ? result : (int)CALL(family, SYS_munmap, TRIAL_ADDRESS, PAGE_SIZE);
+}
+
 static int prepare(struct stub_family *family, const char **failed_at) {
     pid_t pid = family->template;
     struct user_regs_struct regs;
@@ -277,12 +320,15 @@ static int prepare(struct stub_family *family, const char **failed_at) {
         CALL(family, SYS_mmap, family->base, PAGE_SIZE, PROT_READ, MAP_SHARED | MAP_FIXED, ORDERS_FD, 0);
     if (result != (int64_t)family->base)
         return result < 0 ? (int)result : -EIO;
-    (void)CALL(family, SYS_close, ORDERS_FD);
     *failed_at = "emptying a process";
     result = empty_space(family);
     if (result)
         return (int)result;
     *failed_at = "a trial run";
+    result = try_32bit(family);
+    if (result)
+        return (int)result;
+    (void)CALL(family, SYS_close, ORDERS_FD);
     result = choose_cpuid(family);
     if (result)
         return (int)result;

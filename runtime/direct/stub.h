@@ -33,6 +33,7 @@ struct stub_family {
     unsigned occupied_count;
     unsigned order_count;
     uint64_t xstate_size;   /* of the kernel's register set */
+    bool runs_32bit;        /* 32-bit code can run in them */
     bool cpuid_can_fault;   /* a stub can be had in which CPUID traps */
     bool cpuid_faults;      /* it does in all of them, since it costs little */
     uint64_t cpuid_trip_ns; /* a round trip where it does */
@@ -56,6 +57,8 @@ static inline bool stub_owns(const struct stub_family *family, uint64_t address)
 
 /* Wait for the next stop. 0: the process is gone. Else the wait status. */
 int stub_wait(pid_t pid);
+/* Is a fault or trap of the processor waiting in a stub that is stopped for another reason? */
+bool stub_has_trapped(pid_t pid);
 /* The time from the stopped template's registers and back to them, over a system call. 0 or -errno. */
 MUST_CHECK int stub_measure_trip(const struct stub_family *family, uint64_t *ns);
 /* Have a stopped stub make the calls in family->orders; empties the list. 0, -ESRCH when the stub died, or

@@ -10,6 +10,10 @@
 
 #define DPL_USER 3
 
+static uint32_t base_of(uint64_t raw) {
+    return (uint32_t)(raw >> 16 & 0xffffff) | (uint32_t)(raw >> 56) << 24;
+}
+
 /* Only what Linux hands out: flat or not, a present segment of ring 3's. Anything else is as if it were not
  * there. */
 static struct user_desc describe(unsigned index, uint64_t raw) {
@@ -20,7 +24,7 @@ static struct user_desc describe(unsigned index, uint64_t raw) {
         return empty;
     return (struct user_desc){
         .entry_number = index,
-        .base_addr = (uint32_t)(raw >> 16 & 0xffffff) | (uint32_t)(raw >> 56) << 24,
+        .base_addr = base_of(raw),
         .limit = (uint32_t)(raw & 0xffff) | (uint32_t)(raw >> 32 & 0xf0000),
         .seg_32bit = raw >> 54 & 1,
         .contents = type >> 2 & 3,
@@ -46,4 +50,15 @@ int tls_sync(struct vcpu *vcpu, struct direct_stub *stub) {
         stub->tls[i] = raw[i];
     }
     return 0;
+}
+
+bool tls_agrees(const struct vcpu *vcpu, const struct direct_stub *stub) {
+    for (enum segment_index i = SEG_FS; i <= SEG_GS; i++) {
+        const struct segment *segment = &vcpu->segment[i];
+        unsigned entry = segment->selector >> 3;
+        if (entry >= TLS_FIRST && entry < TLS_FIRST + TLS_ENTRIES &&
+            segment->base != base_of(stub->tls[entry - TLS_FIRST]))
+            return false;
+    }
+    return true;
 }

@@ -146,11 +146,17 @@ static const struct condition condition_of_network = {SCMP_SYS(openat), 2, OPENS
 
 /* Of a tracer, all but becoming one: they fail for a process that the calling thread does not trace. */
 static const struct condition conditions_of_tracer[] = {
-    {SCMP_SYS(ptrace), 0, EXACTLY, PTRACE_CONT},       {SCMP_SYS(ptrace), 0, EXACTLY, PTRACE_SYSEMU},
-    {SCMP_SYS(ptrace), 0, EXACTLY, PTRACE_INTERRUPT},  {SCMP_SYS(ptrace), 0, EXACTLY, PTRACE_DETACH},
-    {SCMP_SYS(ptrace), 0, EXACTLY, PTRACE_GETREGS},    {SCMP_SYS(ptrace), 0, EXACTLY, PTRACE_SETREGS},
-    {SCMP_SYS(ptrace), 0, EXACTLY, PTRACE_GETREGSET},  {SCMP_SYS(ptrace), 0, EXACTLY, PTRACE_SETREGSET},
-    {SCMP_SYS(ptrace), 0, EXACTLY, PTRACE_GETSIGINFO}, {SCMP_SYS(ptrace), 0, EXACTLY, PTRACE_SET_THREAD_AREA},
+    {SCMP_SYS(ptrace), 0, EXACTLY, PTRACE_CONT},
+    {SCMP_SYS(ptrace), 0, EXACTLY, PTRACE_SYSEMU},
+    {SCMP_SYS(ptrace), 0, EXACTLY, PTRACE_INTERRUPT},
+    {SCMP_SYS(ptrace), 0, EXACTLY, PTRACE_DETACH},
+    {SCMP_SYS(ptrace), 0, EXACTLY, PTRACE_GETREGS},
+    {SCMP_SYS(ptrace), 0, EXACTLY, PTRACE_SETREGS},
+    {SCMP_SYS(ptrace), 0, EXACTLY, PTRACE_GETREGSET},
+    {SCMP_SYS(ptrace), 0, EXACTLY, PTRACE_SETREGSET},
+    {SCMP_SYS(ptrace), 0, EXACTLY, PTRACE_GETSIGINFO},
+    {SCMP_SYS(ptrace), 0, EXACTLY, PTRACE_PEEKSIGINFO},
+    {SCMP_SYS(ptrace), 0, EXACTLY, PTRACE_SET_THREAD_AREA},
 };
 
 static int allow_if(scmp_filter_ctx filter, const struct condition *condition) {

@@ -23,6 +23,7 @@
 #define ERROR_USER 4ul
 #define ERROR_FETCH 16ul
 #define STEPS 100
+#define TRAPS 30000
 
 /* Built without a red zone: inline assembly may push. */
 #ifdef __x86_64__
@@ -252,6 +253,36 @@ static void no_change(int signo, siginfo_t *info, void *context) {
     (void)context;
 }
 
+static volatile uintptr_t trapped_at;
+
+static void note_trap(int signo, siginfo_t *info, void *context) {
+    (void)signo;
+    (void)info;
+    trapped_at = (uintptr_t)FRAME_IP((ucontext_t *)context);
+    count++;
+}
+
+void ring3_behind_int3(void);
+
+__attribute__((noinline, noclone)) static void trap_once(void) {
+    __asm__ volatile("int3\n\t.globl ring3_behind_int3\nring3_behind_int3:" ::: "memory");
+}
+
+/* An interrupt of the processor at the moment of a trap leaves the trap where it belongs. */
+static void interrupted_traps(void) {
+    struct itimerval often = {.it_interval = {.tv_usec = 200}, .it_value = {.tv_usec = 200}}, off = {0};
+    ring3_handle(SIGALRM, no_change, SA_RESTART);
+    ring3_handle(SIGTRAP, note_trap, 0);
+    CHECK(!setitimer(ITIMER_REAL, &often, NULL));
+    for (int i = 1; i <= TRAPS; i++) {
+        trapped_at = 0;
+        trap_once();
+        CHECK(count == i && trapped_at == (uintptr_t)ring3_behind_int3);
+    }
+    CHECK(!setitimer(ITIMER_REAL, &off, NULL));
+    alarm(60);
+}
+
 static void interrupted_call(void) {
     int ends[2];
     char byte;
@@ -291,6 +322,7 @@ const struct ring3_check ring3_signals[] = {
     {"signals-edited-frame", edited_frame},
     {"signals-single-steps", single_steps},
     {"signals-timer-storm", timer_storm},
+    {"signals-interrupted-traps", interrupted_traps},
     {"signals-interrupted-call", interrupted_call},
     {"signals-end-of-file", end_of_file},
     {0},

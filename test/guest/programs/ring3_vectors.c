@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/auxv.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
 #include <sys/wait.h>
@@ -20,7 +21,7 @@
 #else
 #define VECTORS 8
 #endif
-enum { ROUNDS = 2000, WORKERS = 3 };
+enum { ROUNDS = 2000, WORKERS = 3, FRESH_PAGES = 16 };
 
 /* What one round puts into the registers and reads back; the kernel may run others between the two. */
 struct vector_state {
@@ -200,6 +201,25 @@ static void vectors_avx512(void) {
     switches(&avx512);
 }
 
+/* A null selector with a privilege level is ring 3's to load, but nothing that a tracer may set: page faults
+ * under it, each on a page that nobody has touched. */
+static void null_selectors(void) {
+    volatile uint8_t *pages = ring3_map(3 * FRESH_PAGES * PAGE, PROT_READ | PROT_WRITE);
+    for (unsigned selector = 1; selector <= 3; selector++)
+        for (unsigned page = 0; page < FRESH_PAGES; page++) {
+            unsigned old;
+            __asm__ volatile("movl %%es, %0\n\t"
+                             "movl %1, %%es\n\t"
+                             "movb %b1, %2\n\t"
+                             "movl %0, %%es"
+                             : "=&r"(old)
+                             : "q"(selector), "m"(pages[((selector - 1) * FRESH_PAGES + page) * PAGE])
+                             : "memory");
+        }
+    for (unsigned page = 0; page < 3 * FRESH_PAGES; page++)
+        CHECK(pages[page * PAGE] == 1 + page / FRESH_PAGES);
+}
+
 #ifdef __x86_64__
 __attribute__((target("fsgsbase"))) static uint64_t gs_base(void) {
     return __builtin_ia32_rdgsbase64();
@@ -261,14 +281,29 @@ static void bases(void) {
     __asm__ volatile("movl %0, %%gs" ::"r"(0));
     CHECK(!gs_base());
 }
+
+/* The same with a base in the half that is the kernel's. */
+static void high_bases(void) {
+    static const uint64_t base[] = {UINT64_MAX, 0xffff800000000000, 0x7ffffffff000, 0};
+    volatile uint8_t *pages = ring3_map(4 * FRESH_PAGES * PAGE, PROT_READ | PROT_WRITE);
+    if (!(getauxval(AT_HWCAP2) & 2))
+        ring3_skip("no FSGSBASE in user code");
+    for (unsigned page = 0; page < 4 * FRESH_PAGES; page++) {
+        set_gs_base(base[page / FRESH_PAGES]);
+        pages[page * PAGE] = 1;
+        CHECK(gs_base() == base[page / FRESH_PAGES]);
+    }
+}
 #endif
 
 const struct ring3_check ring3_vectors[] = {
     {"vectors-sse", vectors_sse},
     {"vectors-avx", vectors_avx},
     {"vectors-avx512", vectors_avx512},
+    {"vectors-null-selectors", null_selectors},
 #ifdef __x86_64__
     {"vectors-bases", bases},
+    {"vectors-high-bases", high_bases},
 #endif
     {0},
 };
