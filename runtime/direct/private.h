@@ -42,10 +42,11 @@ struct tier_record {
     uint8_t failures;      /* times that it came back */
     uint64_t not_before;   /* TSC: no way up earlier */
     uint64_t window_start; /* TSC */
+    bool by_thread;        /* in the DBT: cpu_ns is the thread's time, not only the wall's */
     uint64_t entries;      /* vcpu->user_entries at the window's start */
-    uint64_t exits;        /* stops of stubs in the window, weighted */
-    pid_t pid;             /* whose time the window is judged by: 0 the vCPU thread's */
-    uint64_t cpu_ns;       /* that time at its start */
+    pid_t pid;             /* the stub whose time the window is judged by; 0: none yet */
+    uint64_t exits;        /* its stops in the window, weighted */
+    uint64_t cpu_ns;       /* processor time at the window's start */
 };
 
 struct direct_vcpu {

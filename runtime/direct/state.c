@@ -32,15 +32,15 @@ static bool is_plain_data(const struct segment *segment) {
 
 /* FS or GS: its base goes beside the selector, and what a selector names is in the stub as it is in the
  * guest. */
-static bool is_plain_wide(const struct segment *segment, bool base_is_free) {
+static bool is_plain_wide(const struct direct_vcpu *direct, const struct segment *segment) {
     if (segment->base >= USER_BASE_END)
         return false;
     if (segment->selector == 0)
         return true;
     if (segment->selector == SELECTOR_DATA)
-        return base_is_free || segment->base == 0;
-    bool is_tls = (segment->selector & 7) == 3 && segment->selector >> 3 >= TLS_FIRST &&
-                  segment->selector >> 3 < TLS_FIRST + TLS_ENTRIES;
+        return direct->host_fsgsbase || segment->base == 0;
+    bool is_tls = direct->family.loads_tls && (segment->selector & 7) == 3 &&
+                  segment->selector >> 3 >= TLS_FIRST && segment->selector >> 3 < TLS_FIRST + TLS_ENTRIES;
     return is_tls && segment->limit == UINT32_MAX && (segment->attributes & SEG_DATA_MASK) == SEG_DATA_FLAT;
 }
 
@@ -48,7 +48,6 @@ bool state_fits(const struct vcpu *vcpu) {
     const struct direct_vcpu *direct = vcpu->direct;
     const struct segment *segment = vcpu->segment;
     uint32_t mode = vcpu->mode;
-    bool free_bases = direct->host_fsgsbase;
     if ((mode & (MODE_NEEDED | MODE_REFUSED)) != MODE_NEEDED)
         return false;
     bool code64 = (mode & MODE_CODE_MASK) == MODE_CODE_64;
@@ -56,8 +55,8 @@ bool state_fits(const struct vcpu *vcpu) {
         return false;
     if (segment[SEG_CS].selector != (code64 ? SELECTOR_CODE_64 : SELECTOR_CODE_32) ||
         segment[SEG_SS].selector != SELECTOR_DATA || !is_plain_data(&segment[SEG_DS]) ||
-        !is_plain_data(&segment[SEG_ES]) || !is_plain_wide(&segment[SEG_FS], free_bases) ||
-        !is_plain_wide(&segment[SEG_GS], free_bases))
+        !is_plain_data(&segment[SEG_ES]) || !is_plain_wide(direct, &segment[SEG_FS]) ||
+        !is_plain_wide(direct, &segment[SEG_GS]))
         return false;
     /* Where the host has no FSGSBASE, code that would use it is kept out of the stub. */
     bool fsgsbase_differs = direct->host_fsgsbase && !(mode & MODE_FSGSBASE);

@@ -13,6 +13,7 @@
 #define _GNU_SOURCE
 #include "direct/stub.h"
 
+#include <asm/ldt.h>
 #include <asm/prctl.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -304,6 +305,23 @@ static int try_32bit(struct stub_family *family) {
     return result == -ESRCH ? result : (int)CALL(family, SYS_munmap, TRIAL_ADDRESS, PAGE_SIZE);
 }
 
+/* Is the GDT's part that is a thread's own there for ring 3, too? */
+static int try_tls(struct stub_family *family) {
+    enum { ENTRY = 12, SELECTOR = ENTRY << 3 | 3 };
+    struct user_desc flat = {
+        .entry_number = ENTRY, .limit = 0xfffff, .seg_32bit = 1, .limit_in_pages = 1, .useable = 1};
+    struct user_desc empty = {.entry_number = ENTRY, .read_exec_only = 1, .seg_not_present = 1};
+    struct user_regs_struct regs = {.rip = text_of(family) + STUB_AT_DONE, .gs = SELECTOR};
+    if (ptrace(PTRACE_SET_THREAD_AREA, family->template, (void *)ENTRY, &flat))
+        return 0;
+    int result = run_orders(family->template, &regs);
+    family->loads_tls = !result && (uint16_t)regs.gs == SELECTOR;
+    if (result || ptrace(PTRACE_SET_THREAD_AREA, family->template, (void *)ENTRY, &empty))
+        return result ? result : -errno;
+    regs = (struct user_regs_struct){.rip = text_of(family) + STUB_AT_DONE};
+    return run_orders(family->template, &regs);
+}
+
 static int prepare(struct stub_family *family, const char **failed_at) {
     pid_t pid = family->template;
     struct user_regs_struct regs;
@@ -326,6 +344,8 @@ static int prepare(struct stub_family *family, const char **failed_at) {
         return (int)result;
     *failed_at = "a trial run";
     result = try_32bit(family);
+    if (!result)
+        result = try_tls(family);
     if (result)
         return (int)result;
     (void)CALL(family, SYS_close, ORDERS_FD);

@@ -40,12 +40,20 @@ static struct tier_record *record_of(struct direct_vcpu *direct, uint64_t root) 
     return &direct->tier[(root >> PAGE_SHIFT) * 0x9e3779b97f4a7c15ull >> 56];
 }
 
-/* pid: the stub's, or 0 for the vCPU's own thread. */
-static void start_window(struct vcpu *vcpu, struct tier_record *record, pid_t pid) {
+/* An address space in the DBT: no system call is made for one that enters ring 3 too often anyway. */
+static void start_window(struct vcpu *vcpu, struct tier_record *record, bool by_thread) {
+    record->window_start = __builtin_ia32_rdtsc();
+    record->entries = vcpu->user_entries;
+    record->by_thread = by_thread;
+    if (by_thread)
+        record->cpu_ns = cpu_ns(CLOCK_OF_THREAD);
+}
+
+/* In a stub, whose clock stands while others run: the window lasts over those. */
+static void start_stub_window(struct tier_record *record, pid_t pid) {
     record->window_start = __builtin_ia32_rdtsc();
     record->pid = pid;
-    record->cpu_ns = cpu_ns(pid ? CLOCK_OF_PROCESS(pid) : CLOCK_OF_THREAD);
-    record->entries = vcpu->user_entries;
+    record->cpu_ns = cpu_ns(CLOCK_OF_PROCESS(pid));
     record->exits = 0;
 }
 
@@ -60,23 +68,26 @@ static struct tier_record *current_record(struct vcpu *vcpu) {
         *record = (struct tier_record){.root = root};
     /* Another one ran meanwhile. */
     direct->current = record;
-    start_window(vcpu, record, 0);
+    if (!record->is_direct)
+        start_window(vcpu, record, false);
     return record;
 }
 
 static void look_up(struct vcpu *vcpu, struct tier_record *record) {
     struct direct_vcpu *direct = vcpu->direct;
-    uint64_t now = __builtin_ia32_rdtsc(), window = WINDOW_US * direct->cycles_per_us;
-    if (now - record->window_start < window)
+    uint64_t now = __builtin_ia32_rdtsc(), elapsed = now - record->window_start;
+    if (elapsed < WINDOW_US * direct->cycles_per_us)
         return;
-    uint64_t entries = vcpu->user_entries - record->entries;
-    uint64_t computed = cpu_ns(CLOCK_OF_THREAD) - record->cpu_ns;
-    if (record->pid == 0 && entries * UP_ROUND_TRIPS * direct->stats.round_trip_ns < computed &&
-        now >= record->not_before) {
+    uint64_t needed = (vcpu->user_entries - record->entries) * UP_ROUND_TRIPS * direct->stats.round_trip_ns;
+    bool promising = now >= record->not_before && needed < elapsed * 1000 / direct->cycles_per_us;
+    /* By the clock on the wall; the next window is judged by the thread's. */
+    if (promising && record->by_thread && needed < cpu_ns(CLOCK_OF_THREAD) - record->cpu_ns) {
         record->is_direct = true;
+        record->pid = 0;
         direct->stats.moves_up++;
+        return;
     }
-    start_window(vcpu, record, 0);
+    start_window(vcpu, record, promising);
 }
 
 static void move_down(struct vcpu *vcpu, struct tier_record *record, uint64_t now) {
@@ -85,6 +96,7 @@ static void move_down(struct vcpu *vcpu, struct tier_record *record, uint64_t no
     record->not_before = now + ((uint64_t)BACKOFF_US * direct->cycles_per_us << record->failures);
     record->failures += record->failures < BACKOFF_STEPS;
     direct->stats.moves_down++;
+    start_window(vcpu, record, false);
 }
 
 void tier_count_exit(struct vcpu *vcpu, const struct direct_stub *stub, bool only_mapped) {
@@ -93,7 +105,7 @@ void tier_count_exit(struct vcpu *vcpu, const struct direct_stub *stub, bool onl
         return;
     struct tier_record *record = current_record(vcpu);
     if (record->pid != stub->pid) {
-        start_window(vcpu, record, stub->pid);
+        start_stub_window(record, stub->pid);
         return;
     }
     uint64_t now = __builtin_ia32_rdtsc(), elapsed = now - record->window_start;
@@ -102,11 +114,12 @@ void tier_count_exit(struct vcpu *vcpu, const struct direct_stub *stub, bool onl
         return;
     uint64_t trip = stub->cpuid_faults ? direct->family.cpuid_trip_ns : direct->stats.round_trip_ns;
     uint64_t computed = cpu_ns(CLOCK_OF_PROCESS(stub->pid)) - record->cpu_ns;
-    if (record->exits * DOWN_ROUND_TRIPS * trip > computed * WEIGHT_STOP)
+    if (record->exits * DOWN_ROUND_TRIPS * trip > computed * WEIGHT_STOP) {
         move_down(vcpu, record, now);
-    else
-        record->failures = 0;
-    start_window(vcpu, record, record->is_direct ? stub->pid : 0);
+        return;
+    }
+    record->failures = 0;
+    start_stub_window(record, stub->pid);
 }
 
 bool tier_wants_direct(struct vcpu *vcpu) {
