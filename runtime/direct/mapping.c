@@ -135,6 +135,8 @@ static bool is_forbidden(const struct vcpu *vcpu, const struct direct_stub *stub
         what |= SCAN_COMPAT_CALL;
     if (code64 && !vcpu->direct->host_fsgsbase)
         what |= SCAN_BASES;
+    if (!vcpu->direct->family.keeps_nt)
+        what |= SCAN_POPF;
     uint64_t before = rights_at(vcpu, region, (int)index - 1),
              after = rights_at(vcpu, region, (int)index + 1);
     if (before & MAP_EXECUTE)

@@ -53,6 +53,10 @@ static bool is_kept_out(const struct insn *insn, unsigned what) {
         return what & SCAN_COMPAT_CALL;
     case ZYDIS_MNEMONIC_CPUID:
         return what & SCAN_CPUID;
+    case ZYDIS_MNEMONIC_POPF:
+    case ZYDIS_MNEMONIC_POPFD:
+    case ZYDIS_MNEMONIC_POPFQ:
+        return what & SCAN_POPF;
     case ZYDIS_MNEMONIC_RDFSBASE:
     case ZYDIS_MNEMONIC_RDGSBASE:
     case ZYDIS_MNEMONIC_WRFSBASE:
@@ -95,6 +99,10 @@ bool scan_finds(const uint8_t *code, unsigned from, unsigned to, unsigned length
     at = what & SCAN_BASES ? code + from : end;
     for (; (at = memchr(at, 0x8e, (size_t)(end - at))); at++) /* MOV FS and MOV GS */
         if ((at[1] >> 3 & 6) == 4 && is_instruction(code, (unsigned)(at - code), length, code_size, what))
+            return true;
+    at = what & SCAN_POPF ? code + from : end;
+    for (; (at = memchr(at, 0x9d, (size_t)(end - at))); at++)
+        if (is_instruction(code, (unsigned)(at - code), length, code_size, what))
             return true;
     return false;
 }

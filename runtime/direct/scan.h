@@ -8,8 +8,9 @@
 #define SCAN_CPUID 1u       /* nothing makes CPUID fault */
 #define SCAN_COMPAT_CALL 2u /* 32-bit code on AMD: SYSCALL loses the address it came from */
 #define SCAN_BASES                                                                                           \
-    4u /* the host's kernel does not keep an FS or GS base that ring 3 has changed by itself                 \
-        */
+    4u               /* the host's kernel does not keep an FS or GS base that ring 3 has changed by itself   \
+                      */
+#define SCAN_POPF 8u /* what it sets would not be kept */
 
 #define SCAN_BEFORE 64 /* bytes of the page before that are needed, to find where instructions begin */
 #define SCAN_AFTER 16  /* bytes of the page behind */

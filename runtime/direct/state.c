@@ -60,6 +60,8 @@ bool state_fits(const struct vcpu *vcpu) {
         return false;
     /* Where the host has no FSGSBASE, code that would use it is kept out of the stub. */
     bool fsgsbase_differs = direct->host_fsgsbase && !(mode & MODE_FSGSBASE);
+    if (vcpu->rflags & FLAG_NT && !direct->family.keeps_nt)
+        return false;
     bool alignment_differs = vcpu->rflags & FLAG_AC && !(vcpu->cr0 & CR0_AM);
     return vcpu->rflags & FLAG_IF && !vcpu->irq_shadow && !vcpu->a20_masked && vcpu->xcr0 == direct->xcr0 &&
            vcpu->cr4 & CR4_OSXSAVE && !fsgsbase_differs && !alignment_differs;

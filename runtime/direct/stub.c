@@ -53,6 +53,7 @@
 #define SELECTOR_USER_CODE_32 0x23
 #define SELECTOR_USER_DATA 0x2b
 #define FLAGS_START 0x202
+#define FLAGS_NT 0x4000
 #define OPTIONS                                                                                              \
     (PTRACE_O_EXITKILL | PTRACE_O_TRACESYSGOOD | PTRACE_O_TRACESECCOMP | PTRACE_O_TRACEFORK |                \
      PTRACE_O_TRACECLONE)
@@ -322,6 +323,24 @@ static int try_tls(struct stub_family *family) {
     return run_orders(family->template, &regs);
 }
 
+/* There are virtual machines in which SYSCALL clears NT in R11, too. */
+static int try_nt(struct stub_family *family) {
+    struct user_regs_struct regs = {.rip = text_of(family) + STUB_AT_CALL,
+                                    .cs = SELECTOR_USER_CODE,
+                                    .ss = SELECTOR_USER_DATA,
+                                    .eflags = FLAGS_START | FLAGS_NT,
+                                    .orig_rax = UINT64_MAX};
+    pid_t pid = family->template;
+    if (ptrace(PTRACE_SETREGS, pid, NULL, &regs) || ptrace(PTRACE_SYSEMU, pid, NULL, NULL))
+        return -errno;
+    if (!stub_wait(pid))
+        return -ESRCH;
+    if (ptrace(PTRACE_GETREGS, pid, NULL, &regs))
+        return -errno;
+    family->keeps_nt = regs.eflags & FLAGS_NT;
+    return 0;
+}
+
 static int prepare(struct stub_family *family, const char **failed_at) {
     pid_t pid = family->template;
     struct user_regs_struct regs;
@@ -346,6 +365,8 @@ static int prepare(struct stub_family *family, const char **failed_at) {
     result = try_32bit(family);
     if (!result)
         result = try_tls(family);
+    if (!result)
+        result = try_nt(family);
     if (result)
         return (int)result;
     (void)CALL(family, SYS_close, ORDERS_FD);

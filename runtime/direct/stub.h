@@ -33,6 +33,7 @@ struct stub_family {
     unsigned occupied_count;
     unsigned order_count;
     uint64_t xstate_size;   /* of the kernel's register set */
+    bool keeps_nt;          /* RFLAGS.NT outlives a SYSCALL */
     bool loads_tls;         /* selectors of thread-local storage can be loaded in them */
     bool runs_32bit;        /* 32-bit code can run in them */
     bool cpuid_can_fault;   /* a stub can be had in which CPUID traps */
