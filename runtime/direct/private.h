@@ -108,8 +108,9 @@ void pool_place(struct direct_vcpu *direct, struct direct_stub *stub);
 /* -- tier.c -- */
 
 bool tier_wants_direct(struct vcpu *vcpu);
-/* A stub stopped. only_mapped: its page was mapped and it goes on. */
-void tier_count_exit(struct vcpu *vcpu, const struct direct_stub *stub, bool only_mapped);
+/* A stub stopped. only_mapped: its page was mapped and it could go on. false: the address space has moved to
+ * the other tiers. */
+bool tier_goes_on(struct vcpu *vcpu, const struct direct_stub *stub, bool only_mapped);
 
 static inline uint64_t direct_root(const struct vcpu *vcpu) {
     return vcpu->cr3 & ~0xfffull;

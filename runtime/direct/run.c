@@ -326,7 +326,11 @@ void direct_run(struct vcpu *vcpu) {
         int status = run_stub(vcpu, stay.stub);
         if (status >= 0) {
             next = serve_stop(vcpu, &stay, status);
-            tier_count_exit(vcpu, stay.stub, next == NEXT_RUN);
+            bool goes_on = tier_goes_on(vcpu, stay.stub, next == NEXT_RUN);
+            if (!goes_on && next == NEXT_RUN && !fetch(vcpu, &stay))
+                next = lose(vcpu, &stay);
+            else if (!goes_on)
+                next = NEXT_LEAVE;
         } else if (next == NEXT_ENTER) {
             return; /* the state is the vCPU's still */
         } else {

@@ -99,27 +99,30 @@ static void move_down(struct vcpu *vcpu, struct tier_record *record, uint64_t no
     start_window(vcpu, record, false);
 }
 
-void tier_count_exit(struct vcpu *vcpu, const struct direct_stub *stub, bool only_mapped) {
+bool tier_goes_on(struct vcpu *vcpu, const struct direct_stub *stub, bool only_mapped) {
     struct direct_vcpu *direct = vcpu->direct;
     if (direct->options.policy == DIRECT_ALWAYS || !stub->pid)
-        return;
+        return true;
     struct tier_record *record = current_record(vcpu);
+    if (!record->is_direct)
+        return false;
     if (record->pid != stub->pid) {
         start_stub_window(record, stub->pid);
-        return;
+        return true;
     }
     uint64_t now = __builtin_ia32_rdtsc(), elapsed = now - record->window_start;
     record->exits += only_mapped ? WEIGHT_MAPPED : WEIGHT_STOP;
     if (record->exits < EXITS_TO_JUDGE && elapsed < WINDOW_US * direct->cycles_per_us)
-        return;
+        return true;
     uint64_t trip = stub->cpuid_faults ? direct->family.cpuid_trip_ns : direct->stats.round_trip_ns;
     uint64_t computed = cpu_ns(CLOCK_OF_PROCESS(stub->pid)) - record->cpu_ns;
     if (record->exits * DOWN_ROUND_TRIPS * trip > computed * WEIGHT_STOP) {
         move_down(vcpu, record, now);
-        return;
+        return false;
     }
     record->failures = 0;
     start_stub_window(record, stub->pid);
+    return true;
 }
 
 bool tier_wants_direct(struct vcpu *vcpu) {

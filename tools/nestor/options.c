@@ -77,7 +77,7 @@ const struct option run_option_table[] = {
      .parse = option_parse_console},
     {.name = "engine",
      .argument = "auto|direct|dbt|interp",
-     .help = "how guest code is run (default: dbt)",
+     .help = "how guest code is run (default: auto)",
      .choices = "auto,direct,dbt,interp",
      .parse = option_parse_engine},
     {.name = "direct-max",
@@ -300,7 +300,7 @@ int run_options_parse(struct run_options *options, int argc, char **argv) {
                                            .serial = {.kind = VM_SERIAL_STDIO},
                                            .console = {.kind = VM_SERIAL_NONE},
                                            .cpu = "host",
-                                           .engine = VM_ENGINE_DBT,
+                                           .engine = VM_ENGINE_AUTO,
                                            .sandbox = SANDBOX_DEFAULT,
                                            .debug_exit = VM_NO_PORT}};
     /* Two passes: configurations, wherever they stand, come before what overrides them. */
