@@ -17,7 +17,7 @@
 #define DOWN_ROUND_TRIPS 5 /* time between stops that is not */
 #define WINDOW_US 2000
 #define BACKOFF_US 8000
-#define BACKOFF_STEPS 4
+#define BACKOFF_STEPS 7
 #define WEIGHT_STOP 8 /* in the unit of tier_record.exits */
 #define WEIGHT_MAPPED 1
 #define EXITS_TO_JUDGE (32 * WEIGHT_STOP)
