@@ -264,7 +264,7 @@ static void note_trap(int signo, siginfo_t *info, void *context) {
 
 void ring3_behind_int3(void);
 
-__attribute__((noinline, noclone)) static void trap_once(void) {
+__attribute__((noinline)) static void trap_once(void) {
     __asm__ volatile("int3\n\t.globl ring3_behind_int3\nring3_behind_int3:" ::: "memory");
 }
 
