@@ -1,12 +1,6 @@
 #define _GNU_SOURCE
 #include "base/pages.h"
 
-#include <sys/mman.h>
-
-#ifndef MADV_POPULATE_WRITE
-#define MADV_POPULATE_WRITE 23
-#endif
-
 void *pages_map_large(uint64_t size) {
     /* Before Linux 6.7 the address is not aligned for large pages by itself. */
     uint64_t whole = align_up(size, PAGE_SIZE);
@@ -24,8 +18,4 @@ void *pages_map_large(uint64_t size) {
         munmap(mapped + head + whole, slack - head);
     (void)madvise(mapped + head, whole, MADV_HUGEPAGE);
     return mapped + head;
-}
-
-void pages_populate(void *address, uint64_t size) {
-    (void)madvise(address, size, MADV_POPULATE_WRITE);
 }

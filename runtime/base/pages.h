@@ -5,13 +5,18 @@
 
 #include "base/types.h"
 
+#include <sys/mman.h>
+
 #define LARGE_PAGE_SIZE (2 * MIB)
+#define PAGES_POPULATE_WRITE 23 /* MADV_POPULATE_WRITE of Linux 5.14, which C libraries of that time lack */
 
 /* size bytes of zeroes, private to the process, in large pages where the host gives them; nothing is touched.
  * NULL: no memory. To be given back by munmap(). */
 void *pages_map_large(uint64_t size);
 /* Touch [address, address + size), whole pages, for writing: contents stay. Where the host cannot do it at
  * once (before Linux 5.14) the pages come one by one later. */
-void pages_populate(void *address, uint64_t size);
+static inline void pages_populate(void *address, uint64_t size) {
+    (void)madvise(address, size, PAGES_POPULATE_WRITE);
+}
 
 #endif

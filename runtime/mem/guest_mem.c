@@ -3,6 +3,7 @@
 #include "base/pages.h"
 
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -24,6 +25,7 @@ static int map_shared(struct guest_mem *mem) {
         return result;
     }
     (void)madvise(mem->base, mem->size, MADV_HUGEPAGE); /* where the host has them for memory files */
+    mem->touched = calloc(align_up(mem->size, GUEST_TOUCH_BYTES) / GUEST_TOUCH_BYTES, 1);
     return 0;
 }
 
@@ -56,6 +58,7 @@ unmap_state:
     munmap(mem->state, size >> PAGE_SHIFT);
 unmap_base:
     munmap(mem->base, size);
+    free(mem->touched);
     if (mem->fd >= 0)
         close(mem->fd);
     return result;
@@ -65,6 +68,7 @@ void guest_mem_destroy(struct guest_mem *mem) {
     munmap(mem->code_holders, (mem->size >> PAGE_SHIFT) * sizeof *mem->code_holders);
     munmap(mem->state, mem->size >> PAGE_SHIFT);
     munmap(mem->base, mem->size);
+    free(mem->touched);
     if (mem->fd >= 0)
         close(mem->fd);
 }

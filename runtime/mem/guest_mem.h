@@ -16,6 +16,8 @@
 #define GUEST_LOW_RAM_END 0xc0000000ull
 #define GUEST_HIGH_RAM_START 0x100000000ull
 #define GUEST_NO_RAM UINT64_MAX
+/* What the host is asked for at a time when a vCPU first reaches RAM that has no large pages. */
+#define GUEST_TOUCH_BYTES (64 * KIB)
 
 /* Bits of a page's state; one byte per 4 KiB page of RAM. */
 enum page_state {
@@ -30,6 +32,8 @@ struct guest_mem {
     uint64_t low_size; /* bytes of it below the hole */
     int fd;            /* the memory file; -1: private memory */
     uint8_t *state;    /* page states, size >> PAGE_SHIFT of them */
+    /* Of a memory file (else NULL), one for each GUEST_TOUCH_BYTES: the host was asked for them. Atomic. */
+    uint8_t *touched;
     /* Which vCPUs hold translations of a page: bit n for vCPU n (set and cleared by that vCPU alone,
      * atomically). A bit implies PAGE_HOLDS_CODE. */
     uint32_t *code_holders;
