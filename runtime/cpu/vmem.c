@@ -62,7 +62,7 @@ static void fill(struct vcpu *vcpu, struct vtlb_view *view, uint64_t linear, uin
     unsigned index = linear >> PAGE_SHIFT & (VTLB_ENTRIES - 1);
     struct vtlb_entry *entry = &view->entry[index];
     touch(vcpu->mem, ram_page);
-    view->used |= 1ull << index / VTLB_CHUNK;
+    view->used[index / VTLB_CHUNK / 64] |= 1ull << index / VTLB_CHUNK % 64;
     entry->tag_write = VTLB_INVALID;
     entry->info = ram_page | (translation->executable ? VTLB_INFO_EXECUTABLE : 0) |
                   (translation->global ? VTLB_INFO_GLOBAL : 0) |

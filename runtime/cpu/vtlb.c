@@ -1,6 +1,7 @@
 /* The software TLB's bookkeeping: which views exist, and what flushes take from them. Filling is vmem.c's. */
 #define _GNU_SOURCE
 #include "cpu/vtlb.h"
+#include "base/pages.h"
 #include "cpu/mode.h"
 #include "mem/guest_mem.h"
 
@@ -14,13 +15,23 @@ static void tell_lost(struct vcpu *vcpu) {
     __atomic_store_n(&vcpu->tlb_lost, 1, __ATOMIC_SEQ_CST);
 }
 
+static struct vtlb_entry *chunk_of(struct vtlb_view *view, unsigned word, uint64_t used) {
+    return view->entry + (word * 64 + (unsigned)__builtin_ctzll(used)) * VTLB_CHUNK;
+}
+
+static void entry_drop(struct vtlb_entry *entry) {
+    entry->tag_read = entry->tag_write = VTLB_INVALID;
+}
+
 static void view_clear(struct vtlb_view *view) {
-    for (uint64_t used = view->used; used; used &= used - 1) {
-        struct vtlb_entry *entry = view->entry + (unsigned)__builtin_ctzll(used) * VTLB_CHUNK;
-        for (unsigned i = 0; i < VTLB_CHUNK; i++)
-            entry[i].tag_read = entry[i].tag_write = VTLB_INVALID;
+    for (unsigned word = 0; word < VTLB_USED_WORDS; word++) {
+        for (uint64_t used = view->used[word]; used; used &= used - 1) {
+            struct vtlb_entry *entry = chunk_of(view, word, used);
+            for (unsigned i = 0; i < VTLB_CHUNK; i++)
+                entry_drop(&entry[i]);
+        }
+        view->used[word] = 0;
     }
-    view->used = 0;
 }
 
 static void space_clear(struct vcpu *vcpu, struct vtlb_space *space) {
@@ -32,21 +43,24 @@ static void space_clear(struct vcpu *vcpu, struct vtlb_space *space) {
     tell_lost(vcpu);
 }
 
-static void view_keep_global(struct vtlb_view *view) {
-    for (uint64_t used = view->used; used; used &= used - 1) {
-        unsigned chunk = (unsigned)__builtin_ctzll(used), kept = 0;
-        struct vtlb_entry *entry = view->entry + chunk * VTLB_CHUNK;
-        for (unsigned i = 0; i < VTLB_CHUNK; i++) {
-            /* What the kernel half's bloom filter of large pages stands for stays, nothing else does. */
-            if (entry[i].info & VTLB_INFO_GLOBAL && entry[i].tag_read >> 63 &&
-                entry[i].tag_read != VTLB_INVALID)
-                kept++;
-            else
-                entry[i].tag_read = entry[i].tag_write = VTLB_INVALID;
-        }
-        if (!kept)
-            view->used &= ~(1ull << chunk);
+/* How many entries of a chunk stay: what the kernel half's bloom filter of large pages stands for, nothing
+ * else. */
+static unsigned chunk_keep_global(struct vtlb_entry *entry) {
+    unsigned kept = 0;
+    for (unsigned i = 0; i < VTLB_CHUNK; i++) {
+        if (entry[i].info & VTLB_INFO_GLOBAL && entry[i].tag_read >> 63)
+            kept++;
+        else
+            entry_drop(&entry[i]);
     }
+    return kept;
+}
+
+static void view_keep_global(struct vtlb_view *view) {
+    for (unsigned word = 0; word < VTLB_USED_WORDS; word++)
+        for (uint64_t used = view->used[word]; used; used &= used - 1)
+            if (!chunk_keep_global(chunk_of(view, word, used)))
+                view->used[word] &= ~(used & -used);
 }
 
 /* Everything but global pages (SDM vol. 3, 4.10.4.1): refilling the kernel's at each switch of processes
@@ -70,8 +84,8 @@ static uint64_t hints_bytes(const struct vcpu *vcpu) {
 }
 
 int vtlb_create(struct vcpu *vcpu) {
-    vcpu->spaces = mmap(NULL, SPACES_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (vcpu->spaces == MAP_FAILED)
+    vcpu->spaces = pages_map_large(SPACES_BYTES);
+    if (!vcpu->spaces)
         return -ENOMEM;
     vcpu->write_hint = mmap(NULL, hints_bytes(vcpu), PROT_READ | PROT_WRITE,
                             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -82,7 +96,8 @@ int vtlb_create(struct vcpu *vcpu) {
     }
     for (unsigned i = 0; i < VTLB_SPACES; i++) {
         for (unsigned kind = 0; kind < VIEW_KINDS; kind++)
-            vcpu->spaces[i].view[kind].used = ~0ull;
+            for (unsigned word = 0; word < VTLB_USED_WORDS; word++)
+                vcpu->spaces[i].view[kind].used[word] = ~0ull;
         space_clear(vcpu, &vcpu->spaces[i]);
     }
     vcpu->space = &vcpu->spaces[0];
@@ -128,7 +143,7 @@ static void drop_page(struct vtlb_space *space, uint64_t page) {
     for (unsigned kind = 0; kind < VIEW_KINDS; kind++) {
         struct vtlb_entry *entry = entry_of(&space->view[kind], page);
         if (entry->tag_read == page || entry->tag_write == page)
-            entry->tag_read = entry->tag_write = VTLB_INVALID;
+            entry_drop(entry);
     }
 }
 
@@ -140,7 +155,7 @@ static void drop_large(struct vtlb_space *space, uint64_t linear, unsigned shift
             struct vtlb_entry *entry = &view->entry[i];
             if (entry->info & VTLB_INFO_LARGE &&
                 (entry->tag_read >> shift == linear >> shift || entry->tag_write >> shift == linear >> shift))
-                entry->tag_read = entry->tag_write = VTLB_INVALID;
+                entry_drop(entry);
         }
     }
 }
@@ -233,10 +248,12 @@ static void protect_entry(struct vtlb_entry *entry, uint64_t ram_page_offset) {
 }
 
 static void protect_in_view(struct vtlb_view *view, uint64_t ram_page_offset) {
-    for (uint64_t used = view->used; used; used &= used - 1) {
-        struct vtlb_entry *entry = view->entry + (unsigned)__builtin_ctzll(used) * VTLB_CHUNK;
-        for (unsigned i = 0; i < VTLB_CHUNK; i++)
-            protect_entry(&entry[i], ram_page_offset);
+    for (unsigned word = 0; word < VTLB_USED_WORDS; word++) {
+        for (uint64_t used = view->used[word]; used; used &= used - 1) {
+            struct vtlb_entry *entry = chunk_of(view, word, used);
+            for (unsigned i = 0; i < VTLB_CHUNK; i++)
+                protect_entry(&entry[i], ram_page_offset);
+        }
     }
 }
 

@@ -13,11 +13,12 @@
 
 #include "base/types.h"
 
-#define VTLB_BITS 10
+#define VTLB_BITS 12
 #define VTLB_ENTRIES (1u << VTLB_BITS)
 #define VTLB_CHUNK 16 /* entries that one bit of vtlb_view.used stands for */
-/* Never the page of a canonical address. */
-#define VTLB_INVALID 0x8000000000000000ull
+#define VTLB_USED_WORDS (VTLB_ENTRIES / VTLB_CHUNK / 64)
+/* Never equal to the page of any address. */
+#define VTLB_INVALID 1ull
 
 #define VTLB_INFO_EXECUTABLE 1u /* fetch is permitted in this view */
 #define VTLB_INFO_GLOBAL 2u
@@ -36,7 +37,7 @@ struct vtlb_entry {
 
 struct vtlb_view {
     struct vtlb_entry entry[VTLB_ENTRIES];
-    uint64_t used; /* one bit per chunk that may hold a valid entry */
+    uint64_t used[VTLB_USED_WORDS]; /* one bit per chunk that may hold a valid entry */
 };
 
 /* The views of one address space. */

@@ -73,9 +73,11 @@ struct dbt_hot {
 /* The one that the code between two blocks may use. */
 #define BOUNDARY_SCRATCH GPR_R11
 
-/* No address is on the memo's page then but a non-canonical one, and that stays one under the addend. */
+/* No address is on this page but a non-canonical one, and that stays one under an addend of 0. */
+#define MEMO_PAGE_NONE 0x8000000000000000ull
+
 static inline void memo_forget(struct memo *memo) {
-    *memo = (struct memo){.page = VTLB_INVALID};
+    *memo = (struct memo){.page = MEMO_PAGE_NONE};
 }
 
 enum area_alias { AREA_RUN, AREA_MASKED, AREA_STOP, AREA_ALIASES };

@@ -22,7 +22,7 @@
 
 void emit_forget_stack(struct unit *unit) {
     struct code_buffer *c = &unit->code;
-    asm_mov_imm(c, unit->t0, VTLB_INVALID);
+    asm_mov_imm(c, unit->t0, MEMO_PAGE_NONE);
     asm_store_gs(c, AREA_HOT(stack.page), unit->t0);
     asm_store64_imm_gs(c, AREA_HOT(stack.addend), 0);
 }

@@ -159,19 +159,15 @@ void emit_pushf(struct unit *unit, const struct item *item) {
     asm_lea(c, true, GPR_RSP, GPR_RSP, -1, 0, -8);
 }
 
-/* t1 = the TLB entry of the page of base, compared for the RCX elements from there on. Adds the places of the
- * branches for "no". The tag of an invalid entry is a page of non-canonical addresses: unlike other accesses,
- * this one must not be left to fault on the host, with host addresses in the guest's registers. */
-static unsigned emit_probe_string(struct unit *unit, int base, unsigned scale, size_t tag, uint8_t **places) {
+/* t1 = the TLB entry of the page of base, compared for the RCX elements from there on. Returns the place of
+ * the branch for "no". */
+static uint8_t *emit_probe_string(struct unit *unit, int base, unsigned scale, size_t tag) {
     struct code_buffer *c = &unit->code;
     asm_lea(c, true, unit->t2, base, GPR_RCX, scale, -1);
     emit_entry(unit, base);
     asm_and_imm(c, unit->t2, (int32_t)PAGE_MASK);
     asm_alu_mem(c, ASM_CMP, unit->t2, unit->t1, (int32_t)tag);
-    places[0] = asm_jcc(c, COND_NE);
-    asm_alu(c, ASM_ADD, unit->t2, unit->t2); /* 0: VTLB_INVALID (or page 0) */
-    places[1] = asm_jcc(c, COND_E);
-    return 2;
+    return asm_jcc(c, COND_NE);
 }
 
 /*   cmp rcx, elements of a page;  ja helper       (so that the last byte's address cannot wrap round)
@@ -182,17 +178,15 @@ void emit_rep(struct unit *unit, const struct item *item) {
     struct code_buffer *c = &unit->code;
     unsigned scale = (unsigned)__builtin_ctz(item->insn.op[0].size / 8u);
     bool moves = !is_stos(item);
-    uint8_t *to_helper[5];
+    uint8_t *to_helper[3];
     unsigned count = 0;
     emit_flags_clobber(unit);
     asm_cmp_imm(c, GPR_RCX, (int32_t)(PAGE_SIZE >> scale));
     to_helper[count++] = asm_jcc(c, COND_A);
-    count +=
-        emit_probe_string(unit, GPR_RDI, scale, offsetof(struct vtlb_entry, tag_write), to_helper + count);
+    to_helper[count++] = emit_probe_string(unit, GPR_RDI, scale, offsetof(struct vtlb_entry, tag_write));
     asm_load(c, unit->t0, unit->t1, offsetof(struct vtlb_entry, addend));
     if (moves) {
-        count +=
-            emit_probe_string(unit, GPR_RSI, scale, offsetof(struct vtlb_entry, tag_read), to_helper + count);
+        to_helper[count++] = emit_probe_string(unit, GPR_RSI, scale, offsetof(struct vtlb_entry, tag_read));
         asm_load(c, unit->t1, unit->t1, offsetof(struct vtlb_entry, addend));
         asm_alu(c, ASM_ADD, GPR_RSI, unit->t1);
     }
