@@ -2,10 +2,10 @@
 #include "interp/flags.h"
 #include "interp/memory.h"
 
-/* Near branches of 64-bit code ignore the operand-size prefix (SDM vol. 2, "Jcc" and its like, on Intel
- * processors). */
+/* In 64-bit code an operand-size prefix makes 16 bits on AMD's processors and nothing on Intel's: the decoder
+ * knows. */
 static unsigned branch_size(const struct decoded *d) {
-    return d->code_size == 64 ? 8 : d->operand_size;
+    return d->code_size == 64 && d->operand_size != 2 ? 8 : d->operand_size;
 }
 
 static int check_target(struct vcpu *vcpu, uint64_t target) {

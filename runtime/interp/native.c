@@ -115,6 +115,8 @@ int native_memory_fault(struct vcpu *vcpu, struct decoded *d, uint64_t linear) {
 static unsigned required_alignment(const struct decoded *d) {
     if (d->insn.z.mnemonic == ZYDIS_MNEMONIC_CMPXCHG16B)
         return 16;
+    if (d->insn.z.meta.isa_ext == ZYDIS_ISA_EXT_SHA && insn_host_is_amd())
+        return 1; /* AMD's processors take any */
     switch (d->insn.z.meta.exception_class) {
     case ZYDIS_EXCEPTION_CLASS_SSE1:
     case ZYDIS_EXCEPTION_CLASS_AVX1:
@@ -155,13 +157,15 @@ static bool is_x87_image(const struct decoded *d) {
     }
 }
 
-/* What the operand is aligned to for #AC. */
+/* What the operand is aligned to for #AC. AMD's processors check vectors, too, in parts of 16 bytes. */
 unsigned native_checked_alignment(const struct decoded *d) {
+    if (insn_host_is_amd() && d->memory_size >= 16 && !is_x87_image(d))
+        return 16;
     switch (d->insn.z.meta.exception_class) {
     case ZYDIS_EXCEPTION_CLASS_AVX11: /* conversions of half precision: unchecked */
     case ZYDIS_EXCEPTION_CLASS_E11:
     case ZYDIS_EXCEPTION_CLASS_E11NF:
-        return 1;
+        return insn_host_is_amd() ? memory_alignment(d->memory_size) : 1;
     default:
         return is_x87_image(d) ? (d->operand_size == 2 ? 2 : 4) : memory_alignment(d->memory_size);
     }
@@ -258,8 +262,10 @@ int native_check_x87_error(struct vcpu *vcpu) {
     return x87_exception_pending(vcpu) ? x87_error(vcpu) : CPU_OK;
 }
 
+/* An x87 store whose own unmasked exception comes before a fault of its operand: on AMD the fault is first.
+ */
 static bool is_x87_store(const struct decoded *d) {
-    return d->guard == GUARD_X87 && d->memory_access == 2 && !is_x87_image(d);
+    return d->guard == GUARD_X87 && d->memory_access == 2 && !is_x87_image(d) && !insn_host_is_amd();
 }
 
 int native_execute(struct vcpu *vcpu, struct decoded *d) {

@@ -170,9 +170,15 @@ static int one_iteration(struct vcpu *vcpu, struct decoded *d, enum string_opera
         break;
     case STRING_CMPS:
         /* In the order of the processor: it shows when both fault. */
-        result = string_read(vcpu, SEG_ES, to, size, &b);
-        if (!result)
+        if (insn_host_is_amd()) {
             result = string_read(vcpu, source, from, size, &a);
+            if (!result)
+                result = string_read(vcpu, SEG_ES, to, size, &b);
+        } else {
+            result = string_read(vcpu, SEG_ES, to, size, &b);
+            if (!result)
+                result = string_read(vcpu, source, from, size, &a);
+        }
         if (!result)
             flags_sub(vcpu, a, b, 0, size);
         break;

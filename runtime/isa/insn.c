@@ -1,7 +1,12 @@
 /* Decoding: Zydis does the work; this file derives what the tiers ask of every instruction. */
 #include "isa/insn.h"
 
+#include <cpuid.h>
 #include <string.h>
+
+/* The first four letters of the vendor: "Auth", "Hygo". */
+#define VENDOR_AMD 0x68747541u
+#define VENDOR_HYGON 0x6f677948u
 
 static const ZydisMachineMode machine_mode[] = {
     ZYDIS_MACHINE_MODE_LONG_COMPAT_16, ZYDIS_MACHINE_MODE_LONG_COMPAT_32, ZYDIS_MACHINE_MODE_LONG_64};
@@ -147,23 +152,95 @@ static void note_memory(struct insn *insn, unsigned index, bool accessed) {
         insn->memory = (int8_t)index;
 }
 
+/* The processors of AMD and Intel differ in a few encodings; translated code and applications that run
+ * directly have the host's rule, so all tiers take it. Asked once: CPUID may cost microseconds. */
+bool insn_host_is_amd(void) {
+    static int known; /* 1: no, 2: yes; threads that race store the same */
+    int answer = __atomic_load_n(&known, __ATOMIC_RELAXED);
+    if (!answer) {
+        unsigned eax, ebx = 0, ecx, edx;
+        (void)__get_cpuid(0, &eax, &ebx, &ecx, &edx);
+        answer = ebx == VENDOR_AMD || ebx == VENDOR_HYGON ? 2 : 1;
+        __atomic_store_n(&known, answer, __ATOMIC_RELAXED);
+    }
+    return answer == 2;
+}
+
+/* Near branches with an operand-size prefix are of 16 bits on AMD; Intel ignores it. */
+static void narrow_branch(struct insn *insn) {
+    ZydisDecodedInstruction *z = &insn->z;
+    bool is_branch = z->meta.category == ZYDIS_CATEGORY_COND_BR ||
+                     z->meta.category == ZYDIS_CATEGORY_UNCOND_BR ||
+                     z->meta.category == ZYDIS_CATEGORY_CALL || z->meta.category == ZYDIS_CATEGORY_RET;
+    bool is_far = z->meta.branch_type == ZYDIS_BRANCH_TYPE_FAR ||
+                  (z->opcode_map == ZYDIS_OPCODE_MAP_DEFAULT && z->opcode >= 0xca && z->opcode <= 0xcf);
+    if (!is_branch || is_far || z->raw.rex.W || !(z->attributes & ZYDIS_ATTRIB_HAS_OPERANDSIZE))
+        return;
+    z->operand_width = 16;
+    if (!insn->op[0].imm.is_relative && insn->op[0].size == 64) {
+        insn->op[0].size = 16;
+        if (insn->op[0].type == ZYDIS_OPERAND_TYPE_REGISTER)
+            insn->op[0].reg.value = (ZydisRegister)(ZYDIS_REGISTER_AX + insn_gpr(insn->op[0].reg.value));
+    }
+}
+
+/* PREFETCHW's opcode with a register: a NOP on Intel only. */
+static bool is_register_prefetch(const ZydisDecodedInstruction *z) {
+    return z->opcode_map == ZYDIS_OPCODE_MAP_0F && z->opcode == 0x0d && z->raw.modrm.mod == 3 &&
+           z->encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY;
+}
+
+/* A repeat prefix makes LOOPE of LOOPNE and the reverse on AMD. */
+static void choose_loop(ZydisDecodedInstruction *z) {
+    if (z->mnemonic != ZYDIS_MNEMONIC_LOOPE && z->mnemonic != ZYDIS_MNEMONIC_LOOPNE)
+        return;
+    for (unsigned i = 0; i < z->raw.prefix_count; i++) {
+        if (z->raw.prefixes[i].value == 0xf2)
+            z->mnemonic = ZYDIS_MNEMONIC_LOOPNE;
+        else if (z->raw.prefixes[i].value == 0xf3)
+            z->mnemonic = ZYDIS_MNEMONIC_LOOPE;
+    }
+}
+
+/* PAUSE with REX.B is XCHG R8 on AMD: take the prefix F3 for one that means nothing. False: it is no such. */
+static bool unmake_pause(const ZydisDecodedInstruction *z, const uint8_t *bytes, uint8_t *other) {
+    if (z->mnemonic != ZYDIS_MNEMONIC_PAUSE || !z->raw.rex.B)
+        return false;
+    for (unsigned i = 0; i < z->length; i++)
+        other[i] = bytes[i] == 0xf3 ? 0x3e : bytes[i];
+    return true;
+}
+
 enum insn_status insn_decode(struct insn *insn, const uint8_t *bytes, size_t count, unsigned code_size) {
     unsigned which = code_size == 64 ? 2 : code_size == 32 ? 1 : 0;
     ZydisDecoder decoder;
     if (!ZYAN_SUCCESS(ZydisDecoderInit(&decoder, machine_mode[which], stack_width[which])))
         return INSN_INVALID;
+    bool follows_amd = insn_host_is_amd();
+    if (follows_amd && code_size == 64)
+        (void)ZydisDecoderEnableMode(&decoder, ZYDIS_DECODER_MODE_AMD_BRANCHES, ZYAN_TRUE);
     ZyanStatus status = ZydisDecoderDecodeFull(
         &decoder, bytes, count > INSN_MAX_LENGTH ? INSN_MAX_LENGTH : count, &insn->z, insn->op);
     if (status == ZYDIS_STATUS_NO_MORE_DATA)
         return count >= INSN_MAX_LENGTH ? INSN_TOO_LONG : INSN_SHORT;
     if (status == ZYDIS_STATUS_INSTRUCTION_TOO_LONG)
         return INSN_TOO_LONG;
-    if (!ZYAN_SUCCESS(status) || is_knights_corner(&insn->z))
+    if (!ZYAN_SUCCESS(status) || is_knights_corner(&insn->z) ||
+        (follows_amd && is_register_prefetch(&insn->z)))
         return INSN_INVALID;
 
-    /* MOVSXD with a 16-bit operand size reads 16 bits (SDM vol. 2, MOVSX/MOVSXD); Zydis says 32. */
-    if (insn->z.mnemonic == ZYDIS_MNEMONIC_MOVSXD && insn->z.operand_width == 16)
+    /* MOVSXD with a 16-bit operand size reads 16 bits (SDM vol. 2, MOVSX/MOVSXD); Zydis says 32, as AMD has
+     * it. */
+    if (insn->z.mnemonic == ZYDIS_MNEMONIC_MOVSXD && insn->z.operand_width == 16 && !follows_amd)
         insn->op[1].size = 16;
+    if (follows_amd)
+        choose_loop(&insn->z);
+    if (follows_amd && code_size == 64) {
+        uint8_t other[INSN_MAX_LENGTH];
+        if (unmake_pause(&insn->z, bytes, other))
+            return insn_decode(insn, other, insn->z.length, code_size);
+        narrow_branch(insn);
+    }
 
     insn->length = insn->z.length;
     insn->code_size = (uint8_t)code_size;

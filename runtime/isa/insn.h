@@ -43,6 +43,9 @@ enum insn_status {
 /* Decode the instruction at bytes. code_size is 16, 32 or 64. */
 enum insn_status insn_decode(struct insn *insn, const uint8_t *bytes, size_t count, unsigned code_size);
 
+/* Is the processor under us one of AMD's (or Hygon's)? Where the makers differ the guest's is like the
+ * host's. */
+bool insn_host_is_amd(void);
 /* Number (0-15) of a general register of any width; high-byte registers give their full register. -1: not a
  * GPR. */
 int insn_gpr(ZydisRegister reg);

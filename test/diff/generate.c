@@ -5,6 +5,7 @@
 
 #include "cpu/x86.h"
 #include "generator.h"
+#include "isa/insn.h"
 #include "rules.h"
 
 #include <string.h>
@@ -130,6 +131,8 @@ bool draft_make(struct generator *g, struct form *form, struct draft *draft, uns
     fill_tail(g, draft, length);
     if (!draft_decode(g, draft))
         return false;
+    if (rule_is_wide_far_pointer(&draft->instruction) && insn_host_is_amd())
+        return false;
     memset(&draft->wish, 0, sizeof draft->wish);
     draft->memory = -1;
     for (unsigned i = 0; i < draft->instruction.operand_count; i++) {
@@ -210,6 +213,10 @@ static bool draft_fits(struct generator *g, const struct draft *draft, uint16_t 
         return false;
     if (g->may_trap &&
         (rule_is_volatile(draft->instruction.mnemonic) || rule_is_state_image(draft->instruction.mnemonic)))
+        return false;
+    /* Which parts of a masked operand are checked for alignment is a maker's own. */
+    if (g->may_check &&
+        (rule_is_masked(&draft->instruction) || draft->instruction.mnemonic == ZYDIS_MNEMONIC_MOVDIR64B))
         return false;
     uint16_t explicit_write = 0;
     for (unsigned i = 0; i < draft->instruction.operand_count_visible; i++)
@@ -378,6 +385,7 @@ static void choose_registers(struct generator *g) {
     if (rng_permille(rng, 5))
         regs->rflags |= FLAG_TF;
     g->may_trap = regs->rflags & FLAG_TF;
+    g->may_check = regs->rflags & FLAG_AC && insn_host_is_amd();
     for (unsigned i = 0; i < 6; i++)
         regs->selector[i] = g->mode == 64 ? 0 : DIFF_DS;
     regs->selector[1] = g->mode == 64 ? DIFF_CS_64 : DIFF_CS_32;

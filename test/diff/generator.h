@@ -42,7 +42,8 @@ struct generator {
     bool refused;     /* a reserved register was to be written: the instruction is dropped */
     bool keeps_stack; /* nothing may move RSP here (inside a called function) */
     bool fs_known, gs_known;
-    bool may_trap; /* TF may be set here: what is not reproducible could not be overwritten in time */
+    bool may_trap;  /* TF may be set here: what is not reproducible could not be overwritten in time */
+    bool may_check; /* AC may be set here, on a processor whose rule for vectors is not modelled in full */
     unsigned unit;
     unsigned conditional; /* depth of code that may be skipped */
     unsigned loops;

@@ -86,7 +86,6 @@ static int build_kernel(struct guest *guest) {
     gdt[1] = segment_descriptor(0xc09b);
     gdt[2] = segment_descriptor(0xa09b);
     gdt[3] = segment_descriptor(0xc093);
-    gdt[4] = segment_descriptor(0xc0fb);
     gdt[5] = segment_descriptor(0xc0f3);
     gdt[6] = segment_descriptor(0xa0fb);
     uint64_t tss = GUEST_KERNEL_BASE + KERNEL_TSS, stack = GUEST_KERNEL_BASE + KERNEL_STACK_TOP;
@@ -257,6 +256,19 @@ static void load_segment(struct segment *segment, uint16_t selector, uint64_t ba
     }
 }
 
+/* A host without 32-bit code may lack Linux's segment for it, and LAR, VERR and loads show that. */
+static bool host_has_code_32(void) {
+    uint32_t rights = 0;
+    __asm__("lar %1, %0" : "+r"(rights) : "r"(DIFF_CS_32) : "cc");
+    return rights != 0;
+}
+
+static void load_descriptors(struct guest *guest, const struct diff_case *test) {
+    uint64_t *gdt = guest_mem_ptr(&guest->mem, KERNEL_GPA + KERNEL_GDT, 8 * GDT_ENTRIES);
+    gdt[DIFF_CS_32 >> 3] = test->mode == 32 || host_has_code_32() ? segment_descriptor(0xc0fb) : 0;
+    guest_mem_written(&guest->mem, KERNEL_GPA + KERNEL_GDT, 8 * GDT_ENTRIES);
+}
+
 static void load_pages(struct guest *guest, const struct diff_case *test) {
     uint64_t gpa = PAGES_GPA;
     for (unsigned i = 0; i < layout_region_count; i++) {
@@ -276,6 +288,7 @@ static void load_pages(struct guest *guest, const struct diff_case *test) {
 
 void guest_load(struct guest *guest, struct vcpu *vcpu, const struct diff_case *test) {
     load_pages(guest, test);
+    load_descriptors(guest, test);
     memcpy(vcpu->gpr, test->regs.gpr, sizeof vcpu->gpr);
     vcpu->rip = test->regs.rip;
     vcpu->rflags = test->regs.rflags;

@@ -181,6 +181,11 @@ void choose_memory(struct generator *g, struct form_fields *fields, const struct
     uint64_t width = g->mode == 64 ? UINT64_MAX : UINT32_MAX;
     uint64_t offset = wish->target - choose_segment(g, fields);
     *is_rip = false;
+    /* Whether the offset must be canonical when the sum is, is a maker's own. */
+    if (fields->segment && g->mode == 64 && (uint64_t)((int64_t)(offset << 16) >> 16) != offset) {
+        fields->segment = 0;
+        offset = wish->target;
+    }
     fields->address_size = false;
     if (g->mode == 32 && fields->segment >= 0x64 && rng_permille(rng, 300) &&
         spell_16(g, fields, offset & UINT32_MAX))

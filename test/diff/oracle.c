@@ -18,8 +18,10 @@
 #include "oracle.h"
 
 #include "base/diag.h"
+#include "engine.h"
 #include "layout.h"
 
+#include <asm/prctl.h>
 #include <elf.h>
 #include <errno.h>
 #include <linux/audit.h>
@@ -51,6 +53,7 @@ struct oracle_io {
     uint64_t home_rsp, home_fs_base;
     uint64_t out_fs_base, out_gs_base;
     uint16_t out_ds, out_es, out_fs, out_gs;
+    bool uses_calls; /* the bases by arch_prctl(): the kernel does not know WRFSBASE */
 };
 _Static_assert(offsetof(struct oracle_io, rip) == 128, "IO_FRAME");
 _Static_assert(offsetof(struct oracle_io, fs_base) == 168, "IO_FS_BASE");
@@ -58,6 +61,7 @@ _Static_assert(offsetof(struct oracle_io, ds) == 184, "IO_DS");
 _Static_assert(offsetof(struct oracle_io, xsave) == 192, "IO_XSAVE");
 _Static_assert(offsetof(struct oracle_io, home_rsp) == 208, "IO_HOME_RSP");
 _Static_assert(offsetof(struct oracle_io, out_ds) == 240, "IO_OUT_DS");
+_Static_assert(offsetof(struct oracle_io, uses_calls) == 248, "IO_USES_CALLS");
 
 struct oracle_shared {
     uint32_t first, count;
@@ -69,7 +73,9 @@ struct oracle_shared {
 struct oracle {
     struct oracle_shared *shared;
     pid_t child;
-    int command[2], reply[2]; /* pipes, one byte a batch */
+    int command[2], reply[2];         /* pipes, one byte a batch */
+    const struct diff_engine *engine; /* what runs the cases instead of a child, or NULL */
+    void *context;
 };
 
 void oracle_enter(void);
@@ -211,12 +217,13 @@ static int child_fence(void) {
     uint64_t site = (uint64_t)(uintptr_t)oracle_syscall_site;
     struct sock_filter filter[] = {
         BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, arch)),
-        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, AUDIT_ARCH_X86_64, 0, 8),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, AUDIT_ARCH_X86_64, 0, 9),
         BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, instruction_pointer)),
-        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (uint32_t)site, 0, 6),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (uint32_t)site, 0, 7),
         BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, instruction_pointer) + 4),
-        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (uint32_t)(site >> 32), 0, 4),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (uint32_t)(site >> 32), 0, 5),
         BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_arch_prctl, 4, 0),
         BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_read, 3, 0),
         BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_write, 2, 0),
         BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_exit_group, 1, 0),
@@ -248,6 +255,8 @@ static int child_signals(void) {
 static void child_main(struct oracle_shared *shared, int command, int reply) {
     (void)layout_xstate();
     prctl(PR_SET_PDEATHSIG, SIGKILL);
+    oracle_io.uses_calls = !oracle_has_fsgsbase();
+    oracle_syscall(SYS_arch_prctl, ARCH_GET_FS, (long)&oracle_io.home_fs_base, 0);
     int error = child_map();
     if (!error)
         error = child_signals();
@@ -304,12 +313,11 @@ static int child_reap(struct oracle *oracle) {
     return status;
 }
 
-int oracle_create(struct oracle **result) {
-    if (!(getauxval(AT_HWCAP2) & 2)) {
-        diag_error("nestor-diff: this host's kernel does not let user code write the FS base; "
-                   "run it on Linux 5.9 or newer with a processor that has FSGSBASE");
-        return -ENOTSUP;
-    }
+bool oracle_has_fsgsbase(void) {
+    return getauxval(AT_HWCAP2) & 2;
+}
+
+static int oracle_allocate(struct oracle **result) {
     struct oracle *oracle = calloc(1, sizeof *oracle);
     if (!oracle)
         return -ENOMEM;
@@ -320,19 +328,35 @@ int oracle_create(struct oracle **result) {
         free(oracle);
         return -ENOMEM;
     }
-    int error = child_start(oracle);
-    if (error) {
-        munmap(oracle->shared, sizeof *oracle->shared);
-        free(oracle);
-        return error;
-    }
     *result = oracle;
     return 0;
+}
+
+int oracle_create(struct oracle **oracle) {
+    int error = oracle_allocate(oracle);
+    if (!error && (error = child_start(*oracle))) {
+        oracle_destroy(*oracle);
+        *oracle = NULL;
+    }
+    return error;
+}
+
+int oracle_create_engine(struct oracle **oracle, const struct diff_engine *engine) {
+    int error = oracle_allocate(oracle);
+    if (!error && (error = engine->create(&(*oracle)->context))) {
+        oracle_destroy(*oracle);
+        *oracle = NULL;
+    } else if (!error) {
+        (*oracle)->engine = engine;
+    }
+    return error;
 }
 
 void oracle_destroy(struct oracle *oracle) {
     if (!oracle)
         return;
+    if (oracle->engine)
+        oracle->engine->destroy(oracle->context);
     if (oracle->child > 0) {
         kill(oracle->child, SIGKILL);
         child_reap(oracle);
@@ -366,8 +390,17 @@ static int batch_wait(struct oracle *oracle) {
     }
 }
 
+static int engine_run(struct oracle *oracle, unsigned count) {
+    int error = 0;
+    for (unsigned i = 0; i < count && !error; i++)
+        error = oracle->engine->run(oracle->context, &oracle->shared->cases[i], &oracle->shared->states[i]);
+    return error;
+}
+
 int oracle_run(struct oracle *oracle, unsigned count) {
     struct oracle_shared *shared = oracle->shared;
+    if (oracle->engine)
+        return engine_run(oracle, count);
     shared->first = 0;
     shared->count = count;
     while (shared->first < count) {
@@ -394,4 +427,30 @@ int oracle_run(struct oracle *oracle, unsigned count) {
             return error;
     }
     return 0;
+}
+
+bool oracle_runs_mode(struct oracle *oracle, unsigned mode) {
+    struct diff_case *test = oracle->shared->cases;
+    const struct diff_state *state = oracle->shared->states;
+    memset(test, 0, sizeof *test);
+    memset(test->code, LAYOUT_FILLER, sizeof test->code);
+    test->code[0] = 0x90;
+    test->mode = mode;
+    test->length = 1;
+    test->regs = (struct diff_regs){.rip = LAYOUT_CODE_FIXED,
+                                    .rflags = 0x202,
+                                    .fs_base = LAYOUT_DATA,
+                                    .gs_base = LAYOUT_DATA,
+                                    .selector = {DIFF_DS, DIFF_CS_32, DIFF_DS, DIFF_DS, DIFF_DS, DIFF_DS}};
+    if (mode == 64)
+        memcpy(test->regs.selector, (uint16_t[]){0, DIFF_CS_64, DIFF_DS, 0, 0, 0},
+               sizeof test->regs.selector);
+    test->regs.gpr[4] = LAYOUT_STACK + 0x800;
+    test->xsave[1] = 0x03; /* x87 control word and MXCSR as after reset */
+    test->xsave[0] = 0x7f;
+    test->xsave[24] = 0x80;
+    test->xsave[25] = 0x1f;
+    return !oracle_run(oracle, 1) && state->end == DIFF_END_EXCEPTION && state->vector == 3 &&
+           state->regs.rip == LAYOUT_CODE_FIXED + 2 && state->regs.fs_base == LAYOUT_DATA &&
+           !memcmp(state->regs.selector, test->regs.selector, sizeof test->regs.selector);
 }

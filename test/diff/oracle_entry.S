@@ -4,6 +4,8 @@
  * in one step and so reaches 64-bit and compatibility-mode code alike. The way back is a signal: the kernel
  * has put the registers into its frame on the alternate stack; oracle_on_signal() saves what the frame does
  * not hold, gives the C library its FS base back, and returns to the caller of oracle_enter().
+ * Where the kernel does not let user code write the FS and GS bases (its context switches would lose them), both are
+ * written and read by system calls.
  * Offsets into oracle_io: struct oracle_io in oracle.c, checked there.
  */
 #define IO_FRAME 128
@@ -23,6 +25,13 @@
 #define IO_OUT_ES 242
 #define IO_OUT_FS 244
 #define IO_OUT_GS 246
+#define IO_USES_CALLS 248
+
+#define SYS_ARCH_PRCTL 158
+#define ARCH_SET_GS 0x1001
+#define ARCH_SET_FS 0x1002
+#define ARCH_GET_FS 0x1003
+#define ARCH_GET_GS 0x1004
 
     .text
     .globl oracle_enter
@@ -36,8 +45,6 @@ oracle_enter:
     pushq %r14
     pushq %r15
     movq %rsp, oracle_io + IO_HOME_RSP(%rip)
-    rdfsbase %rax
-    movq %rax, oracle_io + IO_HOME_FS_BASE(%rip)
     movq oracle_io + IO_XSAVE(%rip), %rcx
     movl oracle_io + IO_MASK(%rip), %eax
     xorl %edx, %edx
@@ -46,10 +53,21 @@ oracle_enter:
     movw oracle_io + IO_ES(%rip), %es
     movw oracle_io + IO_FS(%rip), %fs
     movw oracle_io + IO_GS(%rip), %gs
+    cmpb $0, oracle_io + IO_USES_CALLS(%rip)
+    jne 1f
     movq oracle_io + IO_FS_BASE(%rip), %rax
     wrfsbase %rax
     movq oracle_io + IO_GS_BASE(%rip), %rax
     wrgsbase %rax
+    jmp 2f
+1:
+    movl $ARCH_SET_FS, %esi
+    movq oracle_io + IO_FS_BASE(%rip), %rdx
+    call oracle_base
+    movl $ARCH_SET_GS, %esi
+    movq oracle_io + IO_GS_BASE(%rip), %rdx
+    call oracle_base
+2:
     movq oracle_io + 0(%rip), %rax
     movq oracle_io + 8(%rip), %rcx
     movq oracle_io + 16(%rip), %rdx
@@ -75,24 +93,40 @@ oracle_enter:
 oracle_on_signal:
     pushq $2
     popfq
+    andq $-16, %rsp
+    cmpb $0, oracle_io + IO_USES_CALLS(%rip)
+    jne 1f
     rdfsbase %r8
     rdgsbase %r9
     movq %r8, oracle_io + IO_OUT_FS_BASE(%rip)
     movq %r9, oracle_io + IO_OUT_GS_BASE(%rip)
-    movw %ds, oracle_io + IO_OUT_DS(%rip)
-    movw %es, oracle_io + IO_OUT_ES(%rip)
-    movw %fs, oracle_io + IO_OUT_FS(%rip)
-    movw %gs, oracle_io + IO_OUT_GS(%rip)
-    xorl %eax, %eax
-    movw %ax, %ds
-    movw %ax, %es
-    movw %ax, %fs
-    movw %ax, %gs
+    call oracle_selectors
     movq oracle_io + IO_HOME_FS_BASE(%rip), %rax
     wrfsbase %rax
     xorl %eax, %eax
     wrgsbase %rax
-    andq $-16, %rsp
+    jmp 2f
+1:
+    movq %rdi, %rbx
+    movq %rsi, %rbp
+    movq %rdx, %r12
+    movl $ARCH_GET_FS, %esi
+    leaq oracle_io + IO_OUT_FS_BASE(%rip), %rdx
+    call oracle_base
+    movl $ARCH_GET_GS, %esi
+    leaq oracle_io + IO_OUT_GS_BASE(%rip), %rdx
+    call oracle_base
+    call oracle_selectors
+    movl $ARCH_SET_FS, %esi
+    movq oracle_io + IO_HOME_FS_BASE(%rip), %rdx
+    call oracle_base
+    movl $ARCH_SET_GS, %esi
+    xorl %edx, %edx
+    call oracle_base
+    movq %rbx, %rdi
+    movq %rbp, %rsi
+    movq %r12, %rdx
+2:
     call oracle_record
     movq oracle_io + IO_HOME_RSP(%rip), %rsp
     popq %r15
@@ -103,6 +137,28 @@ oracle_on_signal:
     popq %rbx
     ret
     .size oracle_on_signal, . - oracle_on_signal
+
+    /* Keep DS, ES, FS and GS as the stream left them, and take null selectors. */
+    .type oracle_selectors, @function
+oracle_selectors:
+    movw %ds, oracle_io + IO_OUT_DS(%rip)
+    movw %es, oracle_io + IO_OUT_ES(%rip)
+    movw %fs, oracle_io + IO_OUT_FS(%rip)
+    movw %gs, oracle_io + IO_OUT_GS(%rip)
+    xorl %eax, %eax
+    movw %ax, %ds
+    movw %ax, %es
+    movw %ax, %fs
+    movw %ax, %gs
+    ret
+    .size oracle_selectors, . - oracle_selectors
+
+    /* arch_prctl(ESI, RDX) */
+    .type oracle_base, @function
+oracle_base:
+    movl $SYS_ARCH_PRCTL, %edi
+    jmp oracle_syscall
+    .size oracle_base, . - oracle_base
 
     /* The only place the child's system-call filter lets calls come from. long oracle_syscall(nr, a, b, c) */
     .globl oracle_syscall

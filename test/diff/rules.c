@@ -7,6 +7,9 @@
 #include "rules.h"
 
 #include "cpu/x86.h"
+#include "oracle.h"
+
+#include <cpuid.h>
 
 struct exclusion {
     ZydisMnemonic mnemonic;
@@ -23,6 +26,7 @@ static const char cet[] =
     "shadow stacks are hidden from guests; natively Linux may enable them for a process";
 static const char keys[] = "protection keys are hidden from guests and belong to the host's process natively";
 static const char hidden[] = "the feature is hidden from guests, so it is #UD there, but not on every host";
+static const char svm[] = "natively it is #GP or #UD as the host's hypervisor uses it or not";
 static const char waits[] = "its result depends on a timer of the host";
 
 static const struct exclusion exclusions[] = {
@@ -45,13 +49,46 @@ static const struct exclusion exclusions[] = {
     {ZYDIS_MNEMONIC_UMONITOR, waits},     {ZYDIS_MNEMONIC_MWAITX, waits},
     {ZYDIS_MNEMONIC_MONITORX, waits},     {ZYDIS_MNEMONIC_TDCALL, hidden},
     {ZYDIS_MNEMONIC_SEAMCALL, hidden},    {ZYDIS_MNEMONIC_SEAMOPS, hidden},
-    {ZYDIS_MNEMONIC_SEAMRET, hidden},
+    {ZYDIS_MNEMONIC_SEAMRET, hidden},     {ZYDIS_MNEMONIC_CLZERO, hidden},
+    {ZYDIS_MNEMONIC_RDPRU, hidden},       {ZYDIS_MNEMONIC_VMRUN, svm},
+    {ZYDIS_MNEMONIC_VMLOAD, svm},         {ZYDIS_MNEMONIC_VMSAVE, svm},
+    {ZYDIS_MNEMONIC_SKINIT, svm},         {ZYDIS_MNEMONIC_INVLPGA, svm},
+    {ZYDIS_MNEMONIC_PVALIDATE, svm},      {ZYDIS_MNEMONIC_RMPADJUST, svm},
+    {ZYDIS_MNEMONIC_RMPUPDATE, svm},      {ZYDIS_MNEMONIC_PSMASH, svm},
+    {ZYDIS_MNEMONIC_INVLPGB, svm},        {ZYDIS_MNEMONIC_TLBSYNC, svm},
+    {ZYDIS_MNEMONIC_MCOMMIT, hidden},     {ZYDIS_MNEMONIC_CLGI, svm},
+    {ZYDIS_MNEMONIC_STGI, svm},
 };
+
+/* What a hypervisor below the host may take from CPUID though the processor goes on executing it. */
+static const struct {
+    ZydisMnemonic mnemonic;
+    uint8_t reg, bit; /* of leaf 7: 1 EBX, 2 ECX */
+} hideable[] = {
+    {ZYDIS_MNEMONIC_RDSEED, 1, 18},  {ZYDIS_MNEMONIC_RDPID, 2, 22},   {ZYDIS_MNEMONIC_RDFSBASE, 1, 0},
+    {ZYDIS_MNEMONIC_RDGSBASE, 1, 0}, {ZYDIS_MNEMONIC_WRFSBASE, 1, 0}, {ZYDIS_MNEMONIC_WRGSBASE, 1, 0},
+};
+
+static bool host_hides(ZydisMnemonic mnemonic) {
+    static uint32_t leaf[4];
+    static bool is_known;
+    if (!is_known)
+        is_known = __get_cpuid_count(7, 0, &leaf[0], &leaf[1], &leaf[2], &leaf[3]);
+    for (unsigned i = 0; i < ARRAY_SIZE(hideable); i++)
+        if (hideable[i].mnemonic == mnemonic)
+            return !(leaf[hideable[i].reg] >> hideable[i].bit & 1);
+    return false;
+}
 
 const char *rule_exclusion(ZydisMnemonic mnemonic, unsigned mode) {
     for (unsigned i = 0; i < ARRAY_SIZE(exclusions); i++)
         if (exclusions[i].mnemonic == mnemonic)
             return exclusions[i].reason;
+    if ((mnemonic == ZYDIS_MNEMONIC_WRFSBASE || mnemonic == ZYDIS_MNEMONIC_WRGSBASE) &&
+        !oracle_has_fsgsbase())
+        return "the host's kernel loses it at the next switch";
+    if (host_hides(mnemonic))
+        return "the host's CPUID does not offer it, the processor may execute it nevertheless";
     if (mode == 32 && mnemonic == ZYDIS_MNEMONIC_SYSCALL)
         return "in compatibility mode Linux's entry changes EBP and ECX (AMD) or it is #UD (Intel)";
     return NULL;
@@ -109,6 +146,26 @@ bool rule_is_masked(const ZydisDecodedInstruction *instruction) {
     }
     return instruction->encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX &&
            instruction->avx.mask.reg != ZYDIS_REGISTER_NONE && instruction->avx.mask.reg != ZYDIS_REGISTER_K0;
+}
+
+bool rule_is_wide_far_pointer(const ZydisDecodedInstruction *instruction) {
+    switch (instruction->mnemonic) {
+    case ZYDIS_MNEMONIC_JMP:
+    case ZYDIS_MNEMONIC_CALL:
+        return instruction->operand_width == 64 && instruction->meta.branch_type == ZYDIS_BRANCH_TYPE_FAR;
+    case ZYDIS_MNEMONIC_LFS:
+    case ZYDIS_MNEMONIC_LGS:
+    case ZYDIS_MNEMONIC_LSS:
+        return instruction->operand_width == 64;
+    default:
+        return false;
+    }
+}
+
+bool rule_is_vex_gather(const ZydisDecodedInstruction *instruction) {
+    return instruction->encoding == ZYDIS_INSTRUCTION_ENCODING_VEX &&
+           (instruction->meta.category == ZYDIS_CATEGORY_AVX2GATHER ||
+            instruction->meta.category == ZYDIS_CATEGORY_GATHER);
 }
 
 bool rule_is_converting_store(ZydisMnemonic mnemonic) {

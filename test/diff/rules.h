@@ -26,6 +26,11 @@ bool rule_is_state_image(ZydisMnemonic mnemonic);
 bool rule_is_masked(const ZydisDecodedInstruction *instruction);
 /* True for a store that converts: when it faults, the exceptions of the conversion are in MXCSR already or
  * not, as the processor has it. */
+/* A far pointer of 64 bits in memory: AMD's processors take 32, guests may use them everywhere
+ * (docs/deviations.md). */
+bool rule_is_wide_far_pointer(const ZydisDecodedInstruction *instruction);
+/* A gather whose mask is a vector: one that faults may have widened the sign of each element over it. */
+bool rule_is_vex_gather(const ZydisDecodedInstruction *instruction);
 bool rule_is_converting_store(ZydisMnemonic mnemonic);
 /* True for a store that the processor makes in two pieces, of 8 and 2 bytes: when the second one faults, the
  * first is in memory already or not, as the processor has it. */
