@@ -15,7 +15,7 @@ struct sorted_entry {
     uint16_t guest, abi_data;
 };
 
-/* By image, address; the hottest unit first; then in the units' order. */
+/* By image, address; the hottest unit first, of those LLVM's; then in the units' order. */
 static int compare_entries(const void *a, const void *b) {
     const struct sorted_entry *one = a, *other = b;
     if (one->unit->image != other->unit->image)
@@ -24,6 +24,8 @@ static int compare_entries(const void *a, const void *b) {
         return one->address < other->address ? -1 : 1;
     if (one->unit->unit.heat != other->unit->unit.heat)
         return one->unit->unit.heat > other->unit->unit.heat ? -1 : 1;
+    if (one->unit->unit.generator != other->unit->unit.generator)
+        return one->unit->unit.generator > other->unit->unit.generator ? -1 : 1;
     return (one->unit->number > other->unit->number) - (one->unit->number < other->unit->number);
 }
 

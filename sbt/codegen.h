@@ -1,5 +1,6 @@
 /* A code generator of the offline translator: guest bytes in, one portable unit out. The template emitter
- * that the run time uses too is one (codegen_template.c); LLVM is to be another.
+ * that the run time uses too is one (codegen_template.c), LLVM another (llvm.h), which only programs that
+ * name it are linked with.
  *
  * A generator's state belongs to one thread; as many as wanted may exist.
  */
@@ -26,6 +27,12 @@ struct codegen {
     int (*translate)(void *state, const struct codegen_request *request, struct ntc_unit *unit);
     uint32_t (*abi)(void);
     uint64_t (*layout)(const struct cpu_model *model);
+    /* These may be NULL. Why the last translate() made nothing: a string that lives for ever. */
+    const char *(*refusal)(const void *state);
+    /* Shall units have their IR with them? */
+    void (*keep_ir)(void *state, bool keep);
+    /* Refuse what measurements say this generator does not win at. */
+    void (*be_choosy)(void *state, bool choosy);
 };
 
 extern const struct codegen codegen_template;

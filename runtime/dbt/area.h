@@ -59,12 +59,13 @@ struct dbt_hot {
     struct vtlb_view *view_kernel, *view_kernel_ac; /* what CLAC and STAC make current */
     uint8_t iflag;                                  /* RFLAGS bits 8-15, IF only: 0 or 2 */
     uint8_t acflag;                                 /* RFLAGS bits 16-23, AC only: 0 or 4 */
-    uint64_t save[16];                              /* host registers at a slow exit, as they stood */
-    uint64_t save_flags;                            /* RFLAGS at a fault, as PUSHF gives them */
-    uint64_t fault_pc;                              /* host PC of a fault in translated code; 0: none */
-    bool fault_is_poll;                             /* at a block's start */
-    bool fault_is_sti_poll;                         /* behind an STI */
-    uint64_t resume;                                /* where a slow exit goes on */
+    uint8_t alias;          /* enum area_alias that GS shows, as it is set by and for this thread */
+    uint64_t save[16];      /* host registers at a slow exit, as they stood */
+    uint64_t save_flags;    /* RFLAGS at a fault, as PUSHF gives them */
+    uint64_t fault_pc;      /* host PC of a fault in translated code; 0: none */
+    bool fault_is_poll;     /* at a block's start */
+    bool fault_is_sti_poll; /* behind an STI */
+    uint64_t resume;        /* where a slow exit goes on */
 };
 
 /* General registers that are in vcpu->gpr, not in the host's, whenever one block ends and the next begins.

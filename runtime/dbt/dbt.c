@@ -147,6 +147,7 @@ void dbt_vcpu_destroy(struct vcpu *vcpu) {
 
 void dbt_thread_enter(struct vcpu *vcpu) {
     vcpu->dbt->current_alias = AREA_RUN;
+    vcpu->dbt->area->hot.alias = AREA_RUN;
     host_gs_set(vcpu->dbt->fsgsbase, vcpu->dbt->alias[AREA_RUN]);
 }
 
@@ -196,6 +197,7 @@ void dbt_kick_from_handler(struct vcpu *vcpu) {
     if (!dbt->in_code)
         return;
     dbt->current_alias = AREA_STOP;
+    dbt->area->hot.alias = AREA_STOP;
     host_gs_set(dbt->fsgsbase, dbt->alias[AREA_STOP]);
 }
 

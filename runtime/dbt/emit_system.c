@@ -66,16 +66,8 @@ static void describe_string(const struct item *item, struct site *site) {
     site->reg = (uint8_t)(is_stos(item) | rep << 1);
 }
 
-void emit_helper(struct unit *unit, const struct item *item, enum site_kind kind) {
+void unit_describe_helper(const struct item *item, struct site *site) {
     const ZydisDecodedOperand *op = item->insn.op;
-    if ((item->helper == HELPER_INVLPG || item->helper == HELPER_XSTATE) && kind == SITE_HELPER) {
-        emit_flags_clobber(unit);
-        emit_address(unit, item, &op[0]);
-        asm_store_gs(&unit->code, AREA_HOT(value), unit->t0);
-    }
-    emit_reload(unit);
-    struct site *site = unit_site(unit, kind, item);
-    site->flags_saved = unit->flags_saved;
     site->access = (uint8_t)item->helper;
     site->size = item->insn.z.operand_width;
     switch (item->helper) {
@@ -102,6 +94,18 @@ void emit_helper(struct unit *unit, const struct item *item, enum site_kind kind
     default:
         break;
     }
+}
+
+void emit_helper(struct unit *unit, const struct item *item, enum site_kind kind) {
+    if ((item->helper == HELPER_INVLPG || item->helper == HELPER_XSTATE) && kind == SITE_HELPER) {
+        emit_flags_clobber(unit);
+        emit_address(unit, item, &item->insn.op[0]);
+        asm_store_gs(&unit->code, AREA_HOT(value), unit->t0);
+    }
+    emit_reload(unit);
+    struct site *site = unit_site(unit, kind, item);
+    site->flags_saved = unit->flags_saved;
+    unit_describe_helper(item, site);
     emit_exit_to_c(unit, site);
     site->host = (uint32_t)(unit->code.at - unit->dbt->rw);
     unit->flags_saved = true;

@@ -82,6 +82,7 @@ static bool arm(struct vcpu *vcpu, uint64_t host) {
     enum area_alias want = requests ? AREA_MASKED : AREA_RUN;
     if (UNLIKELY(dbt->current_alias != want)) {
         dbt->current_alias = want;
+        hot->alias = (uint8_t)want;
         host_gs_set(dbt->fsgsbase, dbt->alias[want]);
         /* A kick that came in between has set its bit before its signal: it is seen here. */
         __atomic_signal_fence(__ATOMIC_SEQ_CST);

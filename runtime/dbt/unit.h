@@ -168,6 +168,8 @@ void emit_guest_address(struct unit *unit, int reg, uint64_t address);
 void emit_guest_address32(struct unit *unit, int reg, uint64_t address);
 
 /* -- emit_system.c -- */
+/* What C is told of an instruction that it has a helper for. */
+void unit_describe_helper(const struct item *item, struct site *site);
 void emit_read_base(struct unit *unit, const struct item *item);
 void emit_read_selector(struct unit *unit, const struct item *item);
 void emit_swapgs(struct unit *unit);

@@ -34,6 +34,9 @@ extern const struct diff_engine interp_engine;
 #ifdef HAVE_DBT
 extern const struct diff_engine dbt_engine;
 #endif
+#ifdef HAVE_LLVM
+extern const struct diff_engine llvm_engine;
+#endif
 
 const struct diff_engine *const diff_engines[] = {
     &native_engine,
@@ -42,6 +45,9 @@ const struct diff_engine *const diff_engines[] = {
 #endif
 #ifdef HAVE_DBT
     &dbt_engine,
+#endif
+#ifdef HAVE_LLVM
+    &llvm_engine,
 #endif
     NULL,
 };

@@ -1,5 +1,5 @@
 /* The dynamic binary translator as an engine under test, with the interpreter for what it leaves to it. */
-#include "engine.h"
+#include "engine_dbt.h"
 
 #include "dbt/dbt.h"
 #include "guest.h"
@@ -88,12 +88,21 @@ static int dbt_engine_create(void **context) {
     return 0;
 }
 
-static int dbt_engine_run(void *context, const struct diff_case *test, struct diff_state *result) {
+struct vcpu *dbt_engine_vcpu(void *context) {
+    return ((struct dbt_engine *)context)->vcpu;
+}
+
+bool dbt_engine_load(void *context, const struct diff_case *test) {
+    struct dbt_engine *engine = context;
+    guest_load(&engine->guest, engine->vcpu, test);
+    return dbt_can_run(engine->vcpu);
+}
+
+void dbt_engine_finish(void *context, const struct diff_case *test, struct diff_state *result) {
     struct dbt_engine *engine = context;
     struct vcpu *vcpu = engine->vcpu;
     unsigned steps = 0;
     bool timeout = false;
-    guest_load(&engine->guest, vcpu, test);
     signals_enter(vcpu, on_signal, on_alarm, SECONDS_MAX);
     while (!guest_is_over(vcpu) && vcpu->run_state == RUN_ACTIVE && !timeout) {
         if (!dbt_can_run(vcpu) || dbt_run(vcpu) == DBT_EXIT_MODE)
@@ -102,6 +111,11 @@ static int dbt_engine_run(void *context, const struct diff_case *test, struct di
     }
     signals_enter(NULL, NULL, NULL, 0);
     guest_store(&engine->guest, vcpu, test, timeout, result);
+}
+
+static int dbt_engine_run(void *context, const struct diff_case *test, struct diff_state *result) {
+    (void)dbt_engine_load(context, test);
+    dbt_engine_finish(context, test, result);
     return 0;
 }
 

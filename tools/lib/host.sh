@@ -6,7 +6,7 @@ shopt -s inherit_errexit
 
 PACKAGES_BUILD=(
     cmake ninja-build gcc libc6-dev pkg-config
-    libzydis-dev libslirp-dev liburing-dev libcjson-dev libseccomp-dev libsodium-dev libxxhash-dev libelf-dev
+    libzydis-dev libslirp-dev liburing-dev libcjson-dev libseccomp-dev libsodium-dev libxxhash-dev libelf-dev llvm-19-dev
     zlib1g-dev liblzma-dev libzstd-dev liblz4-dev
 )
 PACKAGES_GUEST=(apt dpkg debian-archive-keyring ca-certificates cpio gzip xz-utils kmod)

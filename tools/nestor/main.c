@@ -30,6 +30,21 @@ static int finish_output(void) {
     return EXIT_CODE_FAILURE;
 }
 
+/* The program precompile-cache beside this one has the generator through LLVM, which VMs have no use for. Returns
+ * where there is none: then this program does what it can. */
+static void exec_precompile(char **argv) {
+    char path[4096];
+    ssize_t length = readlink("/proc/self/exe", path, sizeof path);
+    char *slash = length > 0 ? memrchr(path, '/', (size_t)length) : NULL;
+    static const char name[] = "precompile-cache";
+    if (!slash || (size_t)(slash - path) + 1 + sizeof name > sizeof path)
+        return;
+    memcpy(slash + 1, name, sizeof name);
+    argv[1] = argv[0];
+    execv(path, argv + 1);
+    argv[1] = (char *)name;
+}
+
 int main(int argc, char **argv) {
     const char *command = argc > 1 ? argv[1] : NULL;
     keep_standard_streams();
@@ -52,7 +67,8 @@ int main(int argc, char **argv) {
     }
     if (!strcmp(command, "precompile-cache")) {
         signal(SIGXFSZ, SIG_IGN);
-        int code = precompile_command(argc - 2, argv + 2, "nestor precompile-cache");
+        exec_precompile(argv);
+        int code = precompile_command(argc - 2, argv + 2, "nestor precompile-cache", NULL);
         int output = finish_output();
         return code ? code : output;
     }

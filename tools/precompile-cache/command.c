@@ -139,10 +139,13 @@ static int take_option(int code, char *value, struct precompile_options *options
         options->profiled_only = true;
         return -1;
     case OPTION_CODEGEN:
-        if (!strcmp(value, "llvm"))
-            return usage(name, "--codegen %s: this build has no LLVM generator that is fit for use", value);
-        if (strcmp(value, "template") != 0 && strcmp(value, "auto") != 0)
+        options->all_functions = !strcmp(value, "llvm");
+        if (!strcmp(value, "template"))
+            options->functions = NULL;
+        else if (!options->all_functions && strcmp(value, "auto") != 0)
             return usage(name, "--codegen %s: give template, llvm or auto", value);
+        else if (options->all_functions && !options->functions)
+            return usage(name, "--codegen %s: the program precompile-cache has that generator", value);
         return -1;
     case OPTION_CPU:
         options->cpu = value;
@@ -163,7 +166,8 @@ static int take_option(int code, char *value, struct precompile_options *options
         options->output = value;
         return -1;
     case OPTION_DUMP_IR:
-        return usage(name, "--dump-ir %s: only the LLVM generator has IR", value);
+        options->dump_ir = value;
+        return -1;
     case OPTION_DUMP_ASM:
         options->dump_asm = value;
         return -1;
@@ -200,6 +204,8 @@ static int parse(int argc, char **argv, struct precompile_options *options, cons
         return usage(name, "a kernel is needed%s: --kernel FILE", "");
     if (!options->output)
         return usage(name, "an output file is needed%s: -o FILE", "");
+    if (options->dump_ir && !options->functions)
+        return usage(name, "--dump-ir %s: only units of the LLVM generator have IR", options->dump_ir);
     if (options->profiled_only && !options->profile_count)
         return usage(name, "%s needs --profile FILE", "--profiled-only");
     return -1;
@@ -285,11 +291,12 @@ static int run(const struct precompile_options *options) {
     return result ? PRECOMPILE_FAILED : PRECOMPILE_OK;
 }
 
-int precompile_command(int argc, char **argv, const char *name) {
+int precompile_command(int argc, char **argv, const char *name, const struct codegen *llvm) {
     long processors = sysconf(_SC_NPROCESSORS_ONLN);
     struct precompile_options options = {.cpu = "host",
                                          .early = true,
                                          .one_cpu = true,
+                                         .functions = llvm,
                                          .jobs = processors < 1                ? 1
                                                  : processors > (long)JOBS_MAX ? JOBS_MAX
                                                                                : (unsigned)processors};

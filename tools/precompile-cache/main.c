@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "base/diag.h"
+#include "sbt/llvm.h"
 
 int main(int argc, char **argv) {
     int status = PRECOMPILE_OK;
@@ -20,7 +21,7 @@ int main(int argc, char **argv) {
         precompile_print_completion(stdout, "_precompile_cache", 1);
         puts("complete -o filenames -F _precompile_cache precompile-cache");
     } else {
-        status = precompile_command(argc - 1, argv + 1, "precompile-cache");
+        status = precompile_command(argc - 1, argv + 1, "precompile-cache", &codegen_llvm);
     }
     if (!fflush(stdout) && !ferror(stdout))
         return status;

@@ -11,6 +11,7 @@
 #include "cache-format/profile.h"
 #include "cache-format/writer.h"
 #include "sbt/blocks.h"
+#include "sbt/functions.h"
 
 enum precompile_status { PRECOMPILE_OK = 0, PRECOMPILE_FAILED = 1, PRECOMPILE_USAGE = 2 };
 
@@ -25,6 +26,9 @@ struct precompile_options {
     const char *output;
     const char *cpu;
     const char *dump_asm; /* symbol whose units are listed on standard output */
+    const char *dump_ir;  /* the same for the IR of those that have one */
+    const struct codegen *functions; /* what makes units of whole functions; NULL: none does */
+    bool all_functions;              /* not just those that the profile saw */
     unsigned jobs;
     bool early;   /* also the text as it stands before the kernel has patched itself */
     bool one_cpu; /* also the text without LOCK prefixes */
@@ -39,12 +43,14 @@ struct precompile_image {
     struct discovery discovery;
     uint32_t number; /* in the file */
     size_t pages, next_page, done_pages;
+    size_t functions, next_function, done_functions;
     bool analysed, broken;
     /* A module's bytes until it is analysed. */
     uint8_t *bytes;
     size_t size;
     char *name;
     struct blocks_counts counts;
+    struct functions_counts function_counts;
 };
 
 struct precompile {
@@ -65,8 +71,9 @@ struct precompile {
     int result;
 };
 
-/* `nestor precompile-cache` and the program of that name. argv: the arguments alone. */
-int precompile_command(int argc, char **argv, const char *name);
+/* `nestor precompile-cache` and the program of that name. argv: the arguments alone; llvm: NULL in a program without
+ * LLVM. */
+int precompile_command(int argc, char **argv, const char *name, const struct codegen *llvm);
 void precompile_print_completion(FILE *file, const char *function, unsigned skip);
 
 /* -- inputs.c: all return 0, or -errno after one diag_error() line -- */

@@ -17,8 +17,8 @@ void progress_draw(const struct precompile *p, bool last) {
         return;
     }
     for (size_t i = 0; i < p->images; i++) {
-        pages += p->image[i].pages;
-        done += p->image[i].done_pages;
+        pages += p->image[i].pages + p->image[i].functions;
+        done += p->image[i].done_pages + p->image[i].done_functions;
         analysed += p->image[i].pages || i < p->next_image;
     }
     /* Images that nobody has looked into yet count like the average one that is done. */

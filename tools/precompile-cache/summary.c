@@ -18,6 +18,21 @@ static void print_patches(const struct patched *patched) {
     printf("\n");
 }
 
+/* What became of whole functions. */
+static void print_functions(const struct precompile *p) {
+    struct functions_counts sum = {0};
+    for (size_t i = 0; i < p->images; i++)
+        functions_add_counts(&sum, &p->image[i].function_counts);
+    if (!sum.functions && !sum.unselected)
+        return;
+    printf("%s: %zu functions, %zu units, guest code %llu bytes, host code %llu bytes; not hot: %zu",
+           p->options->functions->name, sum.functions, sum.units, (unsigned long long)sum.guest_bytes,
+           (unsigned long long)sum.host_bytes, sum.unselected);
+    for (unsigned i = 0; i < sum.reasons; i++)
+        printf("; %s: %zu", sum.reason[i], sum.refused[i]);
+    printf("\n");
+}
+
 void summary_print(const struct precompile *p, const struct ntc_writer_summary *written, double seconds) {
     struct blocks_counts sum = {0};
     uint64_t text = 0, covered = 0, padding = 0;
@@ -55,6 +70,8 @@ void summary_print(const struct precompile *p, const struct ntc_writer_summary *
     printf("left out: %zu places for the interpreter or across pages, %zu blocks too large, "
            "%zu blocks with more choices than are combined, %zu places by the profile, %zu damaged modules\n",
            sum.refused, sum.too_large, sum.uncombined, sum.unselected, broken);
+    if (p->options->functions)
+        print_functions(p);
     printf("good at the link address only: %zu units", sum.fixed);
     if (unplaced)
         printf("; %zu image says not where its code depends on its place", unplaced);

@@ -14,6 +14,7 @@
 #include "base/diag.h"
 
 #define PAGES_AT_ONCE 8u
+#define FUNCTIONS_AT_ONCE 16u
 #define KERNEL_SLIDE_ALIGN 0x200000u /* CONFIG_PHYSICAL_ALIGN, of which KASLR's slide is a multiple */
 
 struct worker {
@@ -21,6 +22,8 @@ struct worker {
     struct precompile_image *image;
     struct blocks_options options;
     struct blocks *blocks;
+    struct functions_options function_options;
+    struct functions *functions;
     pthread_t thread;
 };
 
@@ -48,6 +51,12 @@ static bool select_place(void *context, uint64_t address, uint32_t mode) {
                              NTC_PROFILE_ANY_MODE) > 0;
 }
 
+static bool select_function(void *context, uint64_t address, uint64_t length) {
+    const struct worker *worker = context;
+    return ntc_profile_count(&worker->p->profile, precompile_image_name(worker->image), address, length,
+                             NTC_PROFILE_ANY_MODE) > 0;
+}
+
 static int sink(void *context, const struct ntc_unit *unit) {
     struct worker *worker = context;
     struct precompile *p = worker->p;
@@ -61,6 +70,8 @@ static int sink(void *context, const struct ntc_unit *unit) {
     int result = ntc_writer_add_unit(p->writer, &copy, 0);
     if (!result && p->options->dump_asm && unit->name && !strcmp(unit->name, p->options->dump_asm))
         listing_print(&copy);
+    if (!result && unit->ir)
+        printf("%.*s", (int)unit->ir_length, unit->ir);
     pthread_mutex_unlock(&p->lock);
     if (result == -ENOMEM)
         diag_error("precompile-cache: out of memory");
@@ -119,6 +130,8 @@ static int analyse(struct precompile *p, struct precompile_image *image) {
     result = describe_image(p, image);
     pthread_mutex_unlock(&p->lock);
     image->pages = result ? 0 : blocks_page_count(&image->discovery);
+    if (!result && p->options->functions && (p->options->all_functions || p->profile.lines))
+        image->functions = functions_count(&image->discovery);
     if (result == -ENOENT)
         return 0;
     if (result)
@@ -142,8 +155,12 @@ static void add_counts(struct blocks_counts *to, const struct blocks_counts *fro
 static void leave_image(struct worker *worker) {
     if (worker->blocks)
         add_counts(&worker->image->counts, blocks_counts(worker->blocks));
+    if (worker->functions)
+        functions_add_counts(&worker->image->function_counts, functions_counts(worker->functions));
     blocks_destroy(worker->blocks);
+    functions_destroy(worker->functions);
     worker->blocks = NULL;
+    worker->functions = NULL;
     worker->image = NULL;
 }
 
@@ -160,8 +177,19 @@ static int enter_image(struct worker *worker, struct precompile_image *image) {
                                               .fields = false};
     memcpy(worker->options.modes, p->modes, sizeof p->modes);
     worker->image = image;
+    worker->function_options = (struct functions_options){
+        .codegen = p->options->functions,
+        .mode = p->modes[0],
+        .select = p->options->all_functions && !p->options->profiled_only ? NULL : select_function,
+        .image = image->number,
+        .stages = {[STAGE_READY] = true, [STAGE_READY_ONE] = p->options->one_cpu},
+        .choosy = !p->options->all_functions,
+        .dump_ir = p->options->dump_ir};
     worker->blocks = blocks_create(&image->discovery, &worker->options, &p->model, sink, worker);
-    if (worker->blocks)
+    if (image->functions)
+        worker->functions =
+            functions_create(&image->discovery, &worker->function_options, &p->model, sink, worker);
+    if (worker->blocks && (worker->functions || !image->functions))
         return 0;
     diag_error("precompile-cache: out of memory");
     return -ENOMEM;
@@ -181,6 +209,41 @@ static bool take_pages(struct worker *worker, struct precompile_image **image, s
         return true;
     }
     return false;
+}
+
+/* The same for functions. */
+static bool take_functions(struct worker *worker, struct precompile_image **image, size_t *first,
+                           size_t *count) {
+    struct precompile *p = worker->p;
+    for (size_t i = 0; i < p->images; i++) {
+        struct precompile_image *candidate = &p->image[i];
+        size_t left = candidate->functions - candidate->next_function;
+        if (!left)
+            continue;
+        *image = candidate;
+        *first = candidate->next_function;
+        *count = left < FUNCTIONS_AT_ONCE ? left : FUNCTIONS_AT_ONCE;
+        candidate->next_function += *count;
+        return true;
+    }
+    return false;
+}
+
+static int do_functions(struct worker *worker, struct precompile_image *image, size_t first, size_t count) {
+    struct precompile *p = worker->p;
+    int result = 0;
+    if (worker->image != image) {
+        pthread_mutex_lock(&p->lock);
+        leave_image(worker);
+        pthread_mutex_unlock(&p->lock);
+        result = enter_image(worker, image);
+    }
+    for (size_t number = first; number < first + count && !result; number++)
+        result = functions_make(worker->functions, number);
+    pthread_mutex_lock(&p->lock);
+    image->done_functions += count;
+    pthread_mutex_unlock(&p->lock);
+    return result;
 }
 
 static int do_pages(struct worker *worker, struct precompile_image *image, size_t first, size_t count) {
@@ -211,6 +274,9 @@ static void *work(void *context) {
         if (take_pages(worker, &image, &first, &count)) {
             pthread_mutex_unlock(&p->lock);
             result = do_pages(worker, image, first, count);
+        } else if (take_functions(worker, &image, &first, &count)) {
+            pthread_mutex_unlock(&p->lock);
+            result = do_functions(worker, image, first, count);
         } else if (p->next_image < p->images) {
             image = &p->image[p->next_image++];
             p->running++;
@@ -243,7 +309,7 @@ static bool all_done(const struct precompile *p) {
     if (p->next_image < p->images || p->running)
         return false;
     for (size_t i = 0; i < p->images; i++)
-        if (p->image[i].done_pages < p->image[i].pages)
+        if (p->image[i].done_pages < p->image[i].pages || p->image[i].done_functions < p->image[i].functions)
             return false;
     return true;
 }
