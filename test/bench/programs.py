@@ -58,7 +58,7 @@ def run_guest(options, engine, disk, work):
             guest.expect(PROMPT, options.deadline)
             for name in options.names:
                 guest.send(f"bash /root/programs.sh {options.sizes} {name}\n".encode())
-                results[name] = guest.expect(rf"^PROGRAM {name} (\S+)$", options.deadline).group(1)
+                results[name] = guest.expect(rf"^PROGRAM {name} (\S+)\n", options.deadline).group(1)
                 guest.expect(PROMPT, options.deadline)
             guest.send(b"poweroff\n")
             guest.wait(options.deadline)

@@ -47,7 +47,7 @@ def run_round(guest, name, stressors, seconds):
     """One round; returns the footprint after it."""
     guest.send(f"stress-ng {stressors} --verify --timeout {seconds}s --oomable 2>&1 | tail -n 3; "
                "echo STATUS ${PIPESTATUS[0]}\n".encode())
-    status = guest.expect(r"^STATUS (\d+)$", seconds * 10 + 120).group(1)
+    status = guest.expect(r"^STATUS (\d+)\n", seconds * 10 + 120).group(1)
     guest.expect(PROMPT, 60)
     if status != "0":
         raise console.Failure(f"stress-ng ended with status {status} in the round of {name}")
@@ -71,7 +71,7 @@ def soak(guest, minutes, seconds):
                     raise console.Failure(f"{what} grew from {most[what]:.0f} to {amount:.0f}")
         turn += 1
     guest.send(f"echo COMPLAINTS $(dmesg | grep -cE '{COMPLAINTS}')\n".encode())
-    complaints = guest.expect(r"^COMPLAINTS (\d+)$", 60).group(1)
+    complaints = guest.expect(r"^COMPLAINTS (\d+)\n", 60).group(1)
     if complaints != "0":
         raise console.Failure("the guest's kernel complained")
     guest.send(b"poweroff\n")
