@@ -191,6 +191,24 @@ static uint32_t own_block_at(const struct dbt_vcpu *dbt, uint64_t offset) {
     return low == dbt->blocks || offset < dbt->block[low].host ? NO_INDEX : low;
 }
 
+static const struct pc_entry *pc_at(const struct dbt_vcpu *dbt, const struct block *block, uint64_t offset) {
+    const struct pc_entry *entry = &dbt->pc[block->first_pc];
+    unsigned i = 0;
+    while (i + 1 < block->pcs && entry[i + 1].host <= offset - block->host)
+        i++;
+    return &entry[i];
+}
+
+uint64_t block_remake(struct dbt_vcpu *dbt, uint64_t host_pc) {
+    uint64_t offset = host_pc - (uint64_t)dbt->rx;
+    uint32_t index = offset < dbt->used ? own_block_at(dbt, offset) : NO_INDEX;
+    if (index == NO_INDEX)
+        return 0;
+    const struct block *block = &dbt->block[index];
+    const struct pc_entry *entry = pc_at(dbt, block, offset);
+    return entry->remake ? (uint64_t)dbt->rx + block->host + entry->remake : 0;
+}
+
 struct block *block_at(struct dbt_vcpu *dbt, uint64_t host_pc, struct guest_place *place) {
     uint64_t offset = host_pc - (uint64_t)dbt->rx;
     if (cached_holds(dbt, host_pc)) {
@@ -201,11 +219,8 @@ struct block *block_at(struct dbt_vcpu *dbt, uint64_t host_pc, struct guest_plac
     if (index == NO_INDEX)
         return NULL;
     struct block *block = &dbt->block[index];
-    const struct pc_entry *entry = &dbt->pc[block->first_pc];
-    unsigned i = 0;
-    while (i + 1 < block->pcs && entry[i + 1].host <= offset - block->host)
-        i++;
-    *place = (struct guest_place){.guest = entry[i].guest, .flags_saved = entry[i].flags_saved};
+    const struct pc_entry *entry = pc_at(dbt, block, offset);
+    *place = (struct guest_place){.guest = entry->guest, .flags_saved = entry->flags_saved};
     return block;
 }
 

@@ -174,6 +174,11 @@ bool dbt_handle_signal(struct vcpu *vcpu, int signal, siginfo_t *info, void *con
     if ((pc < (uint64_t)dbt->rx + dbt->stubs_end || pc >= (uint64_t)dbt->rx + dbt->used) &&
         !cached_holds(dbt, pc))
         return false;
+    uint64_t remake = block_remake(dbt, pc);
+    if (remake) { /* it faults again, with the flags live */
+        user->uc_mcontext.gregs[REG_RIP] = (greg_t)remake;
+        return true;
+    }
     struct dbt_hot *hot = &dbt->area->hot;
     hot->fault_pc = pc;
     hot->fault_is_poll =

@@ -187,7 +187,9 @@ static void add_code(struct trace_text *text, const struct unit *unit) {
             const struct pc_entry *entry = &dbt->pc[block->first_pc + pc++];
             if (entry->host == at)
                 trace_text_add(text, "  emitted        guest %u%s:\n", entry->guest,
-                               entry->flags_saved ? ", flags in memory" : "");
+                               entry->flags_saved ? ", flags in memory"
+                               : entry->remake    ? ", flags made again"
+                                                  : "");
         }
         if (!ZYAN_SUCCESS(ZydisDecoderDecodeFull(&decoder, code + at, block->host_size - at, &z, op))) {
             trace_text_add(text, "  emitted +%-4u  ", at);

@@ -29,7 +29,7 @@ struct cold *unit_cold(struct unit *unit, uint8_t *place, enum site_kind kind, u
         unit->colds--;
     }
     struct cold *cold = &unit->cold[unit->colds++];
-    *cold = (struct cold){.place = place, .site = site, .kind = kind};
+    *cold = (struct cold){.place = place, .site = site, .kind = kind, .remake = unit->remake};
     return cold;
 }
 
@@ -83,30 +83,35 @@ void unit_note_pc(struct unit *unit, unsigned guest) {
         unit->code.overflow = true;
         return;
     }
-    dbt->pc[dbt->pcs++] = (struct pc_entry){.host = (uint16_t)(unit->code.at - unit->code.start),
-                                            .guest = (uint16_t)guest,
-                                            .flags_saved = unit->flags_saved};
+    dbt->pc[dbt->pcs++] =
+        (struct pc_entry){.host = (uint16_t)(unit->code.at - unit->code.start),
+                          .guest = (uint16_t)guest,
+                          .flags_saved = unit->flags_saved,
+                          .remake = (uint16_t)(unit->remake ? unit->remake - unit->item + 1 : 0)};
     unit->block->pcs++;
 }
 
 void emit_native(struct unit *unit, const struct item *item, const struct host_memory *memory) {
     uint32_t read = item->insn.flags_read & FLAGS_ARITHMETIC;
     uint32_t written = item->insn.flags_written & FLAGS_ARITHMETIC;
-    if (unit->flags_saved) {
+    if (unit->flags_saved || unit->remake) {
         if (read || (written && written != FLAGS_ARITHMETIC))
-            emit_restore_flags(unit, unit->t1);
+            emit_flags_live(unit);
         /* Should the instruction fault, its flags are found where they are now. */
         unit_note_pc(unit, item->guest);
     }
     insn_encode(&unit->code, &item->insn, memory);
-    if (written)
+    if (written) {
         unit->flags_saved = false;
+        unit->remake = NULL;
+    }
 }
 
 void emit_flags_clobber(struct unit *unit) {
     const struct dbt_vcpu *dbt = unit->dbt;
     if (unit->flags_saved)
         return;
+    emit_flags_live(unit);
     emit_save_flags(unit, unit->t1);
     /* The access that follows may fault on the host: the instruction's flags are here from now on. */
     if (unit->block->pcs)
@@ -114,8 +119,11 @@ void emit_flags_clobber(struct unit *unit) {
 }
 
 void emit_flags_live(struct unit *unit) {
-    if (unit->flags_saved)
+    if (unit->remake)
+        emit_remake(unit, unit->remake);
+    else if (unit->flags_saved)
         emit_restore_flags(unit, unit->t1);
+    unit->remake = NULL;
 }
 
 void emit_exit_to_c(struct unit *unit, const struct site *site) {
@@ -161,6 +169,7 @@ static void emit_cold_link(struct unit *unit, struct site *site) {
 void emit_colds(struct unit *unit) {
     struct code_buffer *c = &unit->code;
     uint8_t *start = NULL;
+    unit->remake = NULL;
     for (unsigned i = 0; i < unit->colds; i++) {
         const struct cold *cold = &unit->cold[i];
         struct site *site = cold->site == NO_INDEX ? NULL : &unit->dbt->site[cold->site];
@@ -174,6 +183,10 @@ void emit_colds(struct unit *unit) {
         asm_patch_rel32(cold->place, start);
         switch (cold->kind) {
         case SITE_MEMORY:
+            if (cold->remake) {
+                emit_remake(unit, cold->remake);
+                emit_save_flags(unit, unit->t1);
+            }
             if (cold->borrowed[0] != cold->borrowed[1]) {
                 asm_load_gs(c, cold->borrowed[0], AREA_HOT(borrowed[0]));
                 asm_load_gs(c, cold->borrowed[1], AREA_HOT(borrowed[1]));

@@ -71,6 +71,8 @@ static struct site *link_site(struct unit *unit, const struct item *item, uint64
 
 void emit_link(struct unit *unit, const struct item *item, uint64_t target) {
     struct code_buffer *c = &unit->code;
+    if (unit->remake)
+        emit_flags_live(unit);
     if (branch_needs_lookup(unit, target)) {
         asm_mov_imm(c, unit->t0, target);
         emit_jump(unit, item);
@@ -95,7 +97,10 @@ static void emit_side_exit(struct unit *unit, const struct item *item, uint8_t *
     if (unit->code.overflow)
         return;
     if (target == unit->block->rip && !branch_needs_lookup(unit, target)) {
-        asm_patch_rel32(place, unit->loop_live);
+        if (unit->loop_live)
+            asm_patch_rel32(place, unit->loop_live);
+        else
+            unit->loop_place = place;
         return;
     }
     struct site *site = link_site(unit, item, target);

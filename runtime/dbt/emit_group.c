@@ -20,6 +20,11 @@ void group_reset(struct unit *unit) {
     unit->next_group = 0;
 }
 
+void group_forget(struct unit *unit) {
+    for (unsigned i = 0; i < GROUPS; i++)
+        unit->group[i].base = -1;
+}
+
 bool group_operand(const struct unit *unit, const struct item *item, struct use *use) {
     const struct insn *insn = &item->insn;
     const ZydisDecodedOperand *op = &insn->op[insn->memory];
@@ -236,7 +241,7 @@ static struct group *begin(struct unit *unit, const struct item *item, const str
     if (!group)
         return NULL;
     struct code_buffer *c = &unit->code;
-    emit_flags_clobber(unit);
+    emit_flags_lose(unit, item);
     bool stack = use->base == GPR_RSP && use->index < 0;
     if (stack || memo_suits(unit, item, use)) {
         struct memo_range range = {.use = *use,

@@ -104,6 +104,10 @@ void emit_cold_memo(struct unit *unit, const struct cold *from) {
     uint8_t *back = from->back, *read_only = NULL;
     uint32_t retry = (uint32_t)(c->at - unit->dbt->rw);
     int t1 = unit->t1, t2 = unit->t2;
+    if (from->remake) {
+        emit_remake(unit, from->remake);
+        emit_save_flags(unit, unit->t1);
+    }
     if (unit->narrow) {
         unit->t1 = borrow(&range, -1);
         unit->t2 = borrow(&range, unit->t1);

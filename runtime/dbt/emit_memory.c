@@ -188,7 +188,7 @@ void emit_memory(struct unit *unit, const struct item *item) {
     struct use use;
     bool simple = group_operand(unit, item, &use);
     if (!simple || !group_cover(unit, item, &use, &memory)) {
-        emit_flags_clobber(unit);
+        emit_flags_lose(unit, item);
         if (!simple || !emit_operand_memo(unit, item, &use, plain, &memory))
             emit_operand(unit, item, op, op->size / 8, access_of(op), plain);
     }
@@ -276,7 +276,7 @@ struct host_memory emit_stack(struct unit *unit, const struct item *item, int32_
     const struct use use = {.base = GPR_RSP, .index = -1, .disp = delta, .size = size, .access = access};
     if (group_cover(unit, item, &use, &memory))
         return memory;
-    emit_flags_clobber(unit);
+    emit_flags_lose(unit, item);
     if (unit->code64) {
         emit_memo_probe(unit, item,
                         &(struct memo_range){
@@ -293,7 +293,7 @@ void emit_push(struct unit *unit, const struct item *item) {
     const ZydisDecodedOperand *op = &item->insn.op[0];
     int size = unit->code64 ? 8 : 4;
     if (op->type == ZYDIS_OPERAND_TYPE_MEMORY) {
-        emit_flags_clobber(unit);
+        emit_flags_lose(unit, item);
         emit_load_operand(unit, item);
         asm_store_gs(c, AREA_HOT(value), unit->t0);
     }
@@ -322,7 +322,7 @@ void emit_pop(struct unit *unit, const struct item *item) {
 void emit_leave_insn(struct unit *unit, const struct item *item) {
     struct code_buffer *c = &unit->code;
     int size = unit->code64 ? 8 : 4;
-    emit_flags_clobber(unit);
+    emit_flags_lose(unit, item);
     emit_stack_address(unit, GPR_RBP, 0);
     emit_check(unit, item, (unsigned)size, VMEM_READ, true);
     /* The load may still fault, on a non-canonical address: nothing has changed until then. */

@@ -79,6 +79,8 @@ struct guest_place {
 struct pc_entry {
     uint16_t host; /* from the block's start */
     uint16_t guest : 15, flags_saved : 1;
+    uint16_t remake; /* not 0: where code begins, from the block's start, that makes the flags and faults
+                        again (while the block is emitted: 1 + number of the item that made them) */
 };
 
 /* Translated code with one entry; or a cached unit in use, with as many as it has (cached.c). */
@@ -240,6 +242,8 @@ static inline struct site *block_site(struct dbt_vcpu *dbt, uint32_t index) {
 void block_skip_group(struct dbt_vcpu *dbt, uint32_t site);
 void block_unlink_cross_page(struct dbt_vcpu *dbt);
 void block_flush_all(struct vcpu *vcpu);
+/* Where flags are made that are nowhere at host PC (emit_remake.c); 0: they are somewhere. */
+uint64_t block_remake(struct dbt_vcpu *dbt, uint64_t host_pc);
 /* The block whose code holds host PC, or NULL. */
 struct block *block_at(struct dbt_vcpu *dbt, uint64_t host_pc, struct guest_place *place);
 

@@ -223,7 +223,8 @@ static bool gather(struct unit *unit) {
             exits++;
         unit->items++;
         offset += length;
-        if (ends_block(item->kind) || unit->block->ram_page2 != GUEST_NO_RAM)
+        if (ends_block(item->kind) || unit->block->ram_page2 != GUEST_NO_RAM ||
+            (is_loop_end(unit, item) && !unit->portable))
             break;
     }
     if (!unit->items)
@@ -393,7 +394,7 @@ static void emit_entries(struct unit *unit) {
         entry[false] = c->at;
         emit_registers_at_entry(unit);
         unit->loop_live = c->at;
-    } else if (!unit->loop || !(unit_spilled_here(unit) | unit_resident(unit))) {
+    } else if (!unit->loop || unit->twice || !(unit_spilled_here(unit) | unit_resident(unit))) {
         unit->loop_live = entry[false] = c->at;
         emit_save_flags(unit, BOUNDARY_SCRATCH);
         entry[true] = c->at;
@@ -420,13 +421,8 @@ static void emit_poll(struct unit *unit, size_t page) {
     asm_store8_imm_gs(&unit->code, (uint32_t)page, 0);
 }
 
-static void emit_block(struct unit *unit) {
-    struct code_buffer *c = &unit->code;
-    unit->colds = 0;
-    if (unit->portable)
-        portable_begin(unit);
-    unit_site(unit, SITE_DEAD, NULL)->flags_saved = true;
-    emit_entries(unit);
+/* From the poll to the last exit. */
+static void emit_body(struct unit *unit) {
     unit_note_pc(unit, 0);
     emit_poll(unit, offsetof(struct dbt_area, poll));
     for (unsigned i = 0; i < unit->items; i++) {
@@ -436,7 +432,9 @@ static void emit_block(struct unit *unit) {
         /* STI holds interrupts off for one instruction: C, met here, lets the interpreter run that one. */
         if (i && unit->item[i - 1].kind == KIND_STI)
             emit_poll(unit, offsetof(struct dbt_area, sti_poll));
+        remake_before(unit, item);
         emit_item(unit, item);
+        unit->maker = remake_after(unit, item, unit->maker);
         if (item->kind < KIND_HELPER)
             emit_store_resident(unit, item);
         group_after(unit, item);
@@ -447,7 +445,49 @@ static void emit_block(struct unit *unit) {
             emit_poll(unit, offsetof(struct dbt_area, sti_poll));
         emit_link(unit, NULL, unit->code64 ? unit->end_rip : (uint32_t)unit->end_rip);
     }
+}
+
+/* What makes the flags again with which a loop begins its next round; NULL: nothing does. */
+static const struct item *loop_maker(const struct unit *unit) {
+    const struct item *maker = NULL;
+    if (!unit->loop || unit->portable || unit->items > BLOCK_MAX_INSNS / 2 - 2 ||
+        !is_loop_end(unit, &unit->item[unit->items - 1]) || !wants_flags_saved(unit))
+        return NULL;
+    for (unsigned i = 0; i < unit->items; i++) {
+        if (i + 1 < unit->items && is_loop_end(unit, &unit->item[i]))
+            return NULL;
+        maker = remake_after(unit, &unit->item[i], maker);
+    }
+    return maker;
+}
+
+/* A loop's body stands twice if the flags of a further round can be made again, while those of the first,
+ * whoever left them, must be saved: the first round's branch leads to the second body, which goes round by
+ * itself. */
+static void emit_block(struct unit *unit) {
+    struct code_buffer *c = &unit->code;
+    const struct item *maker = loop_maker(unit);
+    unit->colds = 0;
+    unit->maker = unit->remake = NULL;
+    unit->twice = maker;
+    if (unit->portable)
+        portable_begin(unit);
+    unit_site(unit, SITE_DEAD, NULL)->flags_saved = true;
+    emit_entries(unit);
+    if (unit->twice)
+        unit->loop_live = NULL;
+    emit_body(unit);
+    if (unit->twice && !c->overflow) {
+        asm_patch_rel32(unit->loop_place, c->at);
+        unit->loop_live = c->at;
+        unit->flags_saved = false;
+        unit->remake = NULL;
+        unit->maker = maker;
+        group_forget(unit);
+        emit_body(unit);
+    }
     emit_colds(unit);
+    emit_remakes(unit);
     if (unit->portable)
         portable_end(unit);
     /* A killed block's entry is overwritten with an exit: keep room for it. */
@@ -482,7 +522,7 @@ void dbt_make_room(struct vcpu *vcpu) {
     struct dbt_vcpu *dbt = vcpu->dbt;
     if (dbt->used + BLOCK_MAX_HOST > dbt->size || dbt->blocks == dbt->max_blocks ||
         dbt->sites + BLOCK_MAX_INSNS * 4 > dbt->max_sites ||
-        dbt->pcs + BLOCK_MAX_INSNS * 3 + 2 > dbt->max_pcs)
+        dbt->pcs + BLOCK_MAX_INSNS * 6 + 2 > dbt->max_pcs)
         block_flush_all(vcpu);
     populate_ahead(dbt);
 }

@@ -93,6 +93,8 @@ struct cold {
     uint8_t *back;           /* HELPER, MEMO: where the block goes on */
     const struct item *item; /* MEMO */
     struct memo_range range;
+    const struct item
+        *remake;        /* MEMORY, MEMO: what makes the flags, to be saved first; NULL: they are saved */
     int8_t borrowed[2]; /* MEMORY: registers to be given back, if they differ */
 };
 
@@ -142,9 +144,13 @@ struct unit {
     bool flags_saved;
     bool body_saved; /* flags_saved at the body's start */
     struct group group[GROUPS];
-    unsigned next_group; /* the one to replace next */
-    uint8_t *body;       /* behind what the entries do */
-    uint8_t *loop_live;  /* where a side exit to the block itself goes, with the flags live */
+    unsigned next_group;       /* the one to replace next */
+    const struct item *maker;  /* what made the flags, if it can make them again; NULL */
+    const struct item *remake; /* the flags are nowhere: it makes them again (emit_remake.c) */
+    bool twice;                /* a loop whose body is emitted twice: see emit_block() */
+    uint8_t *loop_place;       /* the first body's branch to the second */
+    uint8_t *body;             /* behind what the entries do */
+    uint8_t *loop_live;        /* where a side exit to the block itself goes, with the flags live */
     struct cold cold[BLOCK_MAX_INSNS * 3];
     unsigned colds;
 };
@@ -252,6 +258,18 @@ void emit_cold_memo(struct unit *unit, const struct cold *cold);
 /* The view is about to change. */
 void emit_forget_stack(struct unit *unit);
 
+/* -- emit_remake.c -- */
+/* Make the flags again as item did. May use t1. */
+void emit_remake(struct unit *unit, const struct item *item);
+/* Before a check: flags may be lost that can be made again, others are saved. */
+void emit_flags_lose(struct unit *unit, const struct item *item);
+/* Before an item, which may change what the flags would be made from. */
+void remake_before(struct unit *unit, const struct item *item);
+/* What makes the flags again behind an item, if `maker` does before it. */
+const struct item *remake_after(const struct unit *unit, const struct item *item, const struct item *maker);
+/* Behind the block: what faults go to. */
+void emit_remakes(struct unit *unit);
+
 /* -- emit_group.c -- */
 /* If the access of item is covered by a shared check (made now if that pays), say how the host reaches it. */
 bool group_cover(struct unit *unit, const struct item *item, const struct use *use,
@@ -267,6 +285,8 @@ void group_after(struct unit *unit, const struct item *item);
 /* Does the item add a constant to a general register that it writes, and no more? */
 bool item_steps(const struct item *item, int reg, int32_t *delta);
 void group_reset(struct unit *unit);
+/* No group is active any more. */
+void group_forget(struct unit *unit);
 
 /* -- emit_branch.c -- */
 void emit_link(struct unit *unit, const struct item *item, uint64_t target);

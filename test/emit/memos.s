@@ -20,7 +20,6 @@
 add $16, %rax
 cmp $0x800, %rax
 jne 1b
-jmp 2f
 
 # The next address is what was loaded.
 # CHECK-LABEL: block 1 at
@@ -29,7 +28,6 @@ jmp 2f
 2: mov (%rdi), %rdi
 test %rdi, %rdi
 jne 2b
-jmp 3f
 
 # One scratch: the way to the TLB borrows two registers and gives them back on either way out.
 # CHECK-LABEL: block 2 at
@@ -37,12 +35,13 @@ jmp 3f
 # CHECK: emitted {{.*}} sub r13, gs:[
 # CHECK: emitted {{.*}} jnbe
 # CHECK: emitted {{.*}} mov r14d, [rbp+r13*1]
-# CHECK: emitted {{.*}} jnz
-# CHECK: emitted {{.*}} mov gs:[[[SAVED:0x[0-9A-F]+]]], [[B:r[a-z0-9]+]]
-# CHECK: emitted {{.*}} cmp {{.*}}, [{{r[0-9a-z]+}}]{{$}}
-# CHECK: emitted {{.*}} mov [[B]], gs:[[[SAVED]]]
-# CHECK: emitted {{.*}} jmp
-# CHECK: emitted {{.*}} mov [[B]], gs:[[[SAVED]]]
+# CHECK: emitted {{.*}} mov gs:[[[SAVED:0x[0-9A-F]+]]], rsi
+# CHECK-NEXT: emitted {{.*}} mov gs:[{{.*}}], rdx
+# CHECK: emitted {{.*}} cmp rdx, [rsi]
+# CHECK: emitted {{.*}} mov rsi, gs:[[[SAVED]]]
+# CHECK-NEXT: emitted {{.*}} mov rdx, gs:[
+# CHECK-NEXT: emitted {{.*}} jmp
+# CHECK: emitted {{.*}} mov rsi, gs:[[[SAVED]]]
 3: mov (%rbp,%rdi), %r14d
 add (%r12,%rdi), %r14d
 add %r14d, %eax
@@ -54,7 +53,6 @@ add %r14d, %r15d
 add $4, %rdi
 cmp $0x100, %rdi
 jne 3b
-jmp 4f
 
 # CHECK-LABEL: block 3 at
 # CHECK: emitted {{.*}} mov [[E:r[0-9a-z]+]], gs:[
