@@ -14,8 +14,9 @@
 
 #define BOARD_NO_PORT UINT32_MAX
 #define BOARD_SERIAL_PORTS 2
-#define BOARD_TABLES_BASE 0xe0000ull
-#define BOARD_TABLES_SIZE 0x20000ull
+/* The last 64 KiB below 1 MiB, where every search for the RSDP and the MP floating pointer looks. */
+#define BOARD_TABLES_BASE 0xf0000ull
+#define BOARD_TABLES_SIZE 0x10000ull
 #define BOARD_ECAM_BASE 0xe0000000ull
 #define BOARD_ECAM_SIZE (256 * MIB)
 

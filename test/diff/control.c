@@ -14,7 +14,7 @@ static uint16_t own_cs(const struct generator *g) {
     return g->mode == 64 ? DIFF_CS_64 : DIFF_CS_32;
 }
 
-static void body(struct generator *g, unsigned count) {
+void control_body(struct generator *g, unsigned count) {
     for (unsigned i = 0; i < count && gen_has_room(g, 200); i++) {
         struct form *form = generate_choose(g);
         if (form->class != FORM_CONTROL && form->class != FORM_SYSTEM)
@@ -66,7 +66,7 @@ static bool call_function(struct generator *g, struct draft *draft) {
     patch_relative(g, start + instruction->raw.imm[0].offset);
     g->keeps_stack = true;
     g->conditional++;
-    body(g, 1 + rng_below(&g->rng, 3));
+    control_body(g, 1 + rng_below(&g->rng, 3));
     g->keeps_stack = false;
     while (g->labels)
         gen_label_place(g, g->labels - 1);
@@ -218,6 +218,22 @@ bool control_emit(struct generator *g, struct form *form) {
     }
 }
 
+/* SUB counter, 1; JNZ head */
+void control_back(struct generator *g, unsigned reg, unsigned head) {
+    uint8_t decrement[4], jump[6] = {0x0f, 0x85};
+    unsigned n = 0;
+    if (reg >= 8)
+        decrement[n++] = 0x41;
+    decrement[n++] = 0x83;
+    decrement[n++] = 0xe8 | (reg & 7);
+    decrement[n++] = 1;
+    gen_emit(g, decrement, n, NULL, false);
+    g->undefined = 0;
+    int32_t back = (int32_t)(head - (g->at + 6));
+    memcpy(jump + 2, &back, 4);
+    gen_emit(g, jump, 6, NULL, false);
+}
+
 /* A counted loop: MOV counter; body; SUB counter, 1; JNZ (or LOOP). */
 void control_loop(struct generator *g, unsigned depth) {
     bool uses_loop = rng_permille(&g->rng, 400);
@@ -234,7 +250,7 @@ void control_loop(struct generator *g, unsigned depth) {
     g->reserved |= (uint16_t)(1u << reg);
     g->loops++;
     bool keeps_stack = g->keeps_stack;
-    body(g, 1 + rng_below(&g->rng, 4));
+    control_body(g, 1 + rng_below(&g->rng, 4));
     if (!depth && rng_permille(&g->rng, 200))
         control_loop(g, 1);
     while (g->labels)
@@ -242,28 +258,16 @@ void control_loop(struct generator *g, unsigned depth) {
     g->keeps_stack = keeps_stack;
     g->loops--;
     g->reserved &= (uint16_t) ~(1u << reg);
-    int32_t back;
     if (uses_loop) {
         gen_define_flags(g);
-        back = (int32_t)(head - (g->at + 2));
+        int32_t back = (int32_t)(head - (g->at + 2));
         uint8_t loop[] = {0xe2, (uint8_t)back};
         if (back >= -128) {
             gen_emit(g, loop, 2, NULL, false);
             return;
         }
     }
-    uint8_t decrement[4], jump[6] = {0x0f, 0x85};
-    unsigned n = 0;
-    if (reg >= 8)
-        decrement[n++] = 0x41;
-    decrement[n++] = 0x83;
-    decrement[n++] = 0xe8 | (reg & 7);
-    decrement[n++] = 1;
-    gen_emit(g, decrement, n, NULL, false);
-    g->undefined = 0;
-    back = (int32_t)(head - (g->at + 6));
-    memcpy(jump + 2, &back, 4);
-    gen_emit(g, jump, 6, NULL, false);
+    control_back(g, reg, head);
 }
 
 /* Store into the immediate of a MOV a few instructions on; in a loop, of one that has run before. */

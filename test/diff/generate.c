@@ -438,6 +438,8 @@ void generate_stream(const struct form_table *forms, uint64_t seed, const struct
             generate_form(g, (struct form *)single);
         else if (rng_permille(&g->rng, 25))
             control_loop(g, 0);
+        else if (rng_permille(&g->rng, 40))
+            walk_loop(g);
         else if (test->writable_code && rng_permille(&g->rng, 150))
             control_self_modify(g);
         else

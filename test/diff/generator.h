@@ -42,8 +42,11 @@ struct generator {
     bool refused;     /* a reserved register was to be written: the instruction is dropped */
     bool keeps_stack; /* nothing may move RSP here (inside a called function) */
     bool fs_known, gs_known;
-    bool may_trap;  /* TF may be set here: what is not reproducible could not be overwritten in time */
-    bool may_check; /* AC may be set here, on a processor whose rule for vectors is not modelled in full */
+    bool may_trap;     /* TF may be set here: what is not reproducible could not be overwritten in time */
+    bool may_check;    /* AC may be set here, on a processor whose rule for vectors is not modelled in full */
+    bool walks;        /* memory operands go off the walker (walk.c), which moves */
+    bool walker_steps; /* with small displacements of any kind, not aligned ones */
+    uint8_t walker;
     unsigned unit;
     unsigned conditional; /* depth of code that may be skipped */
     unsigned loops;
@@ -116,6 +119,13 @@ void special_after(struct generator *g, const struct draft *draft);
 bool control_emit(struct generator *g, struct form *form);
 void control_loop(struct generator *g, unsigned depth);
 void control_self_modify(struct generator *g);
+/* Some instructions, none of which transfers control. */
+void control_body(struct generator *g, unsigned count);
+void control_back(struct generator *g, unsigned reg, unsigned head);
+
+/* -- walk.c -- */
+
+void walk_loop(struct generator *g);
 
 /* -- generate.c -- */
 

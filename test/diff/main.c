@@ -220,12 +220,14 @@ static int run_batch(struct tester *tester, struct form_table *forms, uint64_t f
     for (unsigned i = 0; i < count && !error; i++) {
         tester->streams_run++;
         tester->instructions += coverage_count(&batch[i], &tester->streams[i], &states[i]);
-        if (states[i].end == DIFF_END_TIMEOUT || states[i].end == DIFF_END_LOST)
-            continue;
+        if (tester->options.prints && states[i].end == DIFF_END_TIMEOUT)
+            printf("the next stream does not end\n");
         if (tester->options.prints) {
             printf("stream %lu, mode %u\n", (unsigned long)(first + i), forms->mode);
             compare_disassemble(stdout, &batch[i], states[i].regs.rip);
         }
+        if (states[i].end == DIFF_END_TIMEOUT || states[i].end == DIFF_END_LOST)
+            continue;
         for (unsigned e = 0; e < tester->engines && !error; e++) {
             if (tester->oracle != tester->native && tester->engine[e] == diff_engines[0])
                 continue; /* the processor cannot run these */

@@ -59,16 +59,19 @@ uint64_t choose_target(struct generator *g, const struct memory_wish *wish) {
     static const struct {
         uint64_t base;
         unsigned pages;
-    } places[] = {{LAYOUT_DATA, 3},   {LAYOUT_DATA, 3},     {LAYOUT_DATA, 3},     {LAYOUT_DATA, 3},
-                  {LAYOUT_ISLAND, 1}, {LAYOUT_ABOVE_2G, 2}, {LAYOUT_ABOVE_4G, 2}, {LAYOUT_STACK, 1}};
+    } places[] = {{LAYOUT_DATA, 3},   {LAYOUT_DATA, 3},     {LAYOUT_DATA, 3},  {LAYOUT_DATA, 3},
+                  {LAYOUT_ISLAND, 1}, {LAYOUT_ABOVE_2G, 2}, {LAYOUT_STACK, 1}, {LAYOUT_ABOVE_4G, 2}};
     if (rng_permille(rng, 12))
         return fault_target(g, wish);
-    unsigned i = rng_below(rng, g->mode == 64 ? ARRAY_SIZE(places) : 6);
+    unsigned i = rng_below(rng, g->mode == 64 ? ARRAY_SIZE(places) : 7);
     uint64_t base = places[i].base, size = places[i].pages * PAGE_SIZE;
     if (!wish->is_write && rng_permille(rng, 60)) {
         base = LAYOUT_READ_ONLY;
         size = PAGE_SIZE;
     }
+    /* Not over a return address: a loop without an end costs a second. */
+    if (g->pinned >> GPR_RSP & 1 && !(wish->is_write && g->keeps_stack) && rng_permille(rng, 60))
+        return g->pinned_value[GPR_RSP] + rng_below(rng, 256) - 128;
     uint64_t room = wish->size && wish->size < size ? size - wish->size : size - 8;
     uint64_t offset = rng_below(rng, (uint32_t)room + 1);
     if (size > PAGE_SIZE && wish->size > 1 && rng_permille(rng, 70))
@@ -175,6 +178,45 @@ static int choose_pinned(struct generator *g, bool small) {
     return -1;
 }
 
+/* RSP or RBP's kind of operand: [RSP + index * scale + any displacement], which compilers make for arrays on
+ * the stack. The index has whatever value a register has, pinned or not: what is missing goes into RSP's own
+ * displacement. */
+static bool spell_stack(struct generator *g, struct form_fields *fields, const struct form_encoding *encoding,
+                        const struct memory_wish *wish, uint64_t offset, uint64_t width) {
+    struct rng *rng = &g->rng;
+    if (wish->is_fixed || !(g->pinned >> GPR_RSP & 1) || !rng_permille(rng, 120))
+        return false;
+    int index = rng_permille(rng, 700) ? choose_pinned(g, true) : -1;
+    if (index == GPR_RSP)
+        index = -1;
+    unsigned scale = index >= 0 ? rng_below(rng, 4) : 0;
+    int64_t disp =
+        (int64_t)(offset - g->pinned_value[GPR_RSP] - (index >= 0 ? g->pinned_value[index] << scale : 0));
+    if (width == UINT32_MAX)
+        disp = (int32_t)disp;
+    if (disp != (int32_t)disp)
+        return false;
+    spell(g, fields, encoding, GPR_RSP, index, scale, disp);
+    return true;
+}
+
+/* Off the register that moves: where it points is known when it runs. */
+static bool spell_walker(struct generator *g, struct form_fields *fields,
+                         const struct form_encoding *encoding, const struct memory_wish *wish) {
+    struct rng *rng = &g->rng;
+    if (!g->walks || wish->is_fixed || !rng_permille(rng, 700))
+        return false;
+    int index = rng_permille(rng, 150) ? choose_pinned(g, true) : -1;
+    if (index == GPR_RSP)
+        index = -1;
+    int64_t disp = rng_permille(rng, 600) ? 0 : (int8_t)rng_u64(rng);
+    if (!g->walker_steps && wish->size)
+        disp &= ~(int64_t)((wish->size & -wish->size) - 1);
+    fields->segment = 0;
+    spell(g, fields, encoding, g->walker, index, index >= 0 ? rng_below(rng, 4) : 0, disp);
+    return true;
+}
+
 void choose_memory(struct generator *g, struct form_fields *fields, const struct form_encoding *encoding,
                    const struct memory_wish *wish, uint16_t avoid, bool *is_rip) {
     struct rng *rng = &g->rng;
@@ -194,6 +236,10 @@ void choose_memory(struct generator *g, struct form_fields *fields, const struct
         fields->address_size = true;
         width = UINT32_MAX;
     }
+    if (spell_walker(g, fields, encoding, wish))
+        return;
+    if (spell_stack(g, fields, encoding, wish, offset, width))
+        return;
     /* What is overwritten afterwards at a fixed place must not depend on other units' registers. */
     int index = !wish->is_fixed && rng_permille(rng, 350) ? choose_pinned(g, true) : -1;
     if (index == GPR_RSP)

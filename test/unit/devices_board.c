@@ -212,6 +212,7 @@ static void test_tables(struct guest_mem *mem, uint64_t rsdp_address, const char
     CHECK(rsdp && !memcmp(rsdp, "RSD PTR ", 8));
     CHECK_EQUAL(sum(rsdp, 20), 0);
     CHECK_EQUAL(sum(rsdp, 36), 0);
+    CHECK(rsdp_address >= 0xf0000 && rsdp_address < 0x100000 && rsdp_address % 16 == 0);
     uint64_t xsdt_address;
     memcpy(&xsdt_address, rsdp + 24, 8);
     const uint8_t *xsdt = guest_mem_ptr(mem, xsdt_address, 36 + 8 * ARRAY_SIZE(names));
@@ -242,6 +243,20 @@ static void test_tables(struct guest_mem *mem, uint64_t rsdp_address, const char
     CHECK(found);
 }
 
+/* The tables of the largest machine fit, too. */
+static void test_many_cpus(struct board_config config, struct timer_queue *queue) {
+    uint64_t rsdp = 0;
+    config.cpus = 255;
+    config.timers = queue;
+    board = board_create(&config);
+    CHECK(board);
+    for (unsigned i = 0; board && i < config.cpus; i++)
+        lapic_connect(board_lapic(board, i), &cpu_ops, NULL);
+    CHECK_EQUAL(board_start(board, &rsdp), 0);
+    test_tables(config.mem, rsdp, NULL);
+    board_destroy(board);
+}
+
 int main(int argc, char **argv) {
     test_bus();
     struct guest_mem mem;
@@ -257,6 +272,7 @@ int main(int argc, char **argv) {
                                              .reset = on_reset,
                                              .debug_exit = on_exit_value,
                                              .serial_write = on_serial}};
+    test_many_cpus(config, queue);
     board = board_create(&config);
     CHECK(board);
     for (unsigned i = 0; i < 2; i++)
