@@ -94,6 +94,7 @@ struct vcpu *dbt_engine_vcpu(void *context) {
 
 bool dbt_engine_load(void *context, const struct diff_case *test) {
     struct dbt_engine *engine = context;
+    dbt_thread_enter(engine->vcpu); /* another engine of this kind may have been on the thread since */
     guest_load(&engine->guest, engine->vcpu, test);
     return dbt_can_run(engine->vcpu);
 }
