@@ -30,8 +30,8 @@ static int finish_output(void) {
     return EXIT_CODE_FAILURE;
 }
 
-/* The program precompile-cache beside this one has the generator through LLVM, which VMs have no use for. Returns
- * where there is none: then this program does what it can. */
+/* The program precompile-cache beside this one has the generator through LLVM, which VMs have no use for.
+ * Returns where there is none: then this program does what it can. */
 static void exec_precompile(char **argv) {
     char path[4096];
     ssize_t length = readlink("/proc/self/exe", path, sizeof path);

@@ -25,8 +25,8 @@ struct precompile_options {
     const char *sign_key; /* NULL: unsigned, which no VM takes */
     const char *output;
     const char *cpu;
-    const char *dump_asm; /* symbol whose units are listed on standard output */
-    const char *dump_ir;  /* the same for the IR of those that have one */
+    const char *dump_asm;            /* symbol whose units are listed on standard output */
+    const char *dump_ir;             /* the same for the IR of those that have one */
     const struct codegen *functions; /* what makes units of whole functions; NULL: none does */
     bool all_functions;              /* not just those that the profile saw */
     unsigned jobs;
@@ -71,8 +71,8 @@ struct precompile {
     int result;
 };
 
-/* `nestor precompile-cache` and the program of that name. argv: the arguments alone; llvm: NULL in a program without
- * LLVM. */
+/* `nestor precompile-cache` and the program of that name. argv: the arguments alone; llvm: NULL in a program
+ * without LLVM. */
 int precompile_command(int argc, char **argv, const char *name, const struct codegen *llvm);
 void precompile_print_completion(FILE *file, const char *function, unsigned skip);
 
