@@ -27,6 +27,21 @@ struct jump_cache {
     uint64_t host[JUMP_CACHE_SIZE];
 };
 
+/* What misses there is looked up once more, under another index: two hot targets that share an entry of the
+ * first table (hundreds of targets of one system call make several such pairs) rarely share one of this. */
+#define JUMP_SECOND_BITS 15
+#define JUMP_SECOND_SIZE (1u << JUMP_SECOND_BITS)
+#define JUMP_SECOND_MULTIPLIER 0x85ebca6bu
+
+static inline unsigned jump_second_index(uint64_t key) {
+    return (uint32_t)key * JUMP_SECOND_MULTIPLIER >> (32 - JUMP_SECOND_BITS);
+}
+
+struct jump_second {
+    uint64_t key[JUMP_SECOND_SIZE];
+    uint64_t host[JUMP_SECOND_SIZE];
+};
+
 /* Answers of CPUID to 64-bit code, direct-mapped by leaf and subleaf: see cpuid_memo_index(). */
 #define CPUID_MEMO_SIZE 32u
 #define CPUID_MEMO_NONE UINT64_MAX
@@ -90,6 +105,7 @@ struct dbt_area {
     struct memo memo[2][MEMO_SLOTS] __attribute__((aligned(64))); /* by access: reads, writes */
     struct cpuid_memo cpuid[CPUID_MEMO_SIZE] __attribute__((aligned(64)));
     struct jump_cache jump __attribute__((aligned(64)));
+    struct jump_second second;
     uint8_t poll[PAGE_SIZE] __attribute__((aligned(4096)));
     uint8_t sti_poll[PAGE_SIZE] __attribute__((aligned(4096)));
 };

@@ -212,7 +212,7 @@ void emit_colds(struct unit *unit) {
             asm_alu_gs(c, ASM_XOR, unit->t0, AREA_HOT(jump_key));
             asm_store_gs(c, AREA_HOT(target), unit->t0);
             emit_reload(unit);
-            emit_exit_to_c(unit, site);
+            emit_leave_to(unit, site, RUNTIME_LOOK_UP);
             break;
         default:
             break;

@@ -3,10 +3,11 @@
  * A direct exit is a jmp rel32 (or a Jcc's rel32 when nothing was spilled) that leads to cold code until
  * block_link() patches it.
  *
- * The jump cache is asked with the guest's target in t0 and the flags saved: t0 ^= gs:[jump_key] is the key,
- * its low half times JUMP_CACHE_MULTIPLIER gives the index. What is cached is the entry for saved flags. By
- * the jump, registers that the block spilled hold guest values again: the index is in one that it did not
- * spill, or else the host's target goes through gs:[target].
+ * The jump cache is asked with the guest's target in t0 and the flags saved. Bits 63-47 must be as in the
+ * block's own address, so that the target is canonical (see jump.c); t0 ^= gs:[jump_key] is the key, its low
+ * half times JUMP_CACHE_MULTIPLIER gives the index. What is cached is the entry for saved flags. By the jump,
+ * registers that the block spilled hold guest values again: the index is in one that it did not spill, or
+ * else the host's target goes through gs:[target].
  */
 #include "dbt/unit.h"
 
@@ -19,12 +20,24 @@ uint64_t branch_target(const struct unit *unit, const struct item *item) {
     return unit->code64 ? target : (uint32_t)target;
 }
 
-/* The lookup; returns the place of the miss branch, at which t0 is the key. Flags are saved. */
-static uint8_t *emit_jump_lookup(struct unit *unit) {
+#define MISSES 2
+
+/* The lookup; miss[] gains the places of the branches for "no" (NULL: none), at which t0 is the key. Flags
+ * are saved. */
+static void emit_jump_lookup(struct unit *unit, uint8_t *miss[MISSES]) {
     struct code_buffer *c = &unit->code;
     uint16_t spilled = unit_spilled_here(unit);
     int index = spilled >> unit->t1 & 1 ? unit->t2 : unit->t1;
+    miss[1] = NULL;
+    if (unit->code64)
+        asm_mov(c, index, unit->t0);
     asm_alu_gs(c, ASM_XOR, unit->t0, AREA_HOT(jump_key));
+    if (unit->code64) {
+        asm_sar(c, index, 47);
+        if (unit->block->rip >> 63)
+            asm_cmp_imm(c, index, -1);
+        miss[1] = asm_jcc(c, COND_NE);
+    }
     asm_rex(c, false, index, 0, unit->t0);
     code_u8(c, 0x69); /* imul index, t0d, JUMP_CACHE_MULTIPLIER */
     code_u8(c, (uint8_t)(0xc0 | (index & 7) << 3 | (unit->t0 & 7)));
@@ -32,28 +45,30 @@ static uint8_t *emit_jump_lookup(struct unit *unit) {
     asm_shr32(c, index, 32 - JUMP_CACHE_BITS);
     code_u8(c, 0x65);
     asm_mem(c, true, ASM_CMP, unit->t0, -1, index, 3, JUMP_KEY);
-    uint8_t *miss = asm_jcc(c, COND_NE);
+    miss[0] = asm_jcc(c, COND_NE);
     if (spilled >> index & 1) {
         code_u8(c, 0x65);
         asm_mem(c, true, 0x8b, index, -1, index, 3, JUMP_HOST);
         asm_store_gs(c, AREA_HOT(target), index);
         emit_reload(unit);
         asm_jmp_gs(c, AREA_HOT(target));
-        return miss;
+        return;
     }
     emit_reload(unit);
     code_u8(c, 0x65); /* jmp gs:[index * 8 + host] */
     asm_mem(c, false, 0xff, 4, -1, index, 3, JUMP_HOST);
-    return miss;
 }
 
 /* End the block with a jump to the guest address in t0. */
 static void emit_jump(struct unit *unit, const struct item *item) {
     emit_flags_clobber(unit);
-    uint8_t *miss = emit_jump_lookup(unit);
+    uint8_t *miss[MISSES];
+    emit_jump_lookup(unit, miss);
     struct site *site = unit_site(unit, SITE_JUMP_MISS, item);
     site->flags_saved = true;
-    unit_cold(unit, miss, SITE_JUMP_MISS, unit_site_index(unit, site));
+    for (unsigned i = 0; i < MISSES; i++)
+        if (miss[i])
+            unit_cold(unit, miss[i], SITE_JUMP_MISS, unit_site_index(unit, site));
 }
 
 /* Must a direct branch to target be looked up each time? In user mode a block may be shared between address
@@ -119,9 +134,11 @@ void emit_cold_lookup(struct unit *unit, const struct site *site) {
     struct code_buffer *c = &unit->code;
     emit_save_flags(unit, unit->t1);
     asm_mov_imm(c, unit->t0, unit->block->rip + (uint64_t)(int64_t)site->target);
-    uint8_t *miss = emit_jump_lookup(unit);
-    if (!c->overflow)
-        asm_patch_rel32(miss, c->at);
+    uint8_t *miss[MISSES];
+    emit_jump_lookup(unit, miss);
+    for (unsigned i = 0; i < MISSES && !c->overflow; i++)
+        if (miss[i])
+            asm_patch_rel32(miss[i], c->at);
 }
 
 void emit_jcc(struct unit *unit, const struct item *item) {

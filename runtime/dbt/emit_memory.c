@@ -214,10 +214,7 @@ void emit_bit_memory(struct unit *unit, const struct item *item) {
         code_u8(c, 0x63); /* movsxd t2, offset32 */
         code_u8(c, (uint8_t)(0xc0 | (unit->t2 & 7) << 3 | (offset & 7)));
     }
-    asm_rex(c, true, 0, 0, unit->t2);
-    code_u8(c, 0xc1); /* sar t2, shift */
-    code_u8(c, (uint8_t)(0xf8 | (unit->t2 & 7)));
-    code_u8(c, (uint8_t)shift);
+    asm_sar(c, unit->t2, (uint8_t)shift);
     asm_load_gs(c, unit->t0, AREA_HOT(value));
     asm_lea(c, true, unit->t0, unit->t0, unit->t2, bytes == 8 ? 3 : 2, 0);
     emit_probe(unit, item, bytes, access_of(op), retry)->plain = true;

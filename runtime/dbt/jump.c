@@ -4,16 +4,22 @@
  * Keys keep contexts apart: a context is (generation of the address space, mode); kernel code on global pages
  * has a generation of its own that outlives CR3 loads. A key's bits 48-62 number the context and bit 63 is
  * clear, so that two canonical addresses under two keys never collide; its low bits spread the contexts over
- * the table.
+ * the table. Addresses that are not canonical could be made to collide with anything, an empty entry's 0
+ * included: whoever looks one up checks that first.
  */
 #include "base/light.h"
 #include "cpu/paging.h"
 #include "dbt/private.h"
 #include "mem/guest_mem.h"
 
+/* 0 ^ key: context bits are never zero, so no canonical rip matches. */
+static void clear_entries(struct dbt_vcpu *dbt) {
+    light_fill(dbt->area->jump.key, 0, sizeof dbt->area->jump.key);
+    light_fill(dbt->area->second.key, 0, sizeof dbt->area->second.key);
+}
+
 void jump_clear(struct dbt_vcpu *dbt) {
-    for (unsigned i = 0; i < JUMP_CACHE_SIZE; i++)
-        dbt->area->jump.key[i] = 0; /* 0 ^ key: context bits never zero, so no canonical rip matches */
+    clear_entries(dbt);
     light_fill(dbt->relied, 0, sizeof dbt->relied);
     dbt->relied_count = 0;
     light_fill(dbt->user_bloom, 0, sizeof dbt->user_bloom);
@@ -23,8 +29,7 @@ static uint64_t fresh_key(struct dbt_vcpu *dbt) {
     if (++dbt->next_key == 1u << 15) {
         light_fill(dbt->context, 0, sizeof dbt->context);
         dbt->next_key = 1;
-        for (unsigned i = 0; i < JUMP_CACHE_SIZE; i++)
-            dbt->area->jump.key[i] = 0;
+        clear_entries(dbt);
     }
     return dbt->next_key << 48 | ((dbt->next_key * 0x9e3779b1u) & (JUMP_CACHE_SIZE - 1));
 }
@@ -100,33 +105,39 @@ void jump_insert(struct vcpu *vcpu, uint64_t rip, uint32_t index, uint32_t host,
         bloom_set(dbt, rip);
     }
     uint64_t key = rip ^ dbt->area->hot.jump_key;
-    unsigned slot = jump_cache_index(key);
-    dbt->area->jump.key[slot] = key;
-    dbt->area->jump.host[slot] = (uint64_t)dbt->rx + host;
+    unsigned slot = jump_cache_index(key), second = jump_second_index(key);
+    dbt->area->jump.key[slot] = dbt->area->second.key[second] = key;
+    dbt->area->jump.host[slot] = dbt->area->second.host[second] = (uint64_t)dbt->rx + host;
 }
 
 uint64_t jump_find(const struct vcpu *vcpu, uint64_t rip) {
     const struct dbt_area *area = vcpu->dbt->area;
     uint64_t key = rip ^ area->hot.jump_key;
-    unsigned slot = jump_cache_index(key);
-    return area->jump.key[slot] == key ? area->jump.host[slot] : 0;
+    unsigned slot = jump_cache_index(key), second = jump_second_index(key);
+    if (!cpu_is_canonical(rip))
+        return 0;
+    return area->jump.key[slot] == key       ? area->jump.host[slot]
+           : area->second.key[second] == key ? area->second.host[second]
+                                             : 0;
+}
+
+static void forget_key(struct dbt_area *area, uint64_t key) {
+    unsigned slot = jump_cache_index(key), second = jump_second_index(key);
+    if (area->jump.key[slot] == key)
+        area->jump.key[slot] = 0;
+    if (area->second.key[second] == key)
+        area->second.key[second] = 0;
 }
 
 void jump_forget(struct vcpu *vcpu, uint64_t rip) {
     struct dbt_area *area = vcpu->dbt->area;
-    uint64_t key = rip ^ area->hot.jump_key;
-    unsigned slot = jump_cache_index(key);
-    if (area->jump.key[slot] == key)
-        area->jump.key[slot] = 0;
+    forget_key(area, rip ^ area->hot.jump_key);
 }
 
 void jump_forget_everywhere(struct dbt_vcpu *dbt, uint64_t rip) {
-    for (unsigned i = 0; i < JUMP_CONTEXTS; i++) {
-        uint64_t key = rip ^ dbt->context[i].key;
-        unsigned slot = jump_cache_index(key);
-        if (dbt->context[i].key && dbt->area->jump.key[slot] == key)
-            dbt->area->jump.key[slot] = 0;
-    }
+    for (unsigned i = 0; i < JUMP_CONTEXTS; i++)
+        if (dbt->context[i].key)
+            forget_key(dbt->area, rip ^ dbt->context[i].key);
 }
 
 /* Does a relied-on kernel mapping still hold? */

@@ -80,7 +80,8 @@ uint64_t dbt_portable_layout(const struct cpu_model *model) {
                               CPUID_MEMO_SIZE,
                               HOMED,
                               HELPER_XSTATE,
-                              SITE_UNGROUPED};
+                              SITE_UNGROUPED,
+                              RUNTIME_SLOTS_USED};
     struct digest digest = {0xcbf29ce484222325ull};
     for (unsigned i = 0; i < ARRAY_SIZE(words); i++)
         digest_add(&digest, words[i]);

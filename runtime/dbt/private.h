@@ -129,7 +129,13 @@ struct relied_page {
 
 /* The stubs that code jumps to; a cache's first link slots lead to them (docs/cache-format.md, run-time
  * slots). */
-enum runtime_slot { RUNTIME_EXIT, RUNTIME_EXIT_LIVE, RUNTIME_MEMORY, RUNTIME_SLOTS_USED };
+enum runtime_slot {
+    RUNTIME_EXIT,
+    RUNTIME_EXIT_LIVE,
+    RUNTIME_MEMORY,
+    RUNTIME_LOOK_UP, /* a target that the jump cache does not know */
+    RUNTIME_SLOTS_USED
+};
 
 struct unit;
 struct cached;
@@ -148,7 +154,7 @@ struct dbt_vcpu {
     uint64_t size, used, stubs_end;
     uint64_t populated; /* up to here pages of rw were asked for */
     int code_fd;
-    uint8_t *stub_enter, *stub_load, *stub_exit, *stub_exit_live, *stub_memory, *stub_fault;
+    uint8_t *stub_enter, *stub_load, *stub_exit, *stub_exit_live, *stub_memory, *stub_fault, *stub_look_up;
 
     struct block *block;
     uint32_t blocks, max_blocks;
@@ -183,9 +189,10 @@ struct dbt_vcpu {
 void dbt_emit_stubs(struct dbt_vcpu *dbt);
 
 static inline const uint8_t *dbt_stub(const struct dbt_vcpu *dbt, enum runtime_slot stub) {
-    return stub == RUNTIME_EXIT     ? dbt->stub_exit
-           : stub == RUNTIME_MEMORY ? dbt->stub_memory
-                                    : dbt->stub_exit_live;
+    return stub == RUNTIME_EXIT      ? dbt->stub_exit
+           : stub == RUNTIME_MEMORY  ? dbt->stub_memory
+           : stub == RUNTIME_LOOK_UP ? dbt->stub_look_up
+                                     : dbt->stub_exit_live;
 }
 
 /* -- translate.c -- */

@@ -2,11 +2,16 @@
  *
  *   stub_enter       C function: saves the callee-saved registers, then stub_load.
  *   stub_load        guest registers but those of HOMED from the vCPU, then jmp gs:[resume] with the flags
- * saved. stub_exit        jumped to between two instructions, with the flags saved: stores those registers,
- * calls dbt_exit_guest(). stub_exit_live   the same with the flags live. stub_memory      jumped to in
- * mid-instruction: saves the host registers as they stand, calls dbt_exit_memory(), which may resume them
- * unchanged. stub_fault       where the handler of a fault signal returns to: the same with the host's flags,
- * calls dbt_exit_fault().
+ *                    saved.
+ *   stub_exit        jumped to between two instructions, with the flags saved: stores those registers, calls
+ *                    dbt_exit_guest().
+ *   stub_exit_live   the same with the flags live.
+ *   stub_look_up     the same with a target that the jump cache does not know, after a look at its second
+ *                    table.
+ *   stub_memory      jumped to in mid-instruction: saves the host registers as they stand, calls
+ *                    dbt_exit_memory(), which may resume them unchanged.
+ *   stub_fault       where the handler of a fault signal returns to: the same with the host's flags, calls
+ *                    dbt_exit_fault().
  *
  * The C functions return enum resume. RSP holds a guest value outside the stubs, so nothing but the stubs
  * uses the stack.
@@ -57,6 +62,28 @@ static uint8_t *emit_branch_on(struct code_buffer *c, uint8_t value) {
     return asm_jcc(c, COND_E);
 }
 
+/* The second table (area.h), for the target in hot.target; with what HOMED leaves free. A canonical target
+ * has bits 63-47 alike. unknown[]: the places of the branches for "no". */
+static void emit_second_lookup(struct code_buffer *c, uint8_t *unknown[2]) {
+    asm_load_gs(c, GPR_R8, AREA_HOT(target));
+    asm_mov(c, GPR_R9, GPR_R8);
+    asm_sar(c, GPR_R9, 47);
+    asm_lea(c, true, GPR_R9, GPR_R9, -1, 0, 1);
+    asm_cmp_imm(c, GPR_R9, 1);
+    unknown[0] = asm_jcc(c, COND_A);
+    asm_alu_gs(c, ASM_XOR, GPR_R8, AREA_HOT(jump_key));
+    asm_rex(c, false, GPR_R9, 0, GPR_R8);
+    code_u8(c, 0x69); /* imul r9d, r8d, JUMP_SECOND_MULTIPLIER */
+    code_u8(c, (uint8_t)(0xc0 | (GPR_R9 & 7) << 3 | (GPR_R8 & 7)));
+    code_u32(c, JUMP_SECOND_MULTIPLIER);
+    asm_shr32(c, GPR_R9, 32 - JUMP_SECOND_BITS);
+    code_u8(c, 0x65);
+    asm_mem(c, true, ASM_CMP, GPR_R8, -1, GPR_R9, 3, (int32_t)offsetof(struct dbt_area, second.key));
+    unknown[1] = asm_jcc(c, COND_NE);
+    code_u8(c, 0x65); /* jmp gs:[r9 * 8 + host] */
+    asm_mem(c, false, 0xff, 4, -1, GPR_R9, 3, (int32_t)offsetof(struct dbt_area, second.host));
+}
+
 void dbt_emit_stubs(struct dbt_vcpu *dbt) {
     struct code_buffer code = {.start = dbt->rw, .at = dbt->rw, .end = dbt->rw + dbt->size}, *c = &code;
 
@@ -75,9 +102,15 @@ void dbt_emit_stubs(struct dbt_vcpu *dbt) {
     asm_store_gs(c, AREA_HOT(host_rsp), GPR_RSP);
     asm_jmp_to(c, load);
 
+    dbt->stub_look_up = dbt->rx + (c->at - dbt->rw);
+    uint8_t *unknown[2];
+    emit_second_lookup(c, unknown);
+
     dbt->stub_exit_live = dbt->rx + (c->at - dbt->rw);
     emit_save_live_flags(c);
     dbt->stub_exit = dbt->rx + (c->at - dbt->rw);
+    for (unsigned i = 0; i < ARRAY_SIZE(unknown); i++)
+        asm_patch_rel32(unknown[i], c->at);
     emit_save_registers(c, AREA_GPR(0), carried);
     asm_load_gs(c, GPR_RSP, AREA_HOT(host_rsp));
     emit_call_c(c, dbt_exit_guest);

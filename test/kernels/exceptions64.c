@@ -338,6 +338,36 @@ static void check_frame(void) {
     check(c.ip, (unsigned long)user_pointer(raise_icebp) + 1, "int1: rip is after it");
 }
 
+static volatile unsigned long calls;
+
+static __attribute__((noinline)) void kernel_function(void) {
+    calls++;
+}
+
+SNIPPET(jump_rax, "jmp *%rax");
+
+/* A branch of ring 3 to any non-canonical address is a #GP, whatever the address. A translator that knows
+ * targets by a hash of the address and of who asks must not take one of these for code that the kernel ran:
+ * the bits above 47 and the low ones are those with which tags of contexts could be told apart. */
+static void check_targets(void) {
+    void (*volatile function)(void) = kernel_function;
+    struct tally tally;
+    tally_begin(&tally, "jumps of ring 3 to non-canonical addresses");
+    for (unsigned long tag = 1; tag < 32; tag++) {
+        for (unsigned long other = 0; other < tag; other++) {
+            unsigned long spread = ((tag * 0x9e3779b1) ^ (other * 0x9e3779b1)) & 0x3fff;
+            for (unsigned i = 0; i < 2; i++) {
+                function();
+                struct context c = context_user(jump_rax);
+                c.ax = (unsigned long)kernel_function ^ (tag ^ other) << 48 ^ (i ? spread : 0);
+                context_run(&c);
+                tally_case(&tally, c.vector, VECTOR_GP, "jump to 0x%lx", c.ax);
+            }
+        }
+    }
+    tally_end(&tally);
+}
+
 void exceptions_state_check(void);
 
 void kernel_main(void) {
@@ -345,6 +375,7 @@ void kernel_main(void) {
     check_gates();
     check_pushes();
     check_frame();
+    check_targets();
     exceptions_state_check();
     checks_finish("exceptions64");
 }
