@@ -114,6 +114,7 @@ static void emit_restore(struct code_buffer *c) {
 /* The guest's target is in hot.target: as emit_branch.c does it, with R8 to R11 at hand. */
 static void emit_look_up(struct code_buffer *c) {
     asm_load_gs(c, GPR_R10, AREA_HOT(target));
+    uint8_t *odd = asm_jump_not_canonical(c, GPR_R10, GPR_R11);
     asm_alu_gs(c, ASM_XOR, GPR_R10, AREA_HOT(jump_key));
     asm_rex(c, false, GPR_R11, 0, GPR_R10);
     code_u8(c, 0x69); /* imul r11d, r10d, JUMP_CACHE_MULTIPLIER */
@@ -125,8 +126,10 @@ static void emit_look_up(struct code_buffer *c) {
     uint8_t *miss = asm_jcc(c, COND_NE);
     code_u8(c, 0x65); /* jmp gs:[r11 * 8 + host] */
     asm_mem(c, false, 0xff, 4, -1, GPR_R11, 3, JUMP_HOST);
-    if (!c->overflow)
-        asm_patch_rel32(miss, c->at);
+    if (c->overflow)
+        return;
+    asm_patch_rel32(odd, c->at);
+    asm_patch_rel32(miss, c->at);
 }
 
 static void emit_exit_shim(struct llvm_state *s, unsigned number, uint8_t **tail) {

@@ -203,6 +203,15 @@ static inline uint8_t *asm_jcc(struct code_buffer *c, enum asm_cond cond) {
     code_u32(c, 0);
     return place;
 }
+
+/* The same, taken unless bits 63-47 of reg are alike: it holds no canonical address. Clobbers scratch. */
+static inline uint8_t *asm_jump_not_canonical(struct code_buffer *c, int reg, int scratch) {
+    asm_mov(c, scratch, reg);
+    asm_sar(c, scratch, 47);
+    asm_lea(c, true, scratch, scratch, -1, 0, 1);
+    asm_cmp_imm(c, scratch, 1);
+    return asm_jcc(c, COND_A);
+}
 static inline uint8_t *asm_jmp(struct code_buffer *c) {
     code_u8(c, 0xe9);
     uint8_t *place = c->at;

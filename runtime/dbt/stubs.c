@@ -66,11 +66,7 @@ static uint8_t *emit_branch_on(struct code_buffer *c, uint8_t value) {
  * has bits 63-47 alike. unknown[]: the places of the branches for "no". */
 static void emit_second_lookup(struct code_buffer *c, uint8_t *unknown[2]) {
     asm_load_gs(c, GPR_R8, AREA_HOT(target));
-    asm_mov(c, GPR_R9, GPR_R8);
-    asm_sar(c, GPR_R9, 47);
-    asm_lea(c, true, GPR_R9, GPR_R9, -1, 0, 1);
-    asm_cmp_imm(c, GPR_R9, 1);
-    unknown[0] = asm_jcc(c, COND_A);
+    unknown[0] = asm_jump_not_canonical(c, GPR_R8, GPR_R9);
     asm_alu_gs(c, ASM_XOR, GPR_R8, AREA_HOT(jump_key));
     asm_rex(c, false, GPR_R9, 0, GPR_R8);
     code_u8(c, 0x69); /* imul r9d, r8d, JUMP_SECOND_MULTIPLIER */
