@@ -30,7 +30,7 @@ def wait_for(stream, text):
 
 
 def copy_memory(process, target):
-    """The first TEXT_END bytes of guest RAM."""
+    """The first TEXT_END bytes of guest RAM: a memory file where ring 3 may run directly."""
     directory = f"/proc/{process.pid}/fd"
     for name in os.listdir(directory):
         path = os.path.join(directory, name)
@@ -45,7 +45,7 @@ def copy_memory(process, target):
 def main():
     nestor, compare, kernel, initrd, cpus = sys.argv[1:]
     command = [nestor, "run", "--kernel", kernel, "--initrd", initrd, "--memory", str(MEMORY), "--cpus", cpus,
-               "--engine", "dbt", "--sandbox", "off", "--append", "console=ttyS0 quiet panic=-1"]
+               "--engine", "auto", "--sandbox", "off", "--append", "console=ttyS0 quiet panic=-1"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         try:
             wait_for(process.stdout, b"/ # ")
