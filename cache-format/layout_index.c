@@ -106,8 +106,7 @@ static int build_index(struct layout *layout, const struct sorted_entry *sorted,
     for (uint32_t i = 0; i < indexed && !result; i++) {
         uint32_t number = order[i].entry;
         const struct ntc_unit *unit = &sorted[number].unit->unit;
-        uint64_t digest =
-            ntc_entry_digest(unit->bytes + sorted[number].guest, records[number].digest_length, unit->mode);
+        uint64_t digest = ntc_entry_digest(unit->bytes + sorted[number].guest, records[number].digest_length);
         if (!insert(index, buckets - 1, digest, number, records, &layout->probes)) {
             records[number].digest_length = 0;
         }

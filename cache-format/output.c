@@ -45,7 +45,7 @@ static void sync_directory(const char *path) {
     free(name);
 }
 
-int output_replace(const char *path, const void *bytes, uint64_t length, struct ntc_error *error) {
+int ntc_output_replace(const char *path, const void *bytes, uint64_t length, struct ntc_error *error) {
     char *temporary;
     struct stat there;
     if (!stat(path, &there) && !S_ISREG(there.st_mode))

@@ -45,15 +45,16 @@ static bool parse_number(const char *text, int base, uint64_t *value) {
 
 /* 0, -EINVAL, -ENOMEM, -E2BIG. */
 static int add_line(struct ntc_profile *profile, char *text) {
-    char *save = NULL, *word[5];
+    char *save = NULL, *word[6];
     unsigned words = 0;
-    for (char *w = strtok_r(text, " \t\n", &save); w && words < 5; w = strtok_r(NULL, " \t\n", &save))
+    for (char *w = strtok_r(text, " \t\n", &save); w && words < 6; w = strtok_r(NULL, " \t\n", &save))
         word[words++] = w;
     if (!words || *word[0] == '#')
         return 0;
-    struct ntc_profile_line line;
+    struct ntc_profile_line line = {.hash = 0};
     uint64_t mode = NTC_PROFILE_ANY_MODE;
-    if (words != 4 || !parse_number(word[1], 16, &line.address) || !parse_number(word[3], 10, &line.count) ||
+    if (words < 4 || words > 5 || (words == 5 && !parse_number(word[4], 16, &line.hash)) ||
+        !parse_number(word[1], 16, &line.address) || !parse_number(word[3], 10, &line.count) ||
         (strcmp(word[2], "-") && (!parse_number(word[2], 16, &mode) || mode >= NTC_PROFILE_ANY_MODE)))
         return -EINVAL;
     line.mode = (uint32_t)mode;
@@ -88,7 +89,8 @@ static int read_lines(struct ntc_profile *profile, FILE *file, const char *path,
             result = whole ? add_line(profile, text) : -EINVAL;
         if (result == -EINVAL)
             return ntc_fail(error, NTC_FAULT_MALFORMED,
-                            "profile '%s', line %lu: not 'image link-address mode count'", path, number);
+                            "profile '%s', line %lu: not 'image link-address mode count [bytes-hash]'", path,
+                            number);
     }
     if (ferror(file))
         return ntc_fail(error, NTC_FAULT_IO, "profile '%s' cannot be read: %s", path, strerror(errno));
@@ -126,13 +128,15 @@ void ntc_profile_destroy(struct ntc_profile *profile) {
     *profile = (struct ntc_profile){0};
 }
 
-uint64_t ntc_profile_count(const struct ntc_profile *profile, const char *image, uint64_t address,
-                           uint64_t length, uint32_t mode) {
+/* The first line of an image at or behind an address. */
+static uint64_t first_line(const struct ntc_profile *profile, const char *image, uint64_t address,
+                           uint32_t *number) {
     struct ntc_profile_line key = {.address = address, .image = UINT32_MAX};
     for (uint32_t i = 0; i < profile->images; i++)
         if (!strcmp(profile->image[i], image))
             key.image = i;
-    uint64_t low = 0, high = profile->lines, sum = 0;
+    *number = key.image;
+    uint64_t low = 0, high = profile->lines;
     while (low < high) {
         uint64_t middle = low + (high - low) / 2;
         if (compare_lines(&profile->line[middle], &key) < 0)
@@ -140,13 +144,41 @@ uint64_t ntc_profile_count(const struct ntc_profile *profile, const char *image,
         else
             high = middle;
     }
-    for (; low < profile->lines; low++) {
-        const struct ntc_profile_line *line = &profile->line[low];
-        if (line->image != key.image || line->address - address >= length)
+    return low;
+}
+
+static void add(uint64_t *sum, uint64_t count) {
+    *sum = *sum + count < *sum ? UINT64_MAX : *sum + count;
+}
+
+uint64_t ntc_profile_heat(const struct ntc_profile *profile, const char *image, uint64_t address,
+                          uint64_t length, uint64_t hash) {
+    uint32_t number;
+    uint64_t sum = 0, all = 0;
+    bool hashes = false;
+    for (uint64_t at = first_line(profile, image, address, &number); at < profile->lines; at++) {
+        const struct ntc_profile_line *line = &profile->line[at];
+        if (line->image != number || line->address - address >= length)
             break;
-        if (line->mode != NTC_PROFILE_ANY_MODE && line->mode != mode)
+        hashes |= line->hash != 0;
+        add(&all, line->count);
+        if (line->hash == hash)
+            add(&sum, line->count);
+    }
+    return hashes ? sum : all;
+}
+
+uint64_t ntc_profile_count(const struct ntc_profile *profile, const char *image, uint64_t address,
+                           uint64_t length, uint32_t mode) {
+    uint32_t number;
+    uint64_t sum = 0;
+    for (uint64_t low = first_line(profile, image, address, &number); low < profile->lines; low++) {
+        const struct ntc_profile_line *line = &profile->line[low];
+        if (line->image != number || line->address - address >= length)
+            break;
+        if (mode != NTC_PROFILE_ANY_MODE && line->mode != NTC_PROFILE_ANY_MODE && line->mode != mode)
             continue;
-        sum = sum + line->count < sum ? UINT64_MAX : sum + line->count;
+        add(&sum, line->count);
     }
     return sum;
 }

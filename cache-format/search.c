@@ -11,8 +11,8 @@
 
 #define ADDRESS_CANDIDATES 256u /* entries of one address that a search looks at */
 
-uint64_t ntc_entry_digest(const uint8_t *bytes, uint32_t length, uint32_t mode) {
-    uint64_t seed = mode + ((uint64_t)length << 32);
+uint64_t ntc_entry_digest(const uint8_t *bytes, uint32_t length) {
+    uint64_t seed = (uint64_t)length << 32;
     if (length <= 16)
         return XXH3_len_0to16_64b(bytes, length, XXH3_kSecret, seed);
     return XXH3_len_17to128_64b(bytes, length, XXH3_kSecret, sizeof XXH3_kSecret, seed);
@@ -25,8 +25,8 @@ static bool take(const struct ntc_search *search, uint32_t number, struct ntc_hi
     if (entry->unit >= view->count[NTC_SECTION_UNITS])
         return false;
     const struct ntc_unit_record *unit = &view->units[entry->unit];
-    if (unit->mode != search->mode || unit->image >= view->count[NTC_SECTION_IMAGES] ||
-        entry->host >= unit->code_length)
+    if ((unit->mode != search->mode && unit->mode != search->also[0] && unit->mode != search->also[1]) ||
+        unit->image >= view->count[NTC_SECTION_IMAGES] || entry->host >= unit->code_length)
         return false;
     uint64_t address = view->images[unit->image].link_base + entry->address;
     uint64_t guest = address - unit->link_address;
@@ -44,7 +44,8 @@ static bool take(const struct ntc_search *search, uint32_t number, struct ntc_hi
 
 void ntc_search_content(struct ntc_search *search, const struct ntc_view *view, const uint8_t *bytes,
                         uint32_t available, uint32_t mode) {
-    *search = (struct ntc_search){.view = view, .bytes = bytes, .available = available, .mode = mode};
+    *search = (struct ntc_search){
+        .view = view, .bytes = bytes, .available = available, .mode = mode, .also = {mode, mode}};
 }
 
 /* Begin the next digest length for which there are bytes. */
@@ -54,7 +55,7 @@ static bool next_class(struct ntc_search *search) {
         search->length_class++;
     if (search->length_class == NTC_DIGEST_CLASSES)
         return false;
-    uint64_t digest = ntc_entry_digest(search->bytes, ntc_digest_lengths[search->length_class], search->mode);
+    uint64_t digest = ntc_entry_digest(search->bytes, ntc_digest_lengths[search->length_class]);
     search->at = (uint32_t)digest;
     search->tag = (uint32_t)(digest >> 32);
     search->probes = search->view->header->index_probes;
@@ -111,13 +112,17 @@ static void find_address(struct ntc_search *search, uint32_t number, uint64_t li
 
 void ntc_search_address(struct ntc_search *search, const struct ntc_view *view, uint32_t number,
                         uint64_t link_address, uint32_t mode) {
-    *search = (struct ntc_search){.view = view, .mode = mode, .by_address = true};
+    *search = (struct ntc_search){.view = view, .mode = mode, .also = {mode, mode}, .by_address = true};
     find_address(search, number, link_address);
 }
 
 bool ntc_search_unit(const struct ntc_view *view, uint32_t number, uint64_t guest, struct ntc_hit *hit) {
     const struct ntc_unit_record *unit = &view->units[number];
-    struct ntc_search search = {.view = view, .mode = unit->mode, .by_address = true, .unbounded = true};
+    struct ntc_search search = {.view = view,
+                                .mode = unit->mode,
+                                .also = {unit->mode, unit->mode},
+                                .by_address = true,
+                                .unbounded = true};
     if (guest >= unit->guest_length)
         return false;
     find_address(&search, unit->image, unit->link_address + guest);

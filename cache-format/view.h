@@ -130,6 +130,9 @@ const char *ntc_unit_check(const struct ntc_unit *unit, uint64_t images);
 bool ntc_unit_entry(const struct ntc_view *view, uint32_t number, const struct ntc_unit *unit, uint64_t *at,
                     struct ntc_unit_entry *entry);
 
+/* A hash of the unit's guest bytes with every field zero: the low half of its note's. Never 0. */
+uint64_t ntc_unit_hash(const struct ntc_unit *unit);
+
 /* How far each image of a file has moved; known[i] false: not found yet. */
 struct ntc_slides {
     const uint64_t *slide;
@@ -173,7 +176,7 @@ struct ntc_search {
     const struct ntc_view *view;
     const uint8_t *bytes;
     uint32_t available;
-    uint32_t mode;
+    uint32_t mode, also[2]; /* made for one of them; `also` may be set once the search is begun */
     /* by content: which digest length, where in its run */
     uint32_t length_class, at, probes, tag;
     bool started;
@@ -200,7 +203,7 @@ bool ntc_search_next(struct ntc_search *search, struct ntc_hit *hit);
  */
 #define NTC_DIGEST_CLASSES 5u
 static const uint8_t ntc_digest_lengths[NTC_DIGEST_CLASSES] = {64, 32, 16, 8, 4};
-/* (light) The digest of the index: XXH3-64 with the seed mode | length << 32. */
-uint64_t ntc_entry_digest(const uint8_t *bytes, uint32_t length, uint32_t mode);
+/* (light) The digest of the index: XXH3-64 with the seed length << 32. */
+uint64_t ntc_entry_digest(const uint8_t *bytes, uint32_t length);
 
 #endif

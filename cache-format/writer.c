@@ -204,13 +204,21 @@ static void copy_relocs(struct ntc_unit *copy, const struct ntc_unit *unit, uint
         memset(code + links[i].place, 0, sizeof(uint32_t));
 }
 
-static void hash_bytes(struct kept_unit *kept) {
+static XXH128_hash_t hash_of(const struct ntc_unit *unit) {
     uint8_t bytes[NTC_UNIT_GUEST_MAX];
-    const struct ntc_unit *unit = &kept->unit;
     memcpy(bytes, unit->bytes, unit->guest_length);
     for (unsigned i = 0; i < unit->field_count; i++)
         memset(bytes + unit->fields[i].offset, 0, unit->fields[i].size);
-    XXH128_hash_t hash = XXH3_128bits(bytes, unit->guest_length);
+    return XXH3_128bits(bytes, unit->guest_length);
+}
+
+uint64_t ntc_unit_hash(const struct ntc_unit *unit) {
+    uint64_t hash = hash_of(unit).low64;
+    return hash ? hash : 1;
+}
+
+static void hash_bytes(struct kept_unit *kept) {
+    XXH128_hash_t hash = hash_of(&kept->unit);
     kept->hash[0] = hash.low64;
     kept->hash[1] = hash.high64;
 }
@@ -303,7 +311,7 @@ int ntc_writer_write(struct ntc_writer *writer, const char *path, const struct n
     if (!result) {
         if (key)
             ntc_sign_root((struct ntc_header *)(void *)layout.file, key);
-        result = output_replace(path, layout.file, layout.file_size, error);
+        result = ntc_output_replace(path, layout.file, layout.file_size, error);
     }
     if (!result && summary)
         *summary = layout.summary;
@@ -321,7 +329,7 @@ int ntc_sign_file(const char *path, const char *output, const struct ntc_secret_
     if (bytes) {
         memcpy(bytes, file.base, file.size);
         ntc_sign_root((struct ntc_header *)(void *)bytes, key);
-        result = output_replace(output, bytes, file.size, error);
+        result = ntc_output_replace(output, bytes, file.size, error);
     } else {
         result = ntc_fail(error, NTC_FAULT_MEMORY, "no memory for a copy of cache '%s'", path);
     }

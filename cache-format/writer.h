@@ -60,6 +60,10 @@ struct ntc_writer_summary {
 MUST_CHECK int ntc_writer_write(struct ntc_writer *writer, const char *path, const struct ntc_secret_key *key,
                                 struct ntc_writer_summary *summary, struct ntc_error *error);
 
+/* Make path hold these bytes, all of them or none. */
+MUST_CHECK int ntc_output_replace(const char *path, const void *bytes, uint64_t length,
+                                  struct ntc_error *error);
+
 /* Put a signature on an existing file: read, verify, sign, replace. */
 MUST_CHECK int ntc_sign_file(const char *path, const char *output, const struct ntc_secret_key *key,
                              struct ntc_error *error);

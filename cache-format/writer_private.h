@@ -53,7 +53,4 @@ void layout_destroy(struct layout *layout);
 /* layout_index.c: entries, page words and index, from units that have their numbers. 0 or -errno. */
 MUST_CHECK int layout_entries(struct layout *layout, const struct ntc_writer *writer);
 
-/* output.c: make path hold these bytes, all of them or none. */
-MUST_CHECK int output_replace(const char *path, const void *bytes, uint64_t length, struct ntc_error *error);
-
 #endif

@@ -1,23 +1,22 @@
-/* The blocks of a page. All bounded: a page has 4096 places, a place BLOCKS_VARIANTS_MAX byte strings per
- * stage. */
+/* The units of a piece. All bounded: a piece has PIECE_MAX bytes, a place 255 byte strings. */
 #include "sbt/blocks_private.h"
 
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "isa/insn.h"
-
 /* The stages in the order in which they are gone through. */
 static const enum stage stage_order[STAGES] = {STAGE_READY, STAGE_READY_ONE, STAGE_EARLY, STAGE_TRACED};
 
-struct blocks *blocks_create(const struct discovery *discovery, const struct blocks_options *options,
-                             const struct cpu_model *model, blocks_sink sink, void *context) {
+struct blocks *blocks_create(const struct discovery *discovery, const struct pieces *pieces,
+                             const struct blocks_options *options, const struct cpu_model *model,
+                             blocks_sink sink, void *context) {
     struct blocks *b = calloc(1, sizeof *b);
     if (!b)
         return NULL;
     b->discovery = discovery;
     b->patched = discovery->patched;
+    b->pieces = pieces;
     b->options = options;
     b->sink = sink;
     b->context = context;
@@ -33,49 +32,11 @@ void blocks_destroy(struct blocks *b) {
     if (!b)
         return;
     b->options->codegen->destroy(b->generator);
-    free(b->code);
-    free(b->map_bytes);
-    free(b->consts);
-    free(b->slots);
     free(b);
 }
 
 const struct blocks_counts *blocks_counts(const struct blocks *b) {
     return &b->counts;
-}
-
-static size_t section_pages(const struct patched_section *section) {
-    return ((section->address + section->size - 1) >> PAGE_SHIFT) - (section->address >> PAGE_SHIFT) + 1;
-}
-
-size_t blocks_page_count(const struct discovery *discovery) {
-    size_t count = 0;
-    for (unsigned i = 0; i < discovery->patched->sections; i++)
-        if (discovery->map[i])
-            count += section_pages(&discovery->patched->section[i]);
-    return count;
-}
-
-static uint8_t stage_bit(enum stage stage) {
-    return stage >= STAGE_READY ? CODE_READY : CODE_EARLY;
-}
-
-/* Execution may go on at the offset of the page, in this or another stage's text. */
-static void want(struct blocks *b, int64_t offset) {
-    if (offset >= 0 && offset < (int64_t)b->page_size)
-        b->wanted[offset] = true;
-}
-
-/* Where a block leads inside its page: by its direct exits, and behind what it leaves to C. */
-static void follow(struct blocks *b, uint32_t offset, const struct ntc_unit *unit) {
-    want(b, (int64_t)offset + unit->guest_length);
-    for (unsigned i = 0; i < unit->site_count; i++) {
-        const struct ntc_site *site = &unit->sites[i];
-        if (site->kind == NTC_SITE_LINK || site->kind == NTC_SITE_CALL)
-            want(b, (int64_t)offset + site->target);
-        else if (site->kind == NTC_SITE_HELPER || site->kind == NTC_SITE_INTERPRET)
-            want(b, (int64_t)offset + site->guest + site->length);
-    }
 }
 
 static void name_unit(const struct blocks *b, struct ntc_unit *unit) {
@@ -86,201 +47,191 @@ static void name_unit(const struct blocks *b, struct ntc_unit *unit) {
     }
 }
 
-/* Translate the bytes that stand in the work page at offset, and hand the unit on. *length: of the block. */
-static int make(struct blocks *b, uint32_t offset, uint32_t *length) {
+/* Translate bytes that stand at the offset of the piece, with b's entries, stops and holes, and hand the unit
+ * on. */
+static int make(struct blocks *b, uint32_t offset, const uint8_t *bytes, uint32_t length) {
+    uint64_t address = b->address + offset;
     struct ntc_unit unit = {0};
-    struct codegen_request request = {.address = b->page_address + offset,
+    if (!blocks_collect_fields(b, address, bytes, length))
+        b->fields = 0;
+    struct codegen_request request = {.address = address,
                                       .mode = b->mode,
-                                      .bytes = b->work + offset,
-                                      .length = b->page_size - offset};
-    *length = 0;
+                                      .bytes = bytes,
+                                      .length = length,
+                                      .entry = b->entry,
+                                      .entries = b->entries,
+                                      .stop = b->stop,
+                                      .stops = b->stops,
+                                      .field = b->field,
+                                      .fields = b->options->fields ? b->fields : 0};
     int result = b->options->codegen->translate(b->generator, &request, &unit);
-    if (result == -ENOENT || result == -E2BIG) {
-        b->counts.refused += result == -ENOENT;
-        b->counts.too_large += result == -E2BIG;
-        return 0;
-    }
     if (result)
         return result;
-    *length = unit.guest_length;
     unit.image = b->options->image;
     name_unit(b, &unit);
-    follow(b, offset, &unit);
-    if (b->options->fields)
-        blocks_find_fields(b, &request, &unit);
     b->counts.units++;
+    b->counts.fixed += unit.field_count < request.fields;
     b->counts.guest_bytes += unit.guest_length;
     b->counts.host_bytes += unit.code_length;
     return b->sink(b->context, &unit);
 }
 
-/* If the bytes at offset stand in a stage that was gone through before, as far as the block goes that was
- * made there, that block's length; else 0. */
-static uint32_t made_before(const struct blocks *b, uint32_t offset) {
-    for (unsigned i = 0; i < STAGES && stage_order[i] != b->stage; i++) {
-        uint32_t length = b->made[stage_order[i]][offset];
-        if (length &&
-            !memcmp(b->section->bytes[stage_order[i]] + b->page_start + offset, b->work + offset, length))
-            return length;
-    }
+/* The places inside [offset, offset + length) where execution may come from outside. */
+static void find_entries(struct blocks *b, uint32_t offset, uint32_t length) {
+    uint8_t bit = piece_stage_bit(b->stage);
+    b->entries = 0;
+    for (uint32_t at = 0; at < length; at++)
+        if (b->map[offset + at] & bit &&
+            (!at || b->map[offset + at] & CODE_ENTRY ||
+             (b->options->entered && b->options->entered(b->context, b->address + offset + at))))
+            b->entry[b->entries++] = (uint16_t)at;
+}
+
+/* The middle of a part of the piece, where an instruction begins; 0: none does. */
+static uint32_t middle_of(const struct blocks *b, uint32_t offset, uint32_t length) {
+    for (uint32_t away = 0; away < length / 2; away++)
+        if (b->map[offset + length / 2 - away] & piece_stage_bit(b->stage) && length / 2 - away)
+            return length / 2 - away;
     return 0;
 }
 
-/* The choices inside [offset, offset + length) that hold in this stage. False: more than are looked at. */
-static bool find_choices(const struct blocks *b, uint32_t offset, uint32_t length,
-                         const struct patch_choice **inside, unsigned *count) {
-    uint64_t from = b->page_address + offset, to = from + length;
+/* A part of the piece as the stage has it; in halves if it is too large for a unit. */
+static int make_part(struct blocks *b, uint32_t offset, uint32_t length, unsigned depth) {
+    find_entries(b, offset, length);
+    b->stops = b->fields = 0;
+    int result = make(b, offset, b->section->bytes[b->stage] + b->start + offset, length);
+    if (result == -ENOENT) {
+        b->counts.refused++;
+        return 0;
+    }
+    if (result != -E2BIG)
+        return result;
+    uint32_t middle = depth < 8 ? middle_of(b, offset, length) : 0;
+    if (!middle) {
+        b->counts.too_large++;
+        return 0;
+    }
+    result = make_part(b, offset, middle, depth + 1);
+    return result ? result : make_part(b, offset + middle, length - middle, depth + 1);
+}
+
+/* -- Places that hold what cannot be known -- */
+
+struct choices {
+    const struct patch_choice *choice[BLOCKS_CHOICES_MAX];
+    unsigned count;
+};
+
+/* Those inside the piece that hold in this stage. False: more than are looked at. */
+static bool find_choices(const struct blocks *b, struct choices *inside) {
+    uint64_t from = b->address, to = from + b->length;
     size_t first = patched_choice_from(b->patched, from < PATCH_LENGTH_MAX ? 0 : from - PATCH_LENGTH_MAX);
-    *count = 0;
+    inside->count = 0;
     for (size_t i = first; i < b->patched->choices && b->patched->choice[i].address < to; i++) {
         const struct patch_choice *choice = &b->patched->choice[i];
         if (choice->address + choice->length <= from || b->stage < choice->first_stage ||
-            choice->address < b->page_address ||
-            choice->address + choice->length > b->page_address + b->page_size)
+            choice->address < from || choice->address + choice->length > to)
             continue;
-        if (*count == BLOCKS_VARIANTS_MAX)
+        if (inside->count == BLOCKS_CHOICES_MAX)
             return false;
-        inside[(*count)++] = choice;
+        inside->choice[inside->count++] = choice;
     }
     return true;
 }
 
-static void put_option(struct blocks *b, const struct patch_choice *choice, unsigned option) {
-    memcpy(b->work + (choice->address - b->page_address),
-           b->patched->option_bytes + choice->bytes + (size_t)option * choice->length, choice->length);
+static bool is_small(int result) {
+    return !result || result == -ENOENT || result == -E2BIG;
 }
 
-static void take_back(struct blocks *b, const struct patch_choice *choice) {
-    memcpy(b->work + (choice->address - b->page_address),
-           b->section->bytes[b->stage] + b->page_start + (choice->address - b->page_address), choice->length);
-}
-
-static int make_variants(struct blocks *b, uint32_t offset, uint32_t length) {
-    const struct patch_choice *inside[BLOCKS_VARIANTS_MAX];
-    unsigned count, product = 1, variants = 1;
-    uint32_t ignored;
+/* A place by itself, in all it may hold. */
+static int make_choice(struct blocks *b, const struct patch_choice *choice) {
+    uint32_t offset = (uint32_t)(choice->address - b->address);
     int result = 0;
-    bool all = find_choices(b, offset, length, inside, &count);
-    for (unsigned i = 0; i < count && product <= BLOCKS_VARIANTS_MAX; i++)
-        product *= inside[i]->options + 1u;
-    if (all && product <= BLOCKS_VARIANTS_MAX) {
-        for (unsigned variant = 1; variant < product && !result; variant++) {
-            unsigned rest = variant;
-            for (unsigned i = 0; i < count; i++) {
-                unsigned digit = rest % (inside[i]->options + 1u);
-                rest /= inside[i]->options + 1u;
-                if (digit)
-                    put_option(b, inside[i], digit - 1);
-                else
-                    take_back(b, inside[i]);
-            }
-            result = make(b, offset, &ignored);
-        }
-    } else {
-        b->counts.uncombined++;
-        for (unsigned i = 0; i < count && !result; i++) {
-            for (unsigned k = 0; k < inside[i]->options && variants < BLOCKS_VARIANTS_MAX && !result; k++) {
-                put_option(b, inside[i], k);
-                result = make(b, offset, &ignored);
-                variants++;
-            }
-            take_back(b, inside[i]);
-        }
+    for (unsigned k = 0; k <= choice->options && is_small(result); k++) {
+        const uint8_t *bytes = k ? b->patched->option_bytes + choice->bytes + (size_t)(k - 1) * choice->length
+                                 : b->section->bytes[b->stage] + b->start + offset;
+        b->entry[0] = 0;
+        b->entries = 1;
+        b->stops = b->fields = 0;
+        result = make(b, offset, bytes, choice->length);
     }
-    for (unsigned i = 0; i < count; i++)
-        take_back(b, inside[i]);
-    return result;
+    return is_small(result) ? 0 : result;
 }
 
-/* What follows an instruction at which nothing can be made. */
-static void step_over(struct blocks *b, uint32_t offset) {
-    struct insn insn;
-    if (insn_decode(&insn, b->work + offset, b->page_size - offset, 64) == INSN_OK)
-        want(b, (int64_t)offset + insn.length);
-}
-
-static int make_place(struct blocks *b, uint32_t offset) {
-    if (b->options->select && !b->options->select(b->context, b->page_address + offset, b->mode)) {
-        b->counts.unselected++;
-        return 0;
+static int make_without_choices(struct blocks *b, const struct choices *inside) {
+    find_entries(b, 0, b->length);
+    b->stops = b->fields = 0;
+    for (unsigned i = 0; i < inside->count; i++) {
+        uint32_t offset = (uint32_t)(inside->choice[i]->address - b->address),
+                 end = offset + inside->choice[i]->length;
+        b->stop[b->stops++] = (struct codegen_stop){.from = offset, .to = end};
+        if (!blocks_add_hole(b, offset, inside->choice[i]->length))
+            return 0;
+        if (end < b->length && b->entries < PIECE_MAX)
+            b->entry[b->entries++] = (uint16_t)end;
     }
-    uint32_t length = made_before(b, offset);
-    if (length) {
-        b->made[b->stage][offset] = (uint16_t)length;
-        return 0;
-    }
-    int result = make(b, offset, &length);
-    if (result)
-        return result;
-    b->made[b->stage][offset] = (uint16_t)length;
-    if (!length) {
-        step_over(b, offset);
-        return 0;
-    }
-    b->counts.blocks++;
-    return make_variants(b, offset, length);
+    int result = make(b, 0, b->section->bytes[b->stage] + b->start, b->length);
+    return is_small(result) ? 0 : result;
 }
 
 static int make_stage(struct blocks *b) {
-    uint8_t bit = stage_bit(b->stage);
-    bool first = true;
-    memcpy(b->work, b->section->bytes[b->stage] + b->page_start, b->page_size);
-    memset(b->done, 0, sizeof b->done);
-    for (uint32_t at = 0; at < b->page_size; at++) {
-        /* The page's first instruction is where the block before it leads. */
-        if (b->map[at] & bit && (first || b->map[at] & CODE_ENTRY))
-            b->wanted[at] = true;
-        first = first && !(b->map[at] & bit);
+    struct choices inside;
+    int result = make_part(b, 0, b->length, 0);
+    if (result)
+        return result;
+    b->counts.pieces++;
+    if (!find_choices(b, &inside)) {
+        b->counts.uncombined++;
+        return 0;
     }
-    /* Blocks lead backwards, too: go over the page until nothing is wanted any more. */
-    for (bool again = true; again;) {
-        again = false;
-        for (uint32_t at = 0; at < b->page_size; at++) {
-            if (!b->wanted[at] || b->done[at] || !(b->map[at] & bit))
-                continue;
-            b->done[at] = again = true;
-            int result = make_place(b, at);
-            if (result)
-                return result;
-        }
+    if (!inside.count)
+        return 0;
+    result = make_without_choices(b, &inside);
+    for (unsigned i = 0; i < inside.count && !result; i++)
+        result = make_choice(b, inside.choice[i]);
+    return result;
+}
+
+/* Has the piece the same bytes, and the same places that may change, as in a stage before? */
+static bool made_before(const struct blocks *b, const enum stage *done, unsigned count) {
+    const uint8_t *bytes = b->section->bytes[b->stage] + b->start;
+    for (unsigned i = 0; i < count; i++)
+        if (!memcmp(b->section->bytes[done[i]] + b->start, bytes, b->length))
+            return true;
+    return false;
+}
+
+static int make_stages(struct blocks *b) {
+    enum stage done[STAGES];
+    unsigned count = 0;
+    for (unsigned i = 0; i < STAGES; i++) {
+        b->stage = stage_order[i];
+        if (!b->options->stages[b->stage] || made_before(b, done, count))
+            continue;
+        int result = make_stage(b);
+        if (result)
+            return result;
+        done[count++] = b->stage;
     }
     return 0;
 }
 
-static int make_stages(struct blocks *b) {
-    memset(b->made, 0, sizeof b->made);
-    memset(b->wanted, 0, sizeof b->wanted);
-    for (unsigned i = 0; i < STAGES; i++) {
-        b->stage = stage_order[i];
-        int result = b->options->stages[b->stage] ? make_stage(b) : 0;
+int blocks_make_piece(struct blocks *b, size_t number) {
+    const struct piece *piece = &b->pieces->piece[number];
+    b->section = &b->patched->section[piece->section];
+    b->address = piece->address;
+    b->start = piece->address - b->section->address;
+    b->length = piece->length;
+    b->map = b->discovery->map[piece->section] + b->start;
+    for (unsigned mode = 0; mode < b->options->mode_count; mode++) {
+        b->mode = b->options->modes[mode];
+        if (b->options->select && !b->options->select(b->context, b->address, b->length, b->mode)) {
+            b->counts.unselected++;
+            continue;
+        }
+        int result = make_stages(b);
         if (result)
             return result;
     }
     return 0;
-}
-
-int blocks_make_page(struct blocks *b, size_t page) {
-    for (unsigned i = 0; i < b->patched->sections; i++) {
-        b->section = &b->patched->section[i];
-        if (!b->discovery->map[i])
-            continue;
-        size_t pages = section_pages(b->section);
-        if (page >= pages) {
-            page -= pages;
-            continue;
-        }
-        uint64_t start = (b->section->address & PAGE_MASK) + page * PAGE_SIZE, end = start + PAGE_SIZE;
-        uint64_t section_end = b->section->address + b->section->size;
-        b->page_address = start < b->section->address ? b->section->address : start;
-        b->page_size = (uint32_t)((end < section_end ? end : section_end) - b->page_address);
-        b->page_start = b->page_address - b->section->address;
-        b->map = b->discovery->map[i] + b->page_start;
-        int result = 0;
-        for (unsigned mode = 0; mode < b->options->mode_count && !result; mode++) {
-            b->mode = b->options->modes[mode];
-            result = make_stages(b);
-        }
-        return result;
-    }
-    return -EINVAL;
 }

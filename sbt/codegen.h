@@ -11,19 +11,31 @@
 #include "cpu/model.h"
 
 struct codegen_request {
-    uint64_t address;     /* link address */
-    uint32_t mode;        /* cpu/mode.h */
-    const uint8_t *bytes; /* guest code at address */
-    uint32_t length;      /* bytes that may be read: to the page's end at most */
+    uint64_t address;      /* link address */
+    uint32_t mode;         /* cpu/mode.h */
+    const uint8_t *bytes;  /* guest code at address */
+    uint32_t length;       /* of the unit: two pages at most */
+    const uint16_t *entry; /* offsets of places that may be entered from outside, in any order (none: 0 is
+                              one); those behind calls and exits to C need not be named */
+    unsigned entries;
+    const struct codegen_stop { /* bytes that are left to other units: code that leads there leaves the unit
+                                 */
+        uint32_t from, to;
+    } * stop;
+    unsigned stops;
+    /* Ascending: bytes that need not be as they are. The unit has those that its code does not depend on, or
+     * takes by relocations (docs/cache-format.md). */
+    const struct ntc_field *field;
+    unsigned fields;
 };
 
 struct codegen {
     const char *name;
     void *(*create)(const struct cpu_model *model); /* NULL: no memory */
     void (*destroy)(void *state);
-    /* Translate what begins at the address. The unit's pointers hold until the next call with this state;
-     * image, name and heat are the caller's. 0; -ENOENT: nothing that could be kept begins there; -E2BIG;
-     * -ENOMEM. */
+    /* Translate the code that the entries lead to. The unit's pointers hold until the next call with this
+     * state; image, name and heat are the caller's. 0; -ENOENT: nothing that could be kept begins there;
+     * -E2BIG: ask for less at a time; -ENOMEM. */
     int (*translate)(void *state, const struct codegen_request *request, struct ntc_unit *unit);
     uint32_t (*abi)(void);
     uint64_t (*layout)(const struct cpu_model *model);

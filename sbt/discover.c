@@ -81,15 +81,14 @@ static bool follow(struct walk *walk, const struct insn *insn, uint64_t next, ui
     case ZYDIS_CATEGORY_CALL:
         if (relative_target(insn, next, &target))
             push(walk, target, CODE_ENTRY | CODE_FUNCTION);
-        *behind = CODE_ENTRY;
         return true;
     case ZYDIS_CATEGORY_COND_BR:
         if (relative_target(insn, next, &target))
-            push(walk, target, CODE_ENTRY);
+            push(walk, target, CODE_TARGET);
         return true;
     case ZYDIS_CATEGORY_UNCOND_BR:
         if (relative_target(insn, next, &target))
-            push(walk, target, CODE_ENTRY);
+            push(walk, target, CODE_TARGET);
         return false;
     case ZYDIS_CATEGORY_RET:
     case ZYDIS_CATEGORY_SYSRET:
@@ -230,7 +229,7 @@ static void count(struct discovery *discovery) {
         for (uint64_t at = 0; at < section->size; at++) {
             bool used = map[at] & (CODE_READY | CODE_EARLY);
             discovery->instructions += map[at] & CODE_READY ? 1 : 0;
-            discovery->entries += used && map[at] & CODE_ENTRY;
+            discovery->entries += used && map[at] & (CODE_ENTRY | CODE_TARGET);
             discovery->functions += used && map[at] & CODE_FUNCTION;
             if (map[at] & CODE_COVERED)
                 discovery->covered_bytes++;

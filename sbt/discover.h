@@ -12,9 +12,10 @@
 /* Of a byte of code. */
 #define CODE_READY 1u     /* an instruction starts here in STAGE_READY and STAGE_READY_ONE */
 #define CODE_EARLY 2u     /* in STAGE_EARLY and STAGE_TRACED */
-#define CODE_ENTRY 4u     /* a branch target, a return point, a function */
+#define CODE_ENTRY 4u     /* entered from elsewhere: a function, a fixup, behind what traps */
 #define CODE_COVERED 8u   /* part of an instruction */
 #define CODE_FUNCTION 16u /* a function starts here */
+#define CODE_TARGET 32u   /* of a direct branch */
 
 struct discovery {
     const struct patched *patched;

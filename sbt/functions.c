@@ -1,5 +1,6 @@
 /* See functions.h. */
 #include "sbt/functions.h"
+#include "dbt/portable.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -112,6 +113,8 @@ static int make(struct functions *f, const struct image_symbol *symbol,
         return result;
     unit.image = f->options->image;
     unit.name = symbol->name;
+    /* Whatever it depends on of the mode. */
+    unit.mode = dbt_portable_key(request->mode, PORTABLE_VECTOR);
     f->counts.units++;
     f->counts.guest_bytes += unit.guest_length;
     f->counts.host_bytes += unit.code_length;

@@ -1,9 +1,12 @@
 /* The store of translated blocks: lookup by content's place (RAM offset, rip, mode), lists by page, links
  * between them. */
+#define _GNU_SOURCE
 #include "base/light.h"
 #include "dbt/asm.h"
 #include "dbt/private.h"
 #include "mem/guest_mem.h"
+
+#include <sys/mman.h>
 
 static uint32_t hash_of(uint64_t ram_offset, uint64_t rip, uint32_t mode) {
     uint64_t mixed =
@@ -169,7 +172,7 @@ void block_unlink_cross_page(struct dbt_vcpu *dbt) {
 void block_flush_all(struct vcpu *vcpu) {
     struct dbt_vcpu *dbt = vcpu->dbt;
     if (dbt->cached) /* no site is ready by accident */
-        light_fill(dbt->site, 0, dbt->sites * sizeof *dbt->site);
+        (void)madvise(dbt->site, dbt->max_sites * sizeof *dbt->site, MADV_DONTNEED);
     dbt->used = dbt->populated = dbt->stubs_end;
     dbt->blocks = dbt->sites = dbt->pcs = 0;
     light_fill(dbt->hash, 0xff, sizeof dbt->hash);

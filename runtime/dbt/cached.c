@@ -156,6 +156,24 @@ static struct block *block_with_site(struct dbt_vcpu *dbt, uint32_t site) {
     return &dbt->block[low - 1];
 }
 
+/* A field's bytes as the guest has them; they may lie across a unit's pages. */
+static int64_t field_value(const struct guest_mem *mem, const uint64_t ram[2], uint32_t head,
+                           const struct ntc_field *field) {
+    uint64_t value = 0;
+    for (unsigned i = 0; i < field->size; i++) {
+        uint32_t offset = field->offset + i;
+        value |= (uint64_t)mem->base[offset < head ? ram[0] + offset : ram[1] + (offset - head)] << 8 * i;
+    }
+    unsigned unused = 64 - 8u * field->size;
+    return (int64_t)(value << unused) >> unused;
+}
+
+/* Bytes on the block's first page. */
+static uint32_t head_of(const struct block *block) {
+    return block->ram_page2 == GUEST_NO_RAM ? block->guest_length
+                                            : (uint32_t)(PAGE_SIZE - (block->rip & (PAGE_SIZE - 1)));
+}
+
 struct site *cached_site(struct dbt_vcpu *dbt, uint32_t index) {
     const struct block *block = block_with_site(dbt, index);
     struct site *site = &dbt->site[index];
@@ -167,6 +185,12 @@ struct site *cached_site(struct dbt_vcpu *dbt, uint32_t index) {
     if (!portable_site_read(site, from, block->entry[0], unit.first_slot, unit.slots, unit.code_offset))
         *site = (struct site){.kind = SITE_DEAD}; /* good_for_translator() has seen to it that it is not */
     site->block = (uint32_t)(block - dbt->block);
+    if (from->flags & NTC_SITE_TARGET_FIELD) { /* as it was when the unit was compared: else it were dead */
+        const struct ntc_field *field = &unit.fields[from->target];
+        const uint64_t ram[2] = {block->ram_offset, block->ram_page2};
+        site->target = (int32_t)(field->offset + field->size +
+                                 field_value(dbt->area->vcpu.mem, ram, head_of(block), field));
+    }
     if (site->kind == SITE_MEMORY && ntc_map_find(&unit, from->host, &point))
         site->state = (uint16_t)point.state;
     site->ready = true;
@@ -235,19 +259,6 @@ static bool code_fits(const struct ntc_unit *unit, uint64_t slide) {
     return true;
 }
 
-/* The bytes of the unit's field as the guest has them, which may lie across its pages. */
-static int64_t field_value(const struct vcpu *vcpu, const struct candidate *at,
-                           const struct ntc_field *field) {
-    uint64_t value = 0;
-    for (unsigned i = 0; i < field->size; i++) {
-        uint32_t offset = field->offset + i;
-        uint64_t ram = offset < at->head ? at->ram[0] + offset : at->ram[1] + (offset - at->head);
-        value |= (uint64_t)vcpu->mem->base[ram] << 8 * i;
-    }
-    unsigned unused = 64 - 8u * field->size;
-    return (int64_t)(value << unused) >> unused;
-}
-
 static uint64_t reloc_value(const struct vcpu *vcpu, const struct candidate *at, const struct ntc_unit *unit,
                             const struct ntc_reloc *reloc) {
     uint64_t addend = (uint64_t)reloc->addend;
@@ -259,7 +270,7 @@ static uint64_t reloc_value(const struct vcpu *vcpu, const struct candidate *at,
         return vcpu->dbt->cached->file[at->cache].slide[reloc->index] + addend;
     default:
         field = &unit->fields[reloc->index];
-        return (uint64_t)field_value(vcpu, at, field) + addend +
+        return (uint64_t)field_value(vcpu->mem, at->ram, at->head, field) + addend +
                (reloc->kind == NTC_RELOC_FIELD_PC ? at->rip + field->offset + field->size : 0);
     }
 }
@@ -359,12 +370,12 @@ static bool bytes_match(const struct vcpu *vcpu, const struct candidate *at, con
                                                                at->head, unit->guest_length - at->head));
 }
 
-/* A unit that is in use: here, elsewhere, or no longer as the guest's tables have it. */
-static bool in_use_here(struct vcpu *vcpu, uint32_t index, const struct candidate *at) {
+/* A unit that is in use: here, elsewhere, or no longer as the guest's tables or its mode have it. */
+static bool in_use_here(struct vcpu *vcpu, uint32_t index, const struct candidate *at, uint32_t mode) {
     const struct block *block = &vcpu->dbt->block[index];
     if (block->rip != at->rip)
         return false;
-    if (block->ram_offset == at->ram[0] && block->ram_page2 == at->ram[1])
+    if (block->mode == mode && block->ram_offset == at->ram[0] && block->ram_page2 == at->ram[1])
         return true;
     block_kill(vcpu->dbt, index);
     return false;
@@ -380,7 +391,7 @@ static uint32_t try_hit(struct vcpu *vcpu, struct candidate *at, const struct nt
         record->first_const >= dbt->cached->file[at->cache].mapping.const_count)
         return NO_INDEX;
     uint32_t used = block_of(dbt, at->cache, hit->unit, record->first_const);
-    if (used != NO_INDEX && in_use_here(vcpu, used, at))
+    if (used != NO_INDEX && in_use_here(vcpu, used, at, mode))
         return used;
     if (used != NO_INDEX && !dbt->block[used].dead)
         return NO_INDEX;
@@ -433,6 +444,11 @@ static uint32_t try_hits(struct vcpu *vcpu, unsigned cache, struct ntc_search *s
     return NO_INDEX;
 }
 
+static void set_modes(struct ntc_search *search, uint32_t mode) {
+    search->also[0] = dbt_portable_key(mode, PORTABLE_SCALAR);
+    search->also[1] = dbt_portable_key(mode, PORTABLE_VECTOR);
+}
+
 /* First where the image that code came from last has it, if that image stands as it did; then by content. */
 static uint32_t find_in(struct vcpu *vcpu, unsigned cache, uint64_t ram_offset, uint32_t mode, bool *global) {
     struct cached_file *file = &vcpu->dbt->cached->file[cache];
@@ -440,13 +456,16 @@ static uint32_t find_in(struct vcpu *vcpu, unsigned cache, uint64_t ram_offset, 
     struct ntc_search search;
     if (file->known[file->recent_image]) {
         ntc_search_address(&search, view, file->recent_image, vcpu->rip - file->slide[file->recent_image],
-                           mode);
+                           dbt_portable_key(mode, PORTABLE_ANYWHERE));
+        set_modes(&search, mode);
         uint32_t index = try_hits(vcpu, cache, &search, ram_offset, mode, global);
         if (index != NO_INDEX)
             return index;
     }
     ntc_search_content(&search, view, vcpu->mem->base + ram_offset,
-                       (uint32_t)(PAGE_SIZE - (ram_offset & (PAGE_SIZE - 1))), mode);
+                       (uint32_t)(PAGE_SIZE - (ram_offset & (PAGE_SIZE - 1))),
+                       dbt_portable_key(mode, PORTABLE_ANYWHERE));
+    set_modes(&search, mode);
     return try_hits(vcpu, cache, &search, ram_offset, mode, global);
 }
 
@@ -463,4 +482,41 @@ uint32_t cached_find(struct vcpu *vcpu, uint64_t ram_offset, uint32_t mode, bool
     dbt->stats.cache_misses += index == NO_INDEX;
     dbt->stats.cache_tsc += __builtin_ia32_rdtsc() - start;
     return index;
+}
+
+/* -- Profiles -- */
+
+void cached_profile(const struct dbt_vcpu *dbt, void (*add)(void *context, const struct portable_seen *seen),
+                    void *context) {
+    for (unsigned i = 0; dbt->cached && i < dbt->cached->count; i++) {
+        const struct cached_file *file = &dbt->cached->file[i];
+        const struct ntc_view *view = file->mapping.view;
+        for (uint64_t k = 0; k < view->count[NTC_SECTION_ENTRIES]; k++) {
+            struct ntc_unit unit;
+            if (!(file->entered[k / 8] >> k % 8 & 1))
+                continue;
+            ntc_unit_again(view, view->entries[k].unit, &unit);
+            add(context, &(struct portable_seen){
+                             .image = ntc_view_string(view, view->images[unit.image].name),
+                             .address = view->images[unit.image].link_base + view->entries[k].address,
+                             .count = 1,
+                             .hash = ntc_unit_hash(&unit),
+                             .mode = unit.mode});
+        }
+    }
+}
+
+const char *cached_image(const struct dbt_vcpu *dbt, uint64_t *address) {
+    for (unsigned i = 0; dbt->cached && i < dbt->cached->count; i++) {
+        const struct cached_file *file = &dbt->cached->file[i];
+        const struct ntc_view *view = file->mapping.view;
+        for (uint32_t k = 0; k < view->count[NTC_SECTION_IMAGES]; k++) {
+            uint64_t linked = *address - file->slide[k];
+            if (!file->known[k] || linked - view->images[k].link_base >= view->images[k].link_length)
+                continue;
+            *address = linked;
+            return ntc_view_string(view, view->images[k].name);
+        }
+    }
+    return NULL;
 }

@@ -101,7 +101,7 @@ int dbt_vcpu_create(struct vcpu *vcpu, const struct dbt_options *options) {
         goto fail;
     /* A block's code is rarely under 128 bytes; its exits number about one in 40 bytes. */
     dbt->max_blocks = (uint32_t)(dbt->size / 128);
-    dbt->max_sites = (uint32_t)(dbt->size / 40);
+    dbt->max_sites = (uint32_t)(dbt->size / 10); /* those of cached units take numbers, but no memory yet */
     dbt->max_pcs = (uint32_t)(dbt->size / 20);
     dbt->block = pages_map_large(dbt->max_blocks * sizeof *dbt->block);
     dbt->site = pages_map_large(dbt->max_sites * sizeof *dbt->site);

@@ -29,7 +29,7 @@ struct cold *unit_cold(struct unit *unit, uint8_t *place, enum site_kind kind, u
         unit->colds--;
     }
     struct cold *cold = &unit->cold[unit->colds++];
-    *cold = (struct cold){.place = place, .site = site, .kind = kind, .remake = unit->remake};
+    *cold = (struct cold){.place = place, .site = site, .kind = kind, .leader = -1, .remake = unit->remake};
     return cold;
 }
 
@@ -100,7 +100,10 @@ void emit_native(struct unit *unit, const struct item *item, const struct host_m
         /* Should the instruction fault, its flags are found where they are now. */
         unit_note_pc(unit, item->guest);
     }
-    insn_encode(&unit->code, &item->insn, memory);
+    if (item->imm_field >= 0)
+        emit_with_field(unit, item, memory);
+    else
+        insn_encode(&unit->code, &item->insn, memory);
     if (written) {
         unit->flags_saved = false;
         unit->remake = NULL;
@@ -197,7 +200,10 @@ void emit_colds(struct unit *unit) {
             emit_cold_memo(unit, cold);
             break;
         case SITE_LINK:
-            emit_cold_link(unit, site);
+            if (cold->leader >= 0)
+                function_cold_jump(unit, cold->leader);
+            else
+                emit_cold_link(unit, site);
             break;
         case SITE_HELPER:
             emit_reload(unit);

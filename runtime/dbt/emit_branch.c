@@ -81,6 +81,8 @@ bool branch_needs_lookup(const struct unit *unit, uint64_t target) {
 static struct site *link_site(struct unit *unit, const struct item *item, uint64_t target) {
     struct site *site = unit_site(unit, SITE_LINK, item);
     site->target = (int32_t)(target - unit->block->rip);
+    if (item && item->imm_field >= 0)
+        site->state = (uint16_t)(item->imm_field + 1);
     return site;
 }
 
@@ -93,7 +95,9 @@ void emit_link(struct unit *unit, const struct item *item, uint64_t target) {
         emit_jump(unit, item);
         return;
     }
-    if (target == unit->block->rip && item) {
+    if (unit->function && (!item || item->imm_field < 0) && function_jump(unit, target))
+        return;
+    if (target == unit->block->rip && item && !unit->function) {
         if (unit->body_saved)
             emit_flags_clobber(unit);
         else
@@ -111,7 +115,9 @@ void emit_link(struct unit *unit, const struct item *item, uint64_t target) {
 static void emit_side_exit(struct unit *unit, const struct item *item, uint8_t *place, uint64_t target) {
     if (unit->code.overflow)
         return;
-    if (target == unit->block->rip && !branch_needs_lookup(unit, target)) {
+    if (unit->function && item->imm_field < 0 && function_branch(unit, place, target))
+        return;
+    if (target == unit->block->rip && !unit->function && !branch_needs_lookup(unit, target)) {
         if (unit->loop_live)
             asm_patch_rel32(place, unit->loop_live);
         else

@@ -29,8 +29,8 @@ bool group_operand(const struct unit *unit, const struct item *item, struct use 
     const struct insn *insn = &item->insn;
     const ZydisDecodedOperand *op = &insn->op[insn->memory];
     unsigned segment = insn_segment(insn, op);
-    if (!unit->code64 || insn->z.address_width != 64 || segment == SEG_FS || segment == SEG_GS ||
-        insn->traits & (INSN_MASKED | INSN_HIGH_BYTE))
+    if (!unit->code64 || item->disp_field >= 0 || insn->z.address_width != 64 || segment == SEG_FS ||
+        segment == SEG_GS || insn->traits & (INSN_MASKED | INSN_HIGH_BYTE))
         return false;
     *use = (struct use){.base = insn_gpr(op->mem.base),
                         .index = insn_gpr(op->mem.index),

@@ -26,10 +26,19 @@ bool emit_address(struct unit *unit, const struct item *item, const ZydisDecoded
     int64_t disp = op->mem.disp.has_displacement ? op->mem.disp.value : 0;
     if (op->mem.base == ZYDIS_REGISTER_RIP || op->mem.base == ZYDIS_REGISTER_EIP) {
         uint64_t linear = unit->block->rip + item->guest + insn->length + (uint64_t)disp;
-        if (wide)
+        if (item->disp_field >= 0)
+            emit_field_value(unit, item, unit->t0, item->disp_field, true);
+        else if (wide)
             emit_guest_address(unit, unit->t0, linear);
         else
             emit_guest_address32(unit, unit->t0, linear);
+    } else if (item->disp_field >= 0) {
+        unsigned scale = op->mem.scale == 8 ? 3 : op->mem.scale == 4 ? 2 : op->mem.scale == 2 ? 1 : 0;
+        emit_field_value(unit, item, unit->t0, item->disp_field, false);
+        if (index >= 0)
+            asm_lea(c, true, unit->t0, unit->t0, index, scale, 0);
+        if (base >= 0)
+            asm_lea(c, true, unit->t0, base, unit->t0, 0, 0);
     } else if (base < 0 && index < 0) {
         asm_mov_imm(c, unit->t0, wide ? (uint64_t)disp : (uint32_t)disp);
     } else if (base >= 0 && index < 0 && !disp) {
@@ -229,7 +238,10 @@ void emit_lea(struct unit *unit, const struct item *item) {
     const struct insn *insn = &item->insn;
     const ZydisDecodedOperand *op = &insn->op[1];
     int target = insn_gpr(insn->op[0].reg.value);
-    if (op->mem.base == ZYDIS_REGISTER_RIP || op->mem.base == ZYDIS_REGISTER_EIP) {
+    if (item->disp_field >= 0) { /* 64 bits wide: see field_is_kept_out() */
+        (void)emit_address(unit, item, op);
+        asm_mov(c, target, unit->t0);
+    } else if (op->mem.base == ZYDIS_REGISTER_RIP || op->mem.base == ZYDIS_REGISTER_EIP) {
         uint64_t value = unit->block->rip + item->guest + insn->length + (uint64_t)op->mem.disp.value;
         if (insn->z.address_width == 32)
             value = (uint32_t)value;
@@ -295,7 +307,10 @@ void emit_push(struct unit *unit, const struct item *item) {
         asm_store_gs(c, AREA_HOT(value), unit->t0);
     }
     struct host_memory to = emit_stack(unit, item, -size, VMEM_WRITE);
-    if (op->type == ZYDIS_OPERAND_TYPE_REGISTER) {
+    if (item->imm_field >= 0) {
+        emit_field_value(unit, item, unit->t2, item->imm_field, false);
+        asm_mem(c, true, 0x89, unit->t2, to.base, to.index, 0, to.disp);
+    } else if (op->type == ZYDIS_OPERAND_TYPE_REGISTER) {
         asm_mem(c, unit->code64, 0x89, insn_gpr(op->reg.value), to.base, to.index, 0, to.disp);
     } else if (op->type == ZYDIS_OPERAND_TYPE_MEMORY) {
         asm_load_gs(c, unit->t2, AREA_HOT(value));

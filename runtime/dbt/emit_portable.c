@@ -54,27 +54,8 @@ static void emit_jmp_slot(struct unit *unit, enum ntc_reloc_kind kind, unsigned 
 void portable_begin(struct unit *unit) {
     struct portable *portable = unit->portable;
     portable->relocs = portable->slots = portable->consts = 0;
-    for (unsigned stub = 0; stub < RUNTIME_SLOTS_USED; stub++)
-        portable->leaves[stub] = 0;
+    memset(portable->tail, 0, sizeof portable->tail);
     (void)add_const(unit, 0); /* PORTABLE_SITE_CONST */
-}
-
-/* In a portable unit the number is that within the block; the unit's tail for the stub makes it whole. */
-void emit_leave_to(struct unit *unit, const struct site *site, enum runtime_slot stub) {
-    struct code_buffer *c = &unit->code;
-    struct dbt_vcpu *dbt = unit->dbt;
-    struct portable *portable = unit->portable;
-    if (!portable) {
-        asm_store32_imm_gs(c, AREA_HOT(site), unit_site_index(unit, site));
-        asm_jmp_to(c, dbt->rw + (dbt_stub(dbt, stub) - dbt->rx));
-        return;
-    }
-    if (portable->leaves[stub] == PORTABLE_LEAVES_MAX) {
-        c->overflow = true;
-        return;
-    }
-    asm_store32_imm_gs(c, AREA_HOT(site), unit_site_index(unit, site) - unit->block->first_site);
-    portable->leave[stub][portable->leaves[stub]++] = asm_jmp(c);
 }
 
 /* Without flags, which may be live: mov a, [rip + first site]; mov b, gs:[site]; lea a, [a + b]; mov
@@ -89,13 +70,24 @@ static void emit_tail(struct unit *unit, enum runtime_slot stub) {
     emit_jmp_slot(unit, NTC_RELOC_RUNTIME, stub);
 }
 
-void portable_end(struct unit *unit) {
+/* In a portable unit the number is that within the unit; the unit's tail for the stub makes it whole. The
+ * first exit has the tail in place. */
+void emit_leave_to(struct unit *unit, const struct site *site, enum runtime_slot stub) {
+    struct code_buffer *c = &unit->code;
+    struct dbt_vcpu *dbt = unit->dbt;
     struct portable *portable = unit->portable;
-    for (unsigned stub = 0; stub < RUNTIME_SLOTS_USED && !unit->code.overflow; stub++) {
-        for (unsigned i = 0; i < portable->leaves[stub]; i++)
-            asm_patch_rel32(portable->leave[stub][i], unit->code.at);
-        if (portable->leaves[stub])
-            emit_tail(unit, (enum runtime_slot)stub);
+    if (!portable) {
+        asm_store32_imm_gs(c, AREA_HOT(site), unit_site_index(unit, site));
+        asm_jmp_to(c, dbt->rw + (dbt_stub(dbt, stub) - dbt->rx));
+        return;
+    }
+    asm_store32_imm_gs(c, AREA_HOT(site), unit_site_index(unit, site) - unit->block->first_site);
+    uint8_t **tail = &portable->tail[stub][stub == RUNTIME_MEMORY ? unit->t1 * 16 + unit->t2 : 0];
+    if (*tail) {
+        asm_jmp_to(c, *tail);
+    } else {
+        *tail = c->at;
+        emit_tail(unit, stub);
     }
 }
 
@@ -134,6 +126,51 @@ void emit_guest_address(struct unit *unit, int reg, uint64_t address) {
                                         .width = 8,
                                         .addend = (int64_t)(address - unit->block->rip)});
     emit_load_const(unit, reg, index);
+}
+
+void emit_field_value(struct unit *unit, const struct item *item, int reg, int number, bool relative) {
+    const struct ntc_field *field = &unit->field[number];
+    int64_t value = ntc_field_value(field, unit->bytes), end = field->offset + field->size;
+    int64_t rest = item->guest + item->insn.length - end;
+    unsigned index =
+        add_const(unit, (uint64_t)value + (relative ? unit->block->rip + (uint64_t)(end + rest) : 0));
+    add_reloc(unit, &(struct ntc_reloc){.place = index,
+                                        .kind = relative ? NTC_RELOC_FIELD_PC : NTC_RELOC_FIELD,
+                                        .where = NTC_PLACE_CONST,
+                                        .width = 8,
+                                        .index = (uint16_t)number,
+                                        .addend = relative ? rest : 0});
+    emit_load_const(unit, reg, index);
+}
+
+/* opcode reg, [rip + the field's value] */
+static void emit_op_field(struct unit *unit, const struct item *item, uint8_t opcode, int reg) {
+    struct code_buffer *c = &unit->code;
+    const struct ntc_field *field = &unit->field[item->imm_field];
+    unsigned index = add_const(unit, (uint64_t)ntc_field_value(field, unit->bytes));
+    add_reloc(unit, &(struct ntc_reloc){.place = index,
+                                        .kind = NTC_RELOC_FIELD,
+                                        .where = NTC_PLACE_CONST,
+                                        .width = 8,
+                                        .index = (uint16_t)item->imm_field});
+    asm_rex(c, item->insn.op[0].size == 64, reg, 0, 0);
+    code_u8(c, opcode);
+    code_u8(c, (uint8_t)((reg & 7) << 3 | 5));
+    emit_field(unit, NTC_RELOC_CONST, index);
+}
+
+void emit_with_field(struct unit *unit, const struct item *item, const struct host_memory *memory) {
+    const struct insn *insn = &item->insn;
+    bool move = insn->z.mnemonic == ZYDIS_MNEMONIC_MOV;
+    unsigned operation = insn->z.opcode == 0x81 ? insn->z.raw.modrm.reg : insn->z.opcode >> 3;
+    if (!memory) {
+        emit_op_field(unit, item, move ? 0x8b : (uint8_t)(operation * 8 + 3),
+                      insn_gpr(insn->op[0].reg.value));
+        return;
+    }
+    emit_field_value(unit, item, unit->t2, item->imm_field, false);
+    asm_mem(&unit->code, insn->op[0].size == 64, move ? 0x89 : (uint8_t)(operation * 8 + 1), unit->t2,
+            memory->base, memory->index, 0, memory->disp);
 }
 
 void emit_guest_address32(struct unit *unit, int reg, uint64_t address) {

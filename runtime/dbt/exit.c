@@ -452,9 +452,11 @@ uint64_t dbt_exit_fault(struct vcpu *vcpu) {
     hot->fault_pc = 0;
     reconstruct(vcpu, block, &place);
     vcpu->irq_shadow |= hot->fault_is_sti_poll;
-    if (poll)
+    if (poll) {
         dbt->stats.polls++;
-    else
+        if (UNLIKELY(dbt->log) && vcpu->mode & MODE_CPL0)
+            portable_log_sample(dbt, vcpu->rip);
+    } else
         interpret(vcpu);
     return go(vcpu, no_origin);
 }

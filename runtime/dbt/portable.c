@@ -1,12 +1,11 @@
 /* Making portable units: the template emitter with every tie to this process written as a slot, a constant or
  * a relocation (emit_portable.c), and its tables in the words of the cache format.
  */
-#include "dbt/portable.h"
+#include "dbt/portable_private.h"
 
 #include "cache-format/map.h"
 #include "cpu/model.h"
 #include "dbt/portable_site.h"
-#include "dbt/unit.h"
 #include "interp/interp.h"
 #include "mem/guest_mem.h"
 
@@ -15,7 +14,9 @@
 #include <string.h>
 
 #define SCRATCH_CODE (1 * MIB)
-#define PORTABLE_STATES_MAX 64u
+#define PORTABLE_STATES_MAX 1024u
+#define PORTABLE_SITES_MAX 16384u
+#define PORTABLE_FIELDS_MAX 4096u
 /* What follows the number of CPUs: EDX of leaf 1, ECX of leaf 80000001H. */
 #define HTT (1u << 28)
 #define CMP_LEGACY (1u << 1)
@@ -23,8 +24,12 @@
 /* What dbt_portable_translate() hands out, kept with the translator. */
 struct translator {
     struct portable portable;
-    struct ntc_site site[BLOCK_MAX_INSNS * 8];
-    struct ntc_unit_entry entry;
+    struct ntc_site site[PORTABLE_SITES_MAX];
+    struct ntc_unit_entry entry[FUNCTION_GUEST_MAX];
+    struct function *function;
+    struct ntc_field field[PORTABLE_FIELDS_MAX];
+    bool field_stuck[PORTABLE_FIELDS_MAX];
+    uint16_t pc_spilled[SCRATCH_CODE / 20 + 1]; /* as many as dbt->pc */
     struct ntc_map_builder map;
     struct ntc_state state[PORTABLE_STATES_MAX];
     unsigned states;
@@ -32,6 +37,26 @@ struct translator {
 
 bool dbt_portable_mode(uint32_t mode) {
     return (mode & MODE_CODE_MASK) == MODE_CODE_64 && mode & MODE_CPL0 && !(mode & MODE_UNGROUPED);
+}
+
+#define DEPENDED_SCALAR (MODE_TSC_OFFSET | MODE_FSGSBASE)
+#define DEPENDED_ON                                                                                          \
+    (MODE_NO_X87 | MODE_NO_WAIT | MODE_SSE_NM | MODE_SSE_UD | MODE_AVX_UD | MODE_AVX512_UD | DEPENDED_SCALAR)
+
+uint32_t dbt_portable_key(uint32_t mode, enum portable_dependence dependence) {
+    uint32_t key = mode & (MODE_CODE_MASK | MODE_CPL0);
+    switch (dependence) { /* bits that all this code has tell the kinds of keys apart */
+    case PORTABLE_VECTOR:
+        return key | MODE_PROTECTED | (mode & DEPENDED_ON);
+    case PORTABLE_SCALAR:
+        return key | MODE_LONG | (mode & DEPENDED_SCALAR);
+    default:
+        return key;
+    }
+}
+
+uint32_t dbt_portable_mode_like(uint32_t mode, uint32_t key) {
+    return (mode & ~DEPENDED_ON) | (key & DEPENDED_ON);
 }
 
 struct digest {
@@ -111,7 +136,9 @@ struct vcpu *dbt_translator_create(const struct cpu_model *model) {
         return NULL;
     }
     vcpu->dbt->translator = calloc(1, sizeof *vcpu->dbt->translator);
-    if (!vcpu->dbt->translator) {
+    if (vcpu->dbt->translator)
+        vcpu->dbt->translator->function = function_create();
+    if (!vcpu->dbt->translator || !vcpu->dbt->translator->function) {
         dbt_translator_destroy(vcpu);
         return NULL;
     }
@@ -121,8 +148,10 @@ struct vcpu *dbt_translator_create(const struct cpu_model *model) {
 void dbt_translator_destroy(struct vcpu *vcpu) {
     if (!vcpu)
         return;
-    if (vcpu->dbt && vcpu->dbt->translator)
+    if (vcpu->dbt && vcpu->dbt->translator) {
         ntc_map_builder_destroy(&vcpu->dbt->translator->map);
+        function_destroy(vcpu->dbt->translator->function);
+    }
     if (vcpu->dbt)
         free(vcpu->dbt->translator);
     dbt_vcpu_destroy(vcpu);
@@ -161,7 +190,7 @@ static int describe_map(const struct unit *unit, struct translator *translator) 
     (void)state_number(translator, 0, false); /* the file's first */
     for (unsigned i = 0; i < block->pcs; i++) {
         const struct pc_entry *pc = &unit->dbt->pc[block->first_pc + i];
-        int state = state_number(translator, block->spilled, pc->flags_saved);
+        int state = state_number(translator, translator->pc_spilled[i], pc->flags_saved);
         if (state < 0)
             return -E2BIG;
         int result =
@@ -173,13 +202,11 @@ static int describe_map(const struct unit *unit, struct translator *translator) 
     return 0;
 }
 
-int dbt_portable_translate(struct vcpu *vcpu, const struct portable_request *request, struct ntc_unit *unit) {
+/* Set the translator up for guest code. */
+static struct unit *prepare(struct vcpu *vcpu, const struct portable_request *request) {
     struct dbt_vcpu *dbt = vcpu->dbt;
-    struct translator *translator = dbt->translator;
     struct unit *work = dbt->unit;
     struct block *block = &dbt->block[0];
-    if (!dbt_portable_mode(request->mode) || !request->length)
-        return -ENOENT;
     dbt->sites = dbt->pcs = 0;
     dbt->used = dbt->stubs_end;
     *block = (struct block){.rip = request->rip,
@@ -191,28 +218,37 @@ int dbt_portable_translate(struct vcpu *vcpu, const struct portable_request *req
     work->dbt = dbt;
     work->block = block;
     work->index = 0;
-    work->portable = &translator->portable;
+    work->portable = &dbt->translator->portable;
     work->bytes = request->bytes;
     work->room = request->length;
+    work->item = work->block_item;
+    work->from = 0;
+    work->limit = UINT32_MAX;
+    work->function = NULL;
+    work->fields = 0;
+    work->dependence = PORTABLE_ANYWHERE;
     work->code64 = true;
-    if (!unit_translate(work))
-        return -ENOENT;
+    return work;
+}
+
+static int describe(struct vcpu *vcpu, const struct portable_request *request, uint32_t guest_length,
+                    unsigned entries, struct ntc_unit *unit) {
+    struct translator *translator = vcpu->dbt->translator;
+    const struct unit *work = vcpu->dbt->unit;
+    const struct block *block = work->block;
+    const struct portable *portable = &translator->portable;
     if (!describe_sites(work, translator))
         return -E2BIG;
     int result = describe_map(work, translator);
     if (result)
         return result;
-    const struct portable *portable = &translator->portable;
-    translator->entry =
-        (struct ntc_unit_entry){.host = block->entry[true] - block->host,
-                                .abi_data = (uint16_t)(block->entry[false] - block->entry[true])};
     *unit = (struct ntc_unit){.link_address = request->rip,
-                              .guest_length = block->guest_length,
-                              .mode = request->mode,
+                              .guest_length = guest_length,
+                              .mode = dbt_portable_key(request->mode, work->dependence),
                               .generator = NTC_GENERATOR_TEMPLATE,
                               .bytes = request->bytes,
-                              .code = dbt->rw + block->host,
-                              .code_length = block->host_size,
+                              .code = vcpu->dbt->rw + block->host,
+                              .code_length = (uint32_t)(work->code.at - work->code.start),
                               .slots = portable->slot,
                               .consts = portable->constant,
                               .sites = translator->site,
@@ -225,9 +261,76 @@ int dbt_portable_translate(struct vcpu *vcpu, const struct portable_request *req
                               .const_count = (uint16_t)portable->consts,
                               .site_count = block->sites,
                               .reloc_count = (uint16_t)portable->relocs,
-                              .entries = &translator->entry,
-                              .entry_count = 1};
+                              .entries = translator->entry,
+                              .entry_count = (uint16_t)entries};
     return 0;
+}
+
+int dbt_portable_translate(struct vcpu *vcpu, const struct portable_request *request, struct ntc_unit *unit) {
+    struct translator *translator = vcpu->dbt->translator;
+    if (!dbt_portable_mode(request->mode) || !request->length)
+        return -ENOENT;
+    struct unit *work = prepare(vcpu, request);
+    const struct block *block = work->block;
+    if (!unit_translate(work))
+        return -ENOENT;
+    for (unsigned i = 0; i < block->pcs; i++)
+        translator->pc_spilled[i] = block->spilled;
+    translator->entry[0] =
+        (struct ntc_unit_entry){.host = block->entry[true] - block->host,
+                                .abi_data = (uint16_t)(block->entry[false] - block->entry[true])};
+    return describe(vcpu, request, block->guest_length, 1, unit);
+}
+
+/* The fields that are out of the code, and their numbers in what names them. */
+static bool keep_fields(const struct unit *work, struct translator *translator, struct ntc_unit *unit) {
+    uint16_t number[PORTABLE_FIELDS_MAX];
+    unsigned count = 0;
+    for (unsigned i = 0; i < work->fields; i++) {
+        number[i] = (uint16_t)count;
+        if (!work->field_stuck[i])
+            translator->field[count++] = work->field[i];
+    }
+    for (unsigned i = 0; i < translator->portable.relocs; i++) {
+        struct ntc_reloc *reloc = &translator->portable.reloc[i];
+        if (reloc->kind != NTC_RELOC_FIELD && reloc->kind != NTC_RELOC_FIELD_PC)
+            continue;
+        if (work->field_stuck[reloc->index]) /* instructions overlap */
+            return false;
+        reloc->index = number[reloc->index];
+    }
+    for (unsigned i = 0; i < unit->site_count; i++)
+        if (translator->site[i].flags & NTC_SITE_TARGET_FIELD)
+            translator->site[i].target = number[translator->site[i].target];
+    unit->fields = translator->field;
+    unit->field_count = (uint16_t)count;
+    return true;
+}
+
+int dbt_portable_function(struct vcpu *vcpu, const struct portable_function *request, struct ntc_unit *unit) {
+    struct dbt_vcpu *dbt = vcpu->dbt;
+    if (!dbt_portable_mode(request->code.mode) || !request->code.length)
+        return -ENOENT;
+    if (request->code.length > FUNCTION_GUEST_MAX || request->fields > PORTABLE_FIELDS_MAX)
+        return -E2BIG;
+    struct unit *work = prepare(vcpu, &request->code);
+    work->field = request->field;
+    work->fields = request->fields;
+    work->field_stuck = dbt->translator->field_stuck;
+    memset(work->field_stuck, 0, request->fields * sizeof *work->field_stuck);
+    work->function = dbt->translator->function;
+    uint8_t *start = dbt->rw + dbt->used;
+    /* A point of the map has 16 bits for its place. */
+    work->code = (struct code_buffer){.start = start, .at = start, .end = start + UINT16_MAX};
+    int result = function_translate(work, request, dbt->translator->pc_spilled);
+    if (!result)
+        result = function_entries(work, dbt->translator->entry, ARRAY_SIZE(dbt->translator->entry));
+    if (result >= 0)
+        result = describe(vcpu, &request->code, request->code.length, (unsigned)result, unit);
+    if (!result && !keep_fields(work, dbt->translator, unit))
+        result = -EINVAL;
+    work->function = NULL;
+    return result;
 }
 
 /* -- Recording -- */
@@ -239,7 +342,14 @@ struct logged {
     uint16_t length;
 };
 
+/* Interrupts that were taken at a place: a sample of where time goes. */
+struct sampled {
+    uint64_t rip, count;
+};
+#define SAMPLE_BITS 14
+
 struct portable_log {
+    struct sampled sample[1u << SAMPLE_BITS]; /* a hash table; what finds no room nearby is lost */
     struct logged *block;
     uint8_t *bytes;
     uint32_t blocks, max_blocks, used, size;
@@ -274,6 +384,39 @@ void portable_log_add(struct vcpu *vcpu, const struct block *block) {
     log->block[log->blocks++] = (struct logged){
         .rip = block->rip, .mode = block->mode, .bytes = log->used, .length = block->guest_length};
     log->used += block->guest_length;
+}
+
+void portable_log_sample(struct dbt_vcpu *dbt, uint64_t rip) {
+    uint64_t at = rip * 0x9e3779b97f4a7c15ull >> (64 - SAMPLE_BITS);
+    for (unsigned i = 0; i < 8; i++) {
+        struct sampled *sample = &dbt->log->sample[(at + i) & ((1u << SAMPLE_BITS) - 1)];
+        if (sample->count && sample->rip != rip)
+            continue;
+        sample->rip = rip;
+        sample->count++;
+        return;
+    }
+}
+
+void dbt_portable_profile(const struct vcpu *vcpu,
+                          void (*add)(void *context, const struct portable_seen *seen), void *context) {
+    const struct portable_log *log = vcpu->dbt->log;
+    cached_profile(vcpu->dbt, add, context);
+    for (uint32_t i = 0; log && i < log->blocks; i++) {
+        struct portable_seen seen = {.address = log->block[i].rip,
+                                     .count = 1,
+                                     .mode = dbt_portable_key(log->block[i].mode, PORTABLE_ANYWHERE)};
+        seen.image = cached_image(vcpu->dbt, &seen.address);
+        add(context, &seen);
+    }
+    for (unsigned i = 0; log && i < ARRAY_SIZE(log->sample); i++) {
+        struct portable_seen seen = {
+            .address = log->sample[i].rip, .count = log->sample[i].count, .mode = MODE_CODE_64 | MODE_CPL0};
+        if (!seen.count)
+            continue;
+        seen.image = cached_image(vcpu->dbt, &seen.address);
+        add(context, &seen);
+    }
 }
 
 void portable_log_destroy(struct dbt_vcpu *dbt) {

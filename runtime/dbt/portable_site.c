@@ -26,6 +26,10 @@ void portable_site_write(struct ntc_site *to, const struct site *from, uint32_t 
     if (has_link(from->kind)) {
         to->slot = (uint16_t)from->host;
         to->target = from->target;
+        if (from->kind == SITE_LINK && from->state) {
+            to->flags |= NTC_SITE_TARGET_FIELD;
+            to->target = from->state - 1;
+        }
         return;
     }
     to->host = from->host ? from->host - base : 0;

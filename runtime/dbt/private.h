@@ -64,7 +64,8 @@ struct site {
     uint8_t flags_saved : 1; /* where the guest's flags are when the site is left: hot.flags, or the host's */
     uint8_t plain : 1;       /* MEMORY: a fault of this access is the instruction's fault */
     uint8_t ready : 1;       /* filled in; a cached unit's is when it is first asked for */
-    uint16_t state;          /* MEMORY of a cached unit: where the registers are, a number in the file */
+    uint16_t state; /* MEMORY of a cached unit: where the registers are, a number in the file; LINK of a unit
+                       that is made: 1 + number of the field that the target is, 0: none */
     uint8_t group : 1; /* MEMORY: a check for several accesses; when it cannot be met, go on without groups */
 };
 
@@ -208,6 +209,8 @@ MUST_CHECK bool unit_translate(struct unit *unit);
 /* -- portable.c -- */
 /* Remember a fresh block for dbt_portable_record(), with its bytes: they may be rewritten. Parked. */
 void portable_log_add(struct vcpu *vcpu, const struct block *block);
+/* Ring 0 was interrupted at rip. */
+void portable_log_sample(struct dbt_vcpu *dbt, uint64_t rip);
 void portable_log_destroy(struct dbt_vcpu *dbt);
 
 /* -- cached.c -- */
@@ -228,6 +231,12 @@ uint64_t *cached_slot(const struct dbt_vcpu *dbt, const struct block *block, uin
 uint32_t cached_block_at(const struct dbt_vcpu *dbt, uint64_t host_pc, struct guest_place *place);
 bool cached_holds(const struct dbt_vcpu *dbt, uint64_t host_pc);
 void cached_destroy(struct dbt_vcpu *dbt);
+struct portable_seen;
+/* Every entry that was asked for. */
+void cached_profile(const struct dbt_vcpu *dbt, void (*add)(void *context, const struct portable_seen *seen),
+                    void *context);
+/* Make an address the link address in the cached image that it lies in as that stands; its name, or NULL. */
+const char *cached_image(const struct dbt_vcpu *dbt, uint64_t *address);
 
 /* -- block.c -- */
 uint32_t block_find(struct dbt_vcpu *dbt, uint64_t ram_offset, uint64_t rip, uint32_t mode);

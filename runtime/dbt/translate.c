@@ -26,9 +26,10 @@ static bool ends_block(enum kind kind) {
 
 static bool needs_scratch(const struct unit *unit, const struct item *item) {
     switch (item->kind) {
+    case KIND_LEA:
+        return item->disp_field >= 0;
     case KIND_COPY:
     case KIND_NOP:
-    case KIND_LEA:
     case KIND_CLI:
     case KIND_STI:
     case KIND_RDTSC:
@@ -158,7 +159,10 @@ static unsigned next_item(struct unit *unit, unsigned offset) {
         return 0;
     item->guest = (uint16_t)offset;
     item->helper = HELPER_NONE;
+    item->disp_field = item->imm_field = -1;
     item->kind = unit_classify(unit, item);
+    if (UNLIKELY(unit->fields))
+        portable_find_fields(unit, item);
     return length;
 }
 
@@ -196,14 +200,29 @@ static bool gather_loop(struct unit *unit, unsigned offset, unsigned exits, uint
     return false;
 }
 
-/* Fill unit->item. False when the first instruction cannot even be decoded. */
-static bool gather(struct unit *unit) {
+static enum portable_dependence dependence_of(const struct insn *insn) {
+    if (insn->traits & INSN_VECTOR || insn->z.mnemonic == ZYDIS_MNEMONIC_FWAIT)
+        return PORTABLE_VECTOR;
+    switch (insn->z.mnemonic) {
+    case ZYDIS_MNEMONIC_RDTSC:
+    case ZYDIS_MNEMONIC_RDTSCP:
+    case ZYDIS_MNEMONIC_RDFSBASE:
+    case ZYDIS_MNEMONIC_RDGSBASE:
+    case ZYDIS_MNEMONIC_WRFSBASE:
+    case ZYDIS_MNEMONIC_WRGSBASE:
+        return PORTABLE_SCALAR;
+    default:
+        return PORTABLE_ANYWHERE;
+    }
+}
+
+bool unit_gather(struct unit *unit) {
     uint16_t used = 0;
-    unsigned offset = 0, exits = 0;
+    unsigned offset = unit->from, exits = 0;
     bool scratch = false, loop = false;
     unit->items = 0;
     unit->narrow = unit->loop = false;
-    while (exits < BLOCK_MAX_EXITS) {
+    while (exits < (unit->function ? BLOCK_INSNS : BLOCK_MAX_EXITS) && offset < unit->limit) {
         const struct item *item = &unit->item[unit->items];
         if (unit->items == BLOCK_INSNS) {
             loop = gather_loop(unit, offset, exits, used);
@@ -219,6 +238,8 @@ static bool gather(struct unit *unit) {
         }
         used = now;
         scratch |= needs_scratch(unit, item);
+        if (unit->portable && dependence_of(&item->insn) > unit->dependence)
+            unit->dependence = dependence_of(&item->insn);
         if (item->kind == KIND_JCC || item->kind == KIND_JCXZ)
             exits++;
         unit->items++;
@@ -238,7 +259,7 @@ static bool gather(struct unit *unit) {
     if (!ends_block(unit->item[unit->items - 1].kind))
         scratch |= branch_needs_lookup(unit, unit->code64 ? unit->end_rip : (uint32_t)unit->end_rip);
     for (unsigned i = 0; i < unit->items; i++)
-        unit->loop |= is_loop_end(unit, &unit->item[i]);
+        unit->loop |= !unit->function && is_loop_end(unit, &unit->item[i]);
     unit->t0 = unit->t1 = unit->t2 = -1;
     unit->used = used;
     unit->spilled = HOMED & (uint16_t)~used;
@@ -349,7 +370,7 @@ static void emit_item(struct unit *unit, const struct item *item) {
 }
 
 /* Does the body want the flags saved: is the first thing that happens to them a check that clobbers them? */
-static bool wants_flags_saved(const struct unit *unit) {
+bool unit_wants_flags_saved(const struct unit *unit) {
     for (unsigned i = 0; i < unit->items; i++) {
         const struct item *item = &unit->item[i];
         switch (item->kind) {
@@ -376,7 +397,7 @@ static bool wants_flags_saved(const struct unit *unit) {
     return true;
 }
 
-static void emit_registers_at_entry(struct unit *unit) {
+void unit_emit_registers(struct unit *unit) {
     for (int reg = 0; reg < 16; reg++)
         if (unit_spilled_here(unit) >> reg & 1)
             asm_store_gs(&unit->code, AREA_GPR(reg), reg);
@@ -387,25 +408,25 @@ static void emit_registers_at_entry(struct unit *unit) {
 static void emit_entries(struct unit *unit) {
     struct code_buffer *c = &unit->code;
     uint8_t *entry[2];
-    unit->body_saved = wants_flags_saved(unit);
+    unit->body_saved = unit_wants_flags_saved(unit);
     if (!unit->body_saved) {
         entry[true] = c->at;
         emit_restore_flags(unit, BOUNDARY_SCRATCH);
         entry[false] = c->at;
-        emit_registers_at_entry(unit);
+        unit_emit_registers(unit);
         unit->loop_live = c->at;
     } else if (!unit->loop || unit->twice || !(unit_spilled_here(unit) | unit_resident(unit))) {
         unit->loop_live = entry[false] = c->at;
         emit_save_flags(unit, BOUNDARY_SCRATCH);
         entry[true] = c->at;
-        emit_registers_at_entry(unit);
+        unit_emit_registers(unit);
     } else {
         /* Iterations save the flags but pass the registers by. */
         entry[true] = c->at;
-        emit_registers_at_entry(unit);
+        unit_emit_registers(unit);
         uint8_t *over = asm_jmp(c);
         entry[false] = c->at;
-        emit_registers_at_entry(unit);
+        unit_emit_registers(unit);
         unit->loop_live = c->at;
         emit_save_flags(unit, unit->t1);
         if (!c->overflow)
@@ -422,9 +443,10 @@ static void emit_poll(struct unit *unit, size_t page) {
 }
 
 /* From the poll to the last exit. */
-static void emit_body(struct unit *unit) {
-    unit_note_pc(unit, 0);
-    emit_poll(unit, offsetof(struct dbt_area, poll));
+void unit_emit_body(struct unit *unit, bool poll) {
+    unit_note_pc(unit, unit->item[0].guest);
+    if (poll)
+        emit_poll(unit, offsetof(struct dbt_area, poll));
     for (unsigned i = 0; i < unit->items; i++) {
         const struct item *item = &unit->item[i];
         if (i)
@@ -451,7 +473,7 @@ static void emit_body(struct unit *unit) {
 static const struct item *loop_maker(const struct unit *unit) {
     const struct item *maker = NULL;
     if (!unit->loop || unit->portable || unit->items > BLOCK_MAX_INSNS / 2 - 2 ||
-        !is_loop_end(unit, &unit->item[unit->items - 1]) || !wants_flags_saved(unit))
+        !is_loop_end(unit, &unit->item[unit->items - 1]) || !unit_wants_flags_saved(unit))
         return NULL;
     for (unsigned i = 0; i < unit->items; i++) {
         if (i + 1 < unit->items && is_loop_end(unit, &unit->item[i]))
@@ -476,7 +498,7 @@ static void emit_block(struct unit *unit) {
     emit_entries(unit);
     if (unit->twice)
         unit->loop_live = NULL;
-    emit_body(unit);
+    unit_emit_body(unit, true);
     if (unit->twice && !c->overflow) {
         asm_patch_rel32(unit->loop_place, c->at);
         unit->loop_live = c->at;
@@ -484,12 +506,10 @@ static void emit_block(struct unit *unit) {
         unit->remake = NULL;
         unit->maker = maker;
         group_forget(unit);
-        emit_body(unit);
+        unit_emit_body(unit, true);
     }
     emit_colds(unit);
     emit_remakes(unit);
-    if (unit->portable)
-        portable_end(unit);
     /* A killed block's entry is overwritten with an exit: keep room for it. */
     while (c->at - c->start < 40)
         code_u8(c, 0x90);
@@ -533,7 +553,7 @@ bool unit_translate(struct unit *unit) {
     uint64_t flushes = dbt->stats.flushes;
     unit->code = (struct code_buffer){
         .start = dbt->rw + dbt->used, .at = dbt->rw + dbt->used, .end = dbt->rw + dbt->used + BLOCK_MAX_HOST};
-    if (!gather(unit) || dbt->stats.flushes != flushes)
+    if (!unit_gather(unit) || dbt->stats.flushes != flushes)
         return false;
     emit_block(unit);
     if (unit->code.overflow) {
@@ -573,6 +593,12 @@ uint32_t dbt_translate(struct vcpu *vcpu, uint64_t ram_offset, uint32_t mode) {
     unit->portable = NULL;
     unit->bytes = vcpu->mem->base + ram_offset;
     unit->room = PAGE_SIZE - (ram_offset & (PAGE_SIZE - 1));
+    unit->item = unit->block_item;
+    unit->from = 0;
+    unit->limit = UINT32_MAX;
+    unit->function = NULL;
+    unit->fields = 0;
+    unit->dependence = PORTABLE_ANYWHERE;
     unit->code64 = cpu_is_code64(vcpu);
     if (!unit_translate(unit))
         return NO_INDEX;

@@ -22,6 +22,7 @@
 #include "cache-format/format.h"
 #include "cpu/vmem.h"
 #include "dbt/asm.h"
+#include "dbt/portable.h"
 #include "dbt/private.h"
 #include "isa/encode.h"
 
@@ -64,6 +65,8 @@ struct item {
     enum kind kind;
     enum helper helper;
     uint16_t guest; /* offset from the block's rip */
+    int16_t disp_field,
+        imm_field; /* numbers of the unit's fields that displacement and immediate are; -1: none */
 };
 
 /* An access that an item makes off a base register and perhaps an index. */
@@ -84,13 +87,15 @@ struct memo_range {
     bool plain;    /* of the site */
 };
 
+#define COLDS_MAX (BLOCK_MAX_INSNS * 3)
 struct cold {
     uint8_t *place; /* the rel32 that leads here */
     uint32_t site;
     enum site_kind kind;
-    uint32_t ungrouped;      /* MEMORY of a group: the SITE_UNGROUPED behind it */
-    bool look_up;            /* JUMP_MISS: a side exit that goes through the jump cache first */
-    uint8_t *back;           /* HELPER, MEMO: where the block goes on */
+    uint32_t ungrouped; /* MEMORY of a group: the SITE_UNGROUPED behind it */
+    int leader;         /* LINK without a site: the block of the function that it leads to (function.c) */
+    bool look_up;       /* JUMP_MISS: a side exit that goes through the jump cache first */
+    uint8_t *back;      /* HELPER, MEMO: where the block goes on */
     const struct item *item; /* MEMO */
     struct memo_range range;
     const struct item
@@ -110,18 +115,17 @@ struct group {
 };
 
 /* What makes a unit portable, gathered while it is emitted. */
-#define PORTABLE_MAX 256u
-#define PORTABLE_LEAVES_MAX 192u
+#define PORTABLE_MAX 8192u
 #define PORTABLE_SITE_CONST 0u /* number of the block's first site, set when the unit is put to use */
 struct portable {
     struct ntc_reloc reloc[PORTABLE_MAX];
     uint64_t slot[PORTABLE_MAX]; /* offset of the exit that is taken while the slot is not linked */
     uint64_t constant[PORTABLE_MAX];
     unsigned relocs, slots, consts;
-    uint8_t
-        *leave[RUNTIME_SLOTS_USED][PORTABLE_LEAVES_MAX]; /* rel32s that shall lead to the tail for a stub */
-    unsigned leaves[RUNTIME_SLOTS_USED];
+    uint8_t *tail[RUNTIME_SLOTS_USED][256]; /* for a stub; of MEMORY by its scratches */
 };
+
+struct function;
 
 struct unit {
     struct vcpu *vcpu;
@@ -129,11 +133,17 @@ struct unit {
     struct code_buffer code;
     struct block *block;
     uint32_t index;
-    struct item item[BLOCK_MAX_INSNS];
+    struct item *item; /* BLOCK_MAX_INSNS of them */
     unsigned items;
     const uint8_t *bytes;      /* guest code at the block's start */
     uint64_t room;             /* bytes up to the page's end */
+    uint32_t from, limit;      /* gather from this offset on, and nothing that begins at or behind that one */
+    struct function *function; /* that this is a block of; NULL: a unit by itself */
     struct portable *portable; /* NULL: for this vCPU's code cache */
+    const struct ntc_field *field; /* of a portable unit: guest bytes that are not to be compiled in */
+    unsigned fields;
+    bool *field_stuck;                   /* those that could not be kept out */
+    enum portable_dependence dependence; /* what its instructions' translations depend on of the mode */
     bool code64;
     uint64_t end_rip; /* of the last item */
     int t0, t1, t2;   /* scratches; -1 when the block needs none */
@@ -151,18 +161,39 @@ struct unit {
     uint8_t *loop_place;       /* the first body's branch to the second */
     uint8_t *body;             /* behind what the entries do */
     uint8_t *loop_live;        /* where a side exit to the block itself goes, with the flags live */
-    struct cold cold[BLOCK_MAX_INSNS * 3];
+    struct cold cold[COLDS_MAX];
     unsigned colds;
+    struct item block_item[BLOCK_MAX_INSNS];
 };
 
 /* -- classify.c -- */
 /* The item's kind; sets item->helper with it. */
 enum kind unit_classify(struct unit *unit, struct item *item);
 
+/* -- translate.c -- */
+/* Fill unit->item and what follows from it, from unit->from on. False: no instruction begins there. */
+MUST_CHECK bool unit_gather(struct unit *unit);
+/* Does the body want the flags saved? */
+bool unit_wants_flags_saved(const struct unit *unit);
+/* Store and load what the convention inside blocks asks for. */
+void unit_emit_registers(struct unit *unit);
+/* The items, and the exit behind them. poll: look for interrupts first. */
+void unit_emit_body(struct unit *unit, bool poll);
+
+/* -- function.c -- */
+/* A direct jump to another block of the function: true when it is one. Flags may be in either place. */
+bool function_jump(struct unit *unit, uint64_t target);
+/* The same for a branch whose rel32 is at place, with the flags live. */
+bool function_branch(struct unit *unit, uint8_t *place, uint64_t target);
+/* The cold part of one that had to load registers first. */
+void function_cold_jump(struct unit *unit, int leader);
+
+/* -- portable_fields.c -- */
+/* Which fields the item's immediate and displacement are, as far as they can be kept out of the code. */
+void portable_find_fields(struct unit *unit, struct item *item);
+
 /* -- emit_portable.c -- */
 void portable_begin(struct unit *unit);
-/* Behind everything else. */
-void portable_end(struct unit *unit);
 /* hot.site = the site's number; jump to the stub. */
 void emit_leave_to(struct unit *unit, const struct site *site, enum runtime_slot stub);
 /* A jump to what comes behind it (at *behind), until it is patched. Returns what struct site's `host` and
@@ -170,6 +201,11 @@ void emit_leave_to(struct unit *unit, const struct site *site, enum runtime_slot
 uint32_t emit_patchable_jump(struct unit *unit, uint32_t *behind);
 /* reg = a guest address that moves with the block. */
 void emit_guest_address(struct unit *unit, int reg, uint64_t address);
+/* reg = the value of the field that an immediate or a displacement is; RIP-relative: the address that it
+ * leads to. */
+void emit_field_value(struct unit *unit, const struct item *item, int reg, int field, bool relative);
+/* The guest's instruction with a field for its immediate. */
+void emit_with_field(struct unit *unit, const struct item *item, const struct host_memory *memory);
 /* Its low half: no portable unit can have that. */
 void emit_guest_address32(struct unit *unit, int reg, uint64_t address);
 

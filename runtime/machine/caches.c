@@ -1,7 +1,9 @@
+#define _GNU_SOURCE
 #include "machine/caches.h"
 
 #include "base/diag.h"
 #include "cache-format/host_features.h"
+#include "cache-format/profile.h"
 #include "cache-format/store.h"
 #include "cache-format/writer.h"
 #include "dbt/portable.h"
@@ -9,19 +11,24 @@
 #include "vm/vm.h"
 
 #include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 /* Where kernels live, as images of a recorded file: each moves as a whole. Linux maps its image and its
  * modules in the top two GiB (its Documentation/arch/x86/x86_64/mm.rst); early code of every kernel runs in
  * low memory. */
+#define KERNEL_BASE 0xffffffff80000000ull
+#define KERNEL_END 0xffffffffc0000000ull
 static const struct region {
     const char *name;
     uint64_t base, end;
     enum ntc_image_kind kind;
 } regions[] = {
     {"low memory", 0, 0x100000000ull, NTC_IMAGE_OTHER},
-    {"kernel", 0xffffffff80000000ull, 0xffffffffc0000000ull, NTC_IMAGE_KERNEL},
-    {"modules", 0xffffffffc0000000ull, 0xfffffffffffff000ull, NTC_IMAGE_MODULE},
+    {"kernel", KERNEL_BASE, KERNEL_END, NTC_IMAGE_KERNEL},
+    {"modules", KERNEL_END, 0xfffffffffffff000ull, NTC_IMAGE_MODULE},
 };
 #define KERNEL_ALIGN (2 * MIB)
 
@@ -76,13 +83,13 @@ void caches_close(struct caches *caches) {
 int caches_attach(struct caches *caches, const struct vm_config *config, struct vm *vm,
                   const struct cpu_model *model) {
     struct ntc_error error;
-    if (config->record_cache) {
+    if (config->record_cache || config->record_profile) {
         caches->translator = dbt_translator_create(model);
         int logs = caches->translator ? 0 : -ENOMEM;
         for (unsigned cpu = 0; cpu < config->cpus && !logs; cpu++)
             logs = dbt_portable_log(vm_vcpu(vm, cpu));
         if (logs) {
-            diag_error("--record-cache %s: out of memory", config->record_cache);
+            diag_error("--record-%s: out of memory", config->record_cache ? "cache" : "profile");
             return logs;
         }
     }
@@ -154,4 +161,42 @@ void caches_record(struct caches *caches, const struct vm_config *config, struct
         diag_error("--record-cache: %s", error.line);
     if (recorder.writer)
         ntc_writer_destroy(recorder.writer);
+}
+
+struct profile_text {
+    FILE *file;
+};
+
+/* The kernel's name is precompile-cache's; code in no known place is not told of. */
+static void add_seen(void *context, const struct portable_seen *seen) {
+    struct profile_text *text = context;
+    const char *image = seen->image;
+    if (!image && seen->address >= KERNEL_BASE && seen->address < KERNEL_END)
+        image = "vmlinux";
+    if (!image || !*image || strpbrk(image, " \t\n#"))
+        return;
+    fprintf(text->file, "%s %" PRIx64 " %x %" PRIu64, image, seen->address, seen->mode, seen->count);
+    if (seen->hash)
+        fprintf(text->file, " %016" PRIx64, seen->hash);
+    fputc('\n', text->file);
+}
+
+void caches_profile(const struct vm_config *config, struct vm *vm) {
+    char *bytes = NULL;
+    size_t length = 0;
+    struct ntc_error error;
+    struct profile_text text = {.file = open_memstream(&bytes, &length)};
+    if (!text.file) {
+        diag_error("--record-profile %s: out of memory", config->record_profile);
+        return;
+    }
+    fprintf(text.file, "%s\n# image link-address mode count [bytes-hash]\n", NTC_PROFILE_TITLE);
+    for (unsigned cpu = 0; cpu < config->cpus; cpu++)
+        dbt_portable_profile(vm_vcpu(vm, cpu), add_seen, &text);
+    bool whole = !ferror(text.file);
+    if (fclose(text.file) || !whole)
+        diag_error("--record-profile %s: out of memory; nothing was written", config->record_profile);
+    else if (ntc_output_replace(config->record_profile, bytes, length, &error))
+        diag_error("--record-profile: %s", error.line);
+    free(bytes);
 }

@@ -31,4 +31,7 @@ MUST_CHECK int caches_attach(struct caches *caches, const struct vm_config *conf
 void caches_record(struct caches *caches, const struct vm_config *config, struct vm *vm,
                    const struct cpu_model *model);
 
+/* Write where kernel code was entered to config->record_profile, in the same way. */
+void caches_profile(const struct vm_config *config, struct vm *vm);
+
 #endif

@@ -445,6 +445,8 @@ void machine_run(struct machine *machine, struct machine_outcome *outcome) {
         enum event event = wait_for_event(machine, &value);
         vm_stop(machine->vm);
         quiet_console(machine);
+        if (machine->config->record_profile && (event != EVENT_RESET || machine->config->no_reboot))
+            caches_profile(machine->config, machine->vm);
         if (machine->config->record_cache && (event != EVENT_RESET || machine->config->no_reboot))
             caches_record(&machine->caches, machine->config, machine->vm, &machine->model);
         if (event != EVENT_RESET || machine->config->no_reboot) {

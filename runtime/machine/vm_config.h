@@ -90,6 +90,7 @@ struct vm_config {
     bool cache_required;             /* a cache that cannot be used is an error */
     const char *const *cache_broker; /* argv of the host-wide store's broker; NULL: start none */
     const char *record_cache;        /* write what no cache had to this file at the end; NULL: do not */
+    const char *record_profile;      /* write where kernel code was entered to this file; NULL: do not */
     bool prealloc;
     bool no_reboot;
     bool sandbox;           /* confine the process before the guest runs */

@@ -129,8 +129,8 @@ static void check_image(const char *file, const struct image *image, const struc
     } else {
         check_code(file, &discovery, "traced", CODE_FUNCTION | CODE_ENTRY | CODE_READY | CODE_EARLY);
         check_code(file, &discovery, "label_target", CODE_ENTRY | CODE_READY);
-        check_code(file, &discovery, "alternative_end", CODE_ENTRY | CODE_READY);
-        check_code(file, &discovery, "call_none", CODE_ENTRY | CODE_READY);
+        check_code(file, &discovery, "alternative_end", CODE_READY);
+        check_code(file, &discovery, "call_none", CODE_READY);
         discovery_destroy(&discovery);
     }
     patched_destroy(&patched);

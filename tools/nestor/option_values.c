@@ -327,6 +327,14 @@ int option_parse_record_cache(struct run_options *options, const struct option_s
     return 0;
 }
 
+int option_parse_record_profile(struct run_options *options, const struct option_source *source,
+                                const char *value) {
+    if (!*value)
+        return option_refuse(source, value, "give the path of a file");
+    options->vm.record_profile = keep(options, value);
+    return 0;
+}
+
 int option_parse_prealloc(struct run_options *options, const struct option_source *source,
                           const char *value) {
     return parse_switch(source, value, &options->vm.prealloc);

@@ -142,8 +142,8 @@ static int exit_code_of(const struct run *run, const struct machine_outcome *out
 static void lock_process(const struct run *run) {
     const struct vm_config *config = run->config;
     pid_t traced[VM_MAX_CPUS];
-    struct sandbox_needs needs = {.writes_files =
-                                      config->record_cache || (config->stats && strcmp(config->stats, "-")),
+    struct sandbox_needs needs = {.writes_files = config->record_cache || config->record_profile ||
+                                                  (config->stats && strcmp(config->stats, "-")),
                                   .traced = traced,
                                   .traced_count = machine_processes(run->machine, traced)};
     for (size_t i = 0; i < config->net_count; i++)

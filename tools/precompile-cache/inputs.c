@@ -12,7 +12,7 @@
 #include <unistd.h>
 
 #include "base/diag.h"
-#include "cpu/mode.h"
+#include "dbt/portable.h"
 #include "sbt/cpio.h"
 #include "sbt/unpack.h"
 
@@ -177,16 +177,16 @@ int precompile_add_initrd(struct precompile *p, const char *path) {
     return result;
 }
 
-/* The modes of kernel code that a profile saw, besides the first. */
+/* The modes of kernel code that a profile saw, besides the first, as far as code depends on them. */
 static void take_modes(struct precompile *p) {
     for (uint64_t i = 0; i < p->profile.lines; i++) {
         uint32_t mode = p->profile.line[i].mode;
-        bool known =
-            mode == NTC_PROFILE_ANY_MODE || (mode & MODE_CODE_MASK) != MODE_CODE_64 || !(mode & MODE_CPL0);
+        bool known = mode == NTC_PROFILE_ANY_MODE || mode == dbt_portable_key(mode, PORTABLE_ANYWHERE);
         for (unsigned k = 0; k < p->mode_count && !known; k++)
-            known = p->modes[k] == mode;
+            known = mode == dbt_portable_key(p->modes[k], PORTABLE_SCALAR) ||
+                    mode == dbt_portable_key(p->modes[k], PORTABLE_VECTOR);
         if (!known && p->mode_count < BLOCKS_MODES_MAX)
-            p->modes[p->mode_count++] = mode;
+            p->modes[p->mode_count++] = dbt_portable_mode_like(p->modes[0], mode);
     }
 }
 
@@ -204,6 +204,7 @@ void precompile_close_inputs(struct precompile *p) {
     for (size_t i = 0; i < p->images; i++) {
         struct precompile_image *image = &p->image[i];
         if (image->analysed) {
+            pieces_destroy(&image->cut);
             discovery_destroy(&image->discovery);
             patched_destroy(&image->patched);
         }

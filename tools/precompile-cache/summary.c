@@ -39,7 +39,7 @@ void summary_print(const struct precompile *p, const struct ntc_writer_summary *
     size_t functions = 0, broken = 0, unplaced = 0;
     for (size_t i = 0; i < p->images; i++) {
         const struct precompile_image *image = &p->image[i];
-        sum.blocks += image->counts.blocks;
+        sum.pieces += image->counts.pieces;
         sum.units += image->counts.units;
         sum.unselected += image->counts.unselected;
         sum.refused += image->counts.refused;
@@ -59,7 +59,7 @@ void summary_print(const struct precompile *p, const struct ntc_writer_summary *
            percent(kernel->discovery.covered_bytes,
                    kernel->discovery.text_bytes - kernel->discovery.padding_bytes));
     print_patches(&kernel->patched);
-    printf("images %zu, functions %zu, blocks %zu, units %u, entries %u\n", p->images, functions, sum.blocks,
+    printf("images %zu, functions %zu, pieces %zu, units %u, entries %u\n", p->images, functions, sum.pieces,
            written->units, written->entries);
     printf("text %llu bytes, %llu of them padding, %llu known code (%.2f %% of the rest)\n",
            (unsigned long long)text, (unsigned long long)padding, (unsigned long long)covered,
@@ -67,8 +67,8 @@ void summary_print(const struct precompile *p, const struct ntc_writer_summary *
     printf("guest code %llu bytes, host code %llu bytes, loaded %llu bytes, file %llu bytes\n",
            (unsigned long long)written->guest_bytes, (unsigned long long)written->code_bytes,
            (unsigned long long)written->load_size, (unsigned long long)written->file_size);
-    printf("left out: %zu places for the interpreter or across pages, %zu blocks too large, "
-           "%zu blocks with more choices than are combined, %zu places by the profile, %zu damaged modules\n",
+    printf("left out: %zu pieces without code to keep, %zu instructions too large for a unit, "
+           "%zu pieces with too many patched places, %zu pieces by the profile, %zu damaged modules\n",
            sum.refused, sum.too_large, sum.uncombined, sum.unselected, broken);
     if (p->options->functions)
         print_functions(p);

@@ -12,8 +12,9 @@
 #include <time.h>
 
 #include "base/diag.h"
+#include "dbt/portable.h"
 
-#define PAGES_AT_ONCE 8u
+#define PIECES_AT_ONCE 32u
 #define FUNCTIONS_AT_ONCE 16u
 #define KERNEL_SLIDE_ALIGN 0x200000u /* CONFIG_PHYSICAL_ALIGN, of which KASLR's slide is a multiple */
 
@@ -31,24 +32,17 @@ const char *precompile_image_name(const struct precompile_image *image) {
     return image->image.module ? image->image.release : "vmlinux";
 }
 
-/* In the first mode all of a function that the profile saw is made; in the others, just what it saw. */
-static bool select_place(void *context, uint64_t address, uint32_t mode) {
+/* In the first mode everything is made, unless the profile alone counts; in the others what it saw. */
+static bool select_piece(void *context, uint64_t address, uint32_t length, uint32_t mode) {
     const struct worker *worker = context;
     const struct precompile *p = worker->p;
-    const struct image *image = &worker->image->image;
     const char *name = precompile_image_name(worker->image);
     if (mode != p->modes[0])
-        return ntc_profile_count(&p->profile, name, address, 1, mode) > 0;
-    if (!p->options->profiled_only)
-        return true;
-    const struct image_symbol *symbol = image_symbol_at(image, address), *next = symbol;
-    if (!symbol)
-        return false;
-    while (next < image->symbol + image->symbols && next->address <= address)
-        next++;
-    uint64_t end = next < image->symbol + image->symbols ? next->address : address + 1;
-    return ntc_profile_count(&p->profile, name, symbol->address, end - symbol->address,
-                             NTC_PROFILE_ANY_MODE) > 0;
+        return ntc_profile_count(&p->profile, name, address, length,
+                                 dbt_portable_key(mode, PORTABLE_SCALAR)) ||
+               ntc_profile_count(&p->profile, name, address, length, dbt_portable_key(mode, PORTABLE_VECTOR));
+    return !p->options->profiled_only ||
+           ntc_profile_count(&p->profile, name, address, length, NTC_PROFILE_ANY_MODE) > 0;
 }
 
 static bool select_function(void *context, uint64_t address, uint64_t length) {
@@ -57,13 +51,27 @@ static bool select_function(void *context, uint64_t address, uint64_t length) {
                              NTC_PROFILE_ANY_MODE) > 0;
 }
 
+/* Places that the profile saw code being entered at are entries. */
+static bool is_entered(void *context, uint64_t address) {
+    const struct worker *worker = context;
+    return ntc_profile_count(&worker->p->profile, precompile_image_name(worker->image), address, 1,
+                             NTC_PROFILE_ANY_MODE) > 0;
+}
+
 static int sink(void *context, const struct ntc_unit *unit) {
     struct worker *worker = context;
     struct precompile *p = worker->p;
     struct ntc_unit copy = *unit;
     if (p->profile.lines) {
-        uint64_t heat = ntc_profile_count(&p->profile, precompile_image_name(worker->image),
-                                          unit->link_address, unit->guest_length, unit->mode);
+        /* A profile's hashes are those of the template's units. */
+        const char *name = precompile_image_name(worker->image);
+        uint64_t heat = unit->generator == NTC_GENERATOR_TEMPLATE
+                            ? ntc_profile_heat(&p->profile, name, unit->link_address, unit->guest_length,
+                                               ntc_unit_hash(unit))
+                            : ntc_profile_count(&p->profile, name, unit->link_address, unit->guest_length,
+                                                NTC_PROFILE_ANY_MODE);
+        if (!heat && p->options->profiled_only)
+            return 0;
         copy.heat = heat > UINT32_MAX ? UINT32_MAX : (uint32_t)heat;
     }
     pthread_mutex_lock(&p->lock);
@@ -125,11 +133,18 @@ static int analyse(struct precompile *p, struct precompile_image *image) {
         patched_destroy(&image->patched);
         return result;
     }
+    result = pieces_create(&image->cut, &image->discovery);
+    if (result) {
+        diag_error("precompile-cache: out of memory");
+        discovery_destroy(&image->discovery);
+        patched_destroy(&image->patched);
+        return result;
+    }
     image->analysed = true;
     pthread_mutex_lock(&p->lock);
     result = describe_image(p, image);
     pthread_mutex_unlock(&p->lock);
-    image->pages = result ? 0 : blocks_page_count(&image->discovery);
+    image->pages = result ? 0 : image->cut.count;
     if (!result && p->options->functions && (p->options->all_functions || p->profile.lines))
         image->functions = functions_count(&image->discovery);
     if (result == -ENOENT)
@@ -140,7 +155,7 @@ static int analyse(struct precompile *p, struct precompile_image *image) {
 }
 
 static void add_counts(struct blocks_counts *to, const struct blocks_counts *from) {
-    to->blocks += from->blocks;
+    to->pieces += from->pieces;
     to->units += from->units;
     to->unselected += from->unselected;
     to->refused += from->refused;
@@ -168,13 +183,14 @@ static int enter_image(struct worker *worker, struct precompile_image *image) {
     struct precompile *p = worker->p;
     worker->options = (struct blocks_options){.codegen = &codegen_template,
                                               .mode_count = p->mode_count,
-                                              .select = p->profile.lines ? select_place : NULL,
+                                              .select = p->profile.lines ? select_piece : NULL,
+                                              .entered = p->profile.lines ? is_entered : NULL,
                                               .image = image->number,
                                               .stages = {[STAGE_EARLY] = p->options->early,
                                                          [STAGE_TRACED] = p->options->early,
                                                          [STAGE_READY] = true,
                                                          [STAGE_READY_ONE] = p->options->one_cpu},
-                                              .fields = false};
+                                              .fields = true};
     memcpy(worker->options.modes, p->modes, sizeof p->modes);
     worker->image = image;
     worker->function_options = (struct functions_options){
@@ -185,7 +201,7 @@ static int enter_image(struct worker *worker, struct precompile_image *image) {
         .stages = {[STAGE_READY] = true, [STAGE_READY_ONE] = p->options->one_cpu},
         .choosy = !p->options->all_functions,
         .dump_ir = p->options->dump_ir};
-    worker->blocks = blocks_create(&image->discovery, &worker->options, &p->model, sink, worker);
+    worker->blocks = blocks_create(&image->discovery, &image->cut, &worker->options, &p->model, sink, worker);
     if (image->functions)
         worker->functions =
             functions_create(&image->discovery, &worker->function_options, &p->model, sink, worker);
@@ -204,7 +220,7 @@ static bool take_pages(struct worker *worker, struct precompile_image **image, s
             continue;
         *image = candidate;
         *first = candidate->next_page;
-        *count = candidate->pages - *first < PAGES_AT_ONCE ? candidate->pages - *first : PAGES_AT_ONCE;
+        *count = candidate->pages - *first < PIECES_AT_ONCE ? candidate->pages - *first : PIECES_AT_ONCE;
         candidate->next_page += *count;
         return true;
     }
@@ -256,7 +272,7 @@ static int do_pages(struct worker *worker, struct precompile_image *image, size_
         result = enter_image(worker, image);
     }
     for (size_t page = first; page < first + count && !result; page++)
-        result = blocks_make_page(worker->blocks, page);
+        result = blocks_make_piece(worker->blocks, page);
     pthread_mutex_lock(&p->lock);
     image->done_pages += count;
     pthread_mutex_unlock(&p->lock);
