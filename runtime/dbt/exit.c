@@ -528,8 +528,12 @@ uint64_t dbt_exit_memory(struct vcpu *vcpu) {
     struct dbt_vcpu *dbt = vcpu->dbt;
     struct dbt_hot *hot = &dbt->area->hot;
     dump_exit(vcpu, DUMP_EXIT_RAW);
-    const struct site *site = block_site(dbt, hot->site);
-    const struct block *block = &dbt->block[site->block];
+    /* Copies: while the fill waits for other vCPUs, one of them may have all translations dropped. */
+    const struct site here = *block_site(dbt, hot->site), *site = &here;
+    const struct block left = dbt->block[site->block], *block = &left;
+    const struct guest_place place = {
+        .guest = site->guest, .flags_saved = true, .state = block->cache ? cached_state(dbt, site) : NULL};
+    uint64_t flushes = dbt->stats.flushes;
     dbt->stats.tlb_slow++;
     merge_flags(vcpu, lahf_to_flags(hot->flags));
     bool filled;
@@ -538,19 +542,18 @@ uint64_t dbt_exit_memory(struct vcpu *vcpu) {
     dbt->stats.tlb_fills += filled;
     /* The block holds addends in scratches. If the TLB has lost anything (the walker's A or D may have met a
      * page of code, and other vCPUs), the block is not resumed but left before this instruction. */
-    bool lost = __atomic_load_n(&vcpu->tlb_lost, __ATOMIC_RELAXED);
+    bool dropped = dbt->stats.flushes != flushes;
+    bool lost = dropped || __atomic_load_n(&vcpu->tlb_lost, __ATOMIC_RELAXED);
     if (filled && !lost) {
         hot->resume = (uint64_t)dbt->rx + site->host;
         vcpu_fpu_unpark(vcpu);
         return RESUME_RAW;
     }
-    const struct guest_place place = {
-        .guest = site->guest, .flags_saved = true, .state = block->cache ? cached_state(dbt, site) : NULL};
     reconstruct(vcpu, block, &place);
     if (result) {
         dbt->stats.exceptions++;
         cpu_deliver_exception(vcpu);
-    } else if (filled) {
+    } else if (filled || dropped) {
         /* tried again, from the instruction's start */
     } else if (site->group) {
         block_skip_group(dbt, hot->site);
