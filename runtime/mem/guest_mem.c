@@ -40,8 +40,11 @@ int guest_mem_create(struct guest_mem *mem, uint64_t size, unsigned flags) {
     int result = flags & GUEST_MEM_SHARED ? map_shared(mem) : map_private(mem);
     if (result)
         return result;
-    if (flags & GUEST_MEM_PREALLOC)
+    if (flags & GUEST_MEM_PREALLOC) {
         pages_populate(mem->base, size);
+        for (uint64_t at = 0; at < size; at += PAGE_SIZE) /* what an older host did not do: it is all zero */
+            *(volatile uint8_t *)(mem->base + at) = 0;
+    }
     mem->state = mmap(NULL, size >> PAGE_SHIFT, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (mem->state == MAP_FAILED) {
         result = -errno;
