@@ -245,15 +245,18 @@ static bool take_functions(struct worker *worker, struct precompile_image **imag
     return false;
 }
 
+static int go_to_image(struct worker *worker, struct precompile_image *image) {
+    if (worker->image == image)
+        return 0;
+    pthread_mutex_lock(&worker->p->lock);
+    leave_image(worker);
+    pthread_mutex_unlock(&worker->p->lock);
+    return enter_image(worker, image);
+}
+
 static int do_functions(struct worker *worker, struct precompile_image *image, size_t first, size_t count) {
     struct precompile *p = worker->p;
-    int result = 0;
-    if (worker->image != image) {
-        pthread_mutex_lock(&p->lock);
-        leave_image(worker);
-        pthread_mutex_unlock(&p->lock);
-        result = enter_image(worker, image);
-    }
+    int result = go_to_image(worker, image);
     for (size_t number = first; number < first + count && !result; number++)
         result = functions_make(worker->functions, number);
     pthread_mutex_lock(&p->lock);
@@ -264,13 +267,7 @@ static int do_functions(struct worker *worker, struct precompile_image *image, s
 
 static int do_pages(struct worker *worker, struct precompile_image *image, size_t first, size_t count) {
     struct precompile *p = worker->p;
-    int result = 0;
-    if (worker->image != image) {
-        pthread_mutex_lock(&p->lock);
-        leave_image(worker);
-        pthread_mutex_unlock(&p->lock);
-        result = enter_image(worker, image);
-    }
+    int result = go_to_image(worker, image);
     for (size_t page = first; page < first + count && !result; page++)
         result = blocks_make_piece(worker->blocks, page);
     pthread_mutex_lock(&p->lock);
