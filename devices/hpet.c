@@ -106,7 +106,9 @@ static uint64_t width_mask(const struct comparator *comparator) {
     return comparator->config & TIMER_32 ? UINT32_MAX : UINT64_MAX;
 }
 
-/* With the lock held: arm a comparator for its next match. */
+/* With the lock held: note when a comparator matches next, and wake for it if that would show. A guest that has
+ * left the HPET for a better timer often lets a periodic comparator run with its interrupt disabled; whoever
+ * looks at its registers settles it. */
 static void schedule(struct hpet *hpet, struct comparator *comparator, uint64_t now) {
     uint64_t when = UINT64_MAX;
     if (running(hpet)) {
@@ -121,28 +123,38 @@ static void schedule(struct hpet *hpet, struct comparator *comparator, uint64_t 
             when = now + PERIOD_MIN_NS;
     }
     comparator->wanted = when;
-    if (when == UINT64_MAX)
+    if (when == UINT64_MAX || !(comparator->config & TIMER_ENABLE))
         timer_cancel(&comparator->timer);
     else
         timer_arm(&comparator->timer, when);
+}
+
+/* With the lock held: do what the matches up to now do. */
+static void settle(struct hpet *hpet, struct comparator *comparator, uint64_t now) {
+    if (now < comparator->wanted)
+        return;
+    uint64_t mask = width_mask(comparator);
+    if (comparator->config & TIMER_PERIODIC && comparator->period & mask) {
+        /* On to the first multiple that is still to come. */
+        uint64_t late = (counter_at(hpet, now) - comparator->value) & mask;
+        uint64_t period = comparator->period & mask;
+        comparator->value = (comparator->value + (late / period + 1) * period) & mask;
+    }
+    interrupt(hpet, comparator);
+    schedule(hpet, comparator, now);
+}
+
+static void settle_all(struct hpet *hpet) {
+    uint64_t now = timer_now(hpet->timers);
+    for (unsigned i = 0; i < HPET_COMPARATORS; i++)
+        settle(hpet, &hpet->comparators[i], now);
 }
 
 static void timer_callback(void *context) {
     struct comparator *comparator = context;
     struct hpet *hpet = comparator->hpet;
     pthread_mutex_lock(&hpet->lock);
-    uint64_t now = timer_now(hpet->timers);
-    if (now >= comparator->wanted) {
-        uint64_t mask = width_mask(comparator);
-        if (comparator->config & TIMER_PERIODIC && comparator->period & mask) {
-            /* On to the first multiple that is still to come. */
-            uint64_t late = (counter_at(hpet, now) - comparator->value) & mask;
-            uint64_t period = comparator->period & mask;
-            comparator->value = (comparator->value + (late / period + 1) * period) & mask;
-        }
-        interrupt(hpet, comparator);
-        schedule(hpet, comparator, now);
-    }
+    settle(hpet, comparator, timer_now(hpet->timers));
     pthread_mutex_unlock(&hpet->lock);
 }
 
@@ -273,6 +285,8 @@ uint64_t hpet_read(struct hpet *hpet, uint64_t offset, unsigned size) {
     if (!access_valid(offset, size))
         return 0;
     pthread_mutex_lock(&hpet->lock);
+    if ((offset & ~7ull) != REG_COUNTER)
+        settle_all(hpet);
     uint64_t value = register_read(hpet, offset & ~7ull);
     pthread_mutex_unlock(&hpet->lock);
     if (size == 8)
@@ -291,6 +305,7 @@ void hpet_write(struct hpet *hpet, uint64_t offset, unsigned size, uint64_t valu
             value <<= 32;
     }
     pthread_mutex_lock(&hpet->lock);
+    settle_all(hpet);
     register_write(hpet, offset & ~7ull, value, keep);
     pthread_mutex_unlock(&hpet->lock);
 }

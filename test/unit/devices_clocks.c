@@ -229,6 +229,20 @@ static void test_hpet(void) {
         hpet_write(hpet, 0x20, 8, 1);
         CHECK(!pins.legacy[0].level);
     }
+    /* It goes on while its interrupt is disabled, and catches up when it is looked at. */
+    hpet_write(hpet, 0x100, 8, 0x10a);
+    timer_queue_advance(queue, 1234567);
+    CHECK(!pins.legacy[0].level);
+    CHECK_EQUAL(hpet_read(hpet, 0x20, 8), 1);
+    uint64_t ahead = (uint32_t)(hpet_read(hpet, 0x108, 4) - hpet_read(hpet, 0xf0, 4));
+    CHECK(ahead > 0 && ahead <= 10000);
+    hpet_write(hpet, 0x20, 8, 1);
+    hpet_write(hpet, 0x100, 8, 0x10e);
+    timer_queue_advance(queue, (ahead - 1) * 10);
+    CHECK(!pins.legacy[0].level);
+    timer_queue_advance(queue, 10);
+    CHECK(pins.legacy[0].level);
+    hpet_write(hpet, 0x20, 8, 1);
     /* A route that is not offered is not taken. */
     hpet_write(hpet, 0x120, 8, 5u << 9);
     CHECK_EQUAL(hpet_read(hpet, 0x120, 4) >> 9 & 31, 0);
