@@ -71,5 +71,5 @@ config.substitutions += [
     ("%source", source),
     ("%build", build),
     ("%python", python),
-    ("FileCheck", tool("FileCheck-14", "llvm-14-tools") + " --dump-input-filter=error"),
+    ("FileCheck", tool("FileCheck-14", "llvm-14-tools") + " --dump-input-context=25"),
 ]

@@ -1,4 +1,5 @@
-"""count_results.py STATUS RECORD...: print "N passed, N failed[, N skipped]" over lit's JSON records.
+"""count_results.py STATUS RECORD...: print "N passed, N failed[, N skipped]" over lit's JSON records, after the end of
+what each failed test printed.
 
 STATUS is the exit status of what ran before; when it is not 0, or a record is missing, that is one failure more. Exits
 with 1 if anything failed or nothing passed.
@@ -7,6 +8,7 @@ import json
 import sys
 
 PASSED = ("PASS", "FLAKYPASS", "XFAIL")
+TAIL_LINES = 40  # of a failed test's output: enough for FileCheck's complaint with its surroundings
 
 
 def main():
@@ -26,6 +28,8 @@ def main():
                 skipped += 1
             elif test["code"] != "EXCLUDED":
                 failed.append(f"{test['name']} ({test['code']}, in {record})")
+                print(f"--- the end of what {test['name']} printed")
+                print("\n".join(test.get("output", "").splitlines()[-TAIL_LINES:]))
     for name in failed:
         print(f"failed: {name}")
     print(f"{passed} passed, {len(failed)} failed" + (f", {skipped} skipped" if skipped else ""))
