@@ -45,7 +45,7 @@ static int measure(struct vcpu *vcpu) {
     struct direct_vcpu *direct = vcpu->direct;
     struct stub_family *family = &direct->family;
     uint64_t best;
-    int result = stub_measure_trip(family, &direct->stats.round_trip_ns);
+    int result = stub_measure_trip(family, &direct->costs.round_trip_ns);
     best = UINT64_MAX;
     for (unsigned i = 0; i < TRIALS && !result; i++) {
         unsigned done;
@@ -57,7 +57,7 @@ static int measure(struct vcpu *vcpu) {
         uint64_t took = now_ns() - start;
         best = took < best ? took : best;
     }
-    direct->stats.map_ns = best;
+    direct->costs.map_ns = best;
     if (!result) {
         unsigned done;
         family->orders[family->order_count++] =
@@ -109,7 +109,7 @@ int direct_create(struct vcpu *vcpu, const struct direct_options *options) {
                               MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (vcpu->direct_write == MAP_FAILED)
         vcpu->direct_write = NULL;
-    if (!direct->stub || !vcpu->direct_write) {
+    if (!direct->stub || !vcpu->direct_write || spaces_create(direct)) {
         direct_destroy(vcpu);
         return -ENOMEM;
     }
@@ -137,6 +137,7 @@ void direct_destroy(struct vcpu *vcpu) {
         free(direct->stub[i].xstate);
     }
     free(direct->stub);
+    spaces_destroy(direct);
     if (vcpu->direct_write)
         munmap(vcpu->direct_write, vcpu->mem->size >> PAGE_SHIFT);
     vcpu->direct_write = NULL;
@@ -178,4 +179,8 @@ bool direct_wanted(struct vcpu *vcpu) {
 
 const struct direct_stats *direct_vcpu_stats(const struct vcpu *vcpu) {
     return vcpu->direct ? &vcpu->direct->stats : NULL;
+}
+
+const struct direct_costs *direct_vcpu_costs(const struct vcpu *vcpu) {
+    return vcpu->direct ? &vcpu->direct->costs : NULL;
 }

@@ -27,9 +27,12 @@ enum direct_policy {
 struct direct_options {
     enum direct_policy policy;
     unsigned max_stubs; /* processes kept for each vCPU; 0: the default */
+    bool count_spaces;  /* keep statistics for each address space, too */
 };
 
+/* Counters only, all of them uint64_t: they are subtracted and added up word by word. */
 struct direct_stats {
+    uint64_t stays;        /* times that ring 3 went on in a stub, until it left it */
     uint64_t runs;         /* times that a stub was let run */
     uint64_t native_ns;    /* time in stubs, with the way in and out */
     uint64_t syscalls;     /* ends of runs: SYSCALL, INT 0x80, SYSENTER */
@@ -42,9 +45,22 @@ struct direct_stats {
     uint64_t revalidations, full_flushes;
     uint64_t stubs_made, stubs_evicted;
     uint64_t moves_up, moves_down; /* of address spaces between the tiers, DIRECT_AUTO */
-    uint64_t round_trip_ns;        /* measured at the start: into a stub and back */
-    uint64_t map_ns;               /* measured at the start: one order to map a page */
 };
+
+/* Measured at the start. */
+struct direct_costs {
+    uint64_t round_trip_ns; /* into a stub and back */
+    uint64_t map_ns;        /* one order to map a page */
+};
+
+/* What one address space had of a vCPU's counters. */
+struct direct_space {
+    uint64_t root;      /* of its page tables: CR3 without PCID; DIRECT_NO_ROOT: a free place */
+    uint64_t last_used; /* later is more */
+    struct direct_stats stats;
+};
+
+#define DIRECT_NO_ROOT UINT64_MAX
 
 /* Make what direct execution needs for a vCPU whose mem is set. Without the host's help vcpu->direct stays
  * NULL, one line says why, and the result is 0. -ENOMEM. Before the process is confined. */
@@ -67,5 +83,9 @@ void direct_idle(struct vcpu *vcpu);
 
 /* NULL without direct execution. */
 const struct direct_stats *direct_vcpu_stats(const struct vcpu *vcpu);
+const struct direct_costs *direct_vcpu_costs(const struct vcpu *vcpu);
+/* The address spaces that are counted for themselves, *count places, some of them free; the first stands for
+ * all that had to make room. NULL when nobody asked for them. */
+const struct direct_space *direct_vcpu_spaces(const struct vcpu *vcpu, unsigned *count);
 
 #endif

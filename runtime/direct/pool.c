@@ -74,7 +74,9 @@ struct direct_stub *pool_get(struct vcpu *vcpu) {
             oldest = stub;
     }
     if (oldest->pid) {
+        spaces_charge(direct, root);
         direct->stats.stubs_evicted++;
+        spaces_charge(direct, oldest->root);
         pool_drop(vcpu, oldest);
     }
     if (!start_stub(vcpu, oldest))

@@ -67,7 +67,12 @@ struct direct_vcpu {
     int bound_cpu;     /* of the vCPU's thread, or -1 */
     uint64_t bound_until;
     struct direct_stats stats;
+    struct direct_costs costs;
     uint64_t cycles_per_us;
+    /* spaces.c */
+    struct direct_space *space;   /* SPACES_MAX of them, or NULL */
+    struct direct_stats charged;  /* as much of stats as is in space[] */
+    struct direct_space *charges; /* whom the last was charged to */
     /* tier.c */
     struct tier_record tier[TIER_RECORDS];
     struct tier_record *current;
@@ -104,6 +109,13 @@ void pool_drop_others(struct vcpu *vcpu, const struct direct_stub *stub);
 void pool_stay_here(struct direct_vcpu *direct);
 /* Bring the stub to the vCPU thread's processor. */
 void pool_place(struct direct_vcpu *direct, struct direct_stub *stub);
+
+/* -- spaces.c -- */
+
+MUST_CHECK int spaces_create(struct direct_vcpu *direct);
+void spaces_destroy(struct direct_vcpu *direct);
+/* All that was counted since the last time is this address space's. */
+void spaces_charge(struct direct_vcpu *direct, uint64_t root);
 
 /* -- tier.c -- */
 

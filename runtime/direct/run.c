@@ -84,7 +84,7 @@ static bool has_emulated_often(const struct direct_stub *stub) {
 /* Stops for what the interpreter must do may take a small part of a stub's time, and a burst of them more for
  * once: each has its turn, an interval behind the one before, and may come a burst early. */
 static bool is_emulating_often(const struct direct_vcpu *direct, struct direct_stub *stub) {
-    uint64_t interval = EMULATED_INTERVAL * direct->stats.round_trip_ns * direct->cycles_per_us / 1000;
+    uint64_t interval = EMULATED_INTERVAL * direct->costs.round_trip_ns * direct->cycles_per_us / 1000;
     uint64_t now = __builtin_ia32_rdtsc(), earliest = now - interval * EMULATED_BURST;
     if ((int64_t)(stub->emulated_turn - earliest) < 0)
         stub->emulated_turn = earliest;
@@ -310,7 +310,7 @@ static int run_stub(struct vcpu *vcpu, const struct direct_stub *stub) {
     return status;
 }
 
-void direct_run(struct vcpu *vcpu) {
+static void stay_in_stub(struct vcpu *vcpu) {
     struct stay stay = {.stub = pool_get(vcpu)};
     enum next next = NEXT_ENTER;
     if (!stay.stub || has_emulated_often(stay.stub)) {
@@ -318,6 +318,7 @@ void direct_run(struct vcpu *vcpu) {
         return;
     }
     pool_place(vcpu->direct, stay.stub);
+    vcpu->direct->stats.stays++;
     while (next != NEXT_LEAVE) {
         if (next == NEXT_ENTER && !enter(vcpu, &stay)) {
             direct_hold(vcpu);
@@ -337,4 +338,10 @@ void direct_run(struct vcpu *vcpu) {
             next = fetch(vcpu, &stay) ? NEXT_LEAVE : lose(vcpu, &stay);
         }
     }
+}
+
+void direct_run(struct vcpu *vcpu) {
+    uint64_t root = direct_root(vcpu);
+    stay_in_stub(vcpu);
+    spaces_charge(vcpu->direct, root);
 }

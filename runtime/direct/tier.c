@@ -78,13 +78,14 @@ static void look_up(struct vcpu *vcpu, struct tier_record *record) {
     uint64_t now = __builtin_ia32_rdtsc(), elapsed = now - record->window_start;
     if (elapsed < WINDOW_US * direct->cycles_per_us)
         return;
-    uint64_t needed = (vcpu->user_entries - record->entries) * UP_ROUND_TRIPS * direct->stats.round_trip_ns;
+    uint64_t needed = (vcpu->user_entries - record->entries) * UP_ROUND_TRIPS * direct->costs.round_trip_ns;
     bool promising = now >= record->not_before && needed < elapsed * 1000 / direct->cycles_per_us;
     /* By the clock on the wall; the next window is judged by the thread's. */
     if (promising && record->by_thread && needed < cpu_ns(CLOCK_OF_THREAD) - record->cpu_ns) {
         record->is_direct = true;
         record->pid = 0;
         direct->stats.moves_up++;
+        spaces_charge(direct, record->root);
         return;
     }
     start_window(vcpu, record, promising);
@@ -114,7 +115,7 @@ bool tier_goes_on(struct vcpu *vcpu, const struct direct_stub *stub, bool only_m
     record->exits += only_mapped ? WEIGHT_MAPPED : WEIGHT_STOP;
     if (record->exits < EXITS_TO_JUDGE && elapsed < WINDOW_US * direct->cycles_per_us)
         return true;
-    uint64_t trip = stub->cpuid_faults ? direct->family.cpuid_trip_ns : direct->stats.round_trip_ns;
+    uint64_t trip = stub->cpuid_faults ? direct->family.cpuid_trip_ns : direct->costs.round_trip_ns;
     uint64_t computed = cpu_ns(CLOCK_OF_PROCESS(stub->pid)) - record->cpu_ns;
     if (record->exits * DOWN_ROUND_TRIPS * trip > computed * WEIGHT_STOP) {
         move_down(vcpu, record, now);

@@ -54,6 +54,7 @@ static void add_memory(cJSON *tree, const struct counter_sources *sources) {
 
 static void add_direct(cJSON *object, const struct direct_stats *stats) {
     const struct counter counter[] = {
+        {"stays", stats->stays},
         {"runs", stats->runs},
         {"native_ns", stats->native_ns},
         {"syscalls", stats->syscalls},
@@ -71,10 +72,41 @@ static void add_direct(cJSON *object, const struct direct_stats *stats) {
         {"stubs_evicted", stats->stubs_evicted},
         {"moves_up", stats->moves_up},
         {"moves_down", stats->moves_down},
-        {"round_trip_ns", stats->round_trip_ns},
-        {"map_ns", stats->map_ns},
     };
     add(object, counter, ARRAY_SIZE(counter));
+}
+
+/* The first place is for those that had to make room, and has no root. */
+static void add_spaces(cJSON *direct, const struct vcpu *vcpu) {
+    char root[32];
+    unsigned count;
+    const struct direct_space *space = direct_vcpu_spaces(vcpu, &count);
+    if (!space)
+        return;
+    cJSON *array = cJSON_AddArrayToObject(direct, "spaces");
+    for (unsigned i = 0; i < count; i++) {
+        if (space[i].root == DIRECT_NO_ROOT && (i || !space[i].stats.stays))
+            continue;
+        cJSON *object = cJSON_CreateObject();
+        snprintf(root, sizeof root, i ? "0x%llx" : "others", (unsigned long long)space[i].root);
+        cJSON_AddStringToObject(object, "root", root);
+        add_direct(object, &space[i].stats);
+        cJSON_AddItemToArray(array, object);
+    }
+}
+
+static void add_vcpu_direct(cJSON *object, const struct vcpu *vcpu) {
+    const struct direct_costs *costs = direct_vcpu_costs(vcpu);
+    if (!costs)
+        return;
+    const struct counter counter[] = {
+        {"round_trip_ns", costs->round_trip_ns},
+        {"map_ns", costs->map_ns},
+    };
+    cJSON *direct = cJSON_AddObjectToObject(object, "direct");
+    add_direct(direct, direct_vcpu_stats(vcpu));
+    add(direct, counter, ARRAY_SIZE(counter));
+    add_spaces(direct, vcpu);
 }
 
 static void add_vcpu(cJSON *array, const struct vcpu *vcpu) {
@@ -104,8 +136,7 @@ static void add_vcpu(cJSON *array, const struct vcpu *vcpu) {
     };
     cJSON *object = cJSON_CreateObject();
     add(object, counter, ARRAY_SIZE(counter));
-    if (direct_vcpu_stats(vcpu))
-        add_direct(cJSON_AddObjectToObject(object, "direct"), direct_vcpu_stats(vcpu));
+    add_vcpu_direct(object, vcpu);
     cJSON_AddItemToArray(array, object);
 }
 

@@ -250,6 +250,7 @@ static int create_cpus(struct machine *machine) {
         .cpus = config->cpus,
         .engine = config->engine,
         .direct_max = config->direct_max,
+        .count_spaces = config->stats_spaces,
         .code_cache_size = config->code_cache ? config->code_cache : DEFAULT_CODE_CACHE,
         .trace = &machine->trace,
         .on_shutdown = on_shutdown,

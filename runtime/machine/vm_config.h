@@ -96,6 +96,7 @@ struct vm_config {
     bool sandbox;           /* confine the process before the guest runs */
     uint32_t debug_exit;    /* I/O port, or VM_NO_PORT */
     const char *stats;      /* a path, "-" for standard output, NULL: none */
+    bool stats_spaces;      /* counters of direct execution by address space */
     uint32_t trace;         /* TRACE_* */
     const char *trace_file; /* of both; NULL: standard error */
     uint32_t dump;          /* DUMP_* */

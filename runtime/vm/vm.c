@@ -244,7 +244,8 @@ static int create_xsave(struct vcpu *vcpu) {
 static int create_direct(struct vcpu *vcpu, const struct vm_options *options) {
     const struct direct_options direct = {.policy = options->engine == VM_ENGINE_DIRECT ? DIRECT_ALWAYS
                                                                                         : DIRECT_AUTO,
-                                          .max_stubs = options->direct_max};
+                                          .max_stubs = options->direct_max,
+                                          .count_spaces = options->count_spaces};
     bool wanted = options->engine == VM_ENGINE_DIRECT || options->engine == VM_ENGINE_AUTO;
     return wanted ? direct_create(vcpu, &direct) : 0;
 }

@@ -29,6 +29,7 @@ struct vm_options {
     unsigned cpus;
     enum vm_engine engine;
     unsigned direct_max;       /* processes for direct execution, per vCPU; 0: the engine's default */
+    bool count_spaces;         /* direct execution counts for each address space, too */
     uint64_t code_cache_size;  /* bytes per vCPU */
     const struct trace *trace; /* of --trace and --dump; outlives the VM. NULL: no log */
     /* A vCPU met a triple fault: called on its thread, which then ends. */

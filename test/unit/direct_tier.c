@@ -28,7 +28,7 @@ static void create(struct fixture *fixture, enum direct_policy policy) {
     memset(&fixture->direct, 0, sizeof fixture->direct);
     fixture->direct.options.policy = policy;
     fixture->direct.hold = UINT64_MAX;
-    fixture->direct.stats.round_trip_ns = ROUND_TRIP_NS;
+    fixture->direct.costs.round_trip_ns = ROUND_TRIP_NS;
     fixture->direct.cycles_per_us = fixture->guest.model.tsc_hz / 1000000;
     fixture->guest.vcpu.direct = &fixture->direct;
     fixture->guest.vcpu.cr3 = ROOT;

@@ -358,6 +358,11 @@ int option_parse_debug_exit(struct run_options *options, const struct option_sou
     return 0;
 }
 
+int option_parse_stats_spaces(struct run_options *options, const struct option_source *source,
+                              const char *value) {
+    return parse_switch(source, value, &options->vm.stats_spaces);
+}
+
 int option_parse_stats(struct run_options *options, const struct option_source *source, const char *value) {
     return parse_path(options, source, value, &options->vm.stats);
 }

@@ -9,7 +9,8 @@ option_parser option_parse_name, option_parse_memory, option_parse_cpus, option_
     option_parse_serial, option_parse_console, option_parse_engine, option_parse_direct_max, option_parse_cpu,
     option_parse_code_cache, option_parse_cache, option_parse_trust, option_parse_cache_required,
     option_parse_record_cache, option_parse_record_profile, option_parse_prealloc, option_parse_no_reboot,
-    option_parse_debug_exit, option_parse_stats, option_parse_sandbox, option_parse_trace, option_parse_dump;
+    option_parse_debug_exit, option_parse_stats, option_parse_stats_spaces, option_parse_sandbox,
+    option_parse_trace, option_parse_dump;
 
 /* "512M", "1G", "0x1000": bytes, with the suffix K, M, G or T (powers of 1024). -EINVAL, -ERANGE. */
 MUST_CHECK int value_parse_size(const char *text, uint64_t *size, bool *has_unit);
