@@ -261,7 +261,10 @@ static uint64_t now_ns(void) {
 uint32_t dbt_translate_watched(struct vcpu *vcpu, uint64_t ram_offset, uint32_t mode) {
     uint64_t start = now_ns();
     uint32_t index = dbt_translate(vcpu, ram_offset, mode);
-    vcpu->dbt->stats.translate_ns += now_ns() - start;
+    uint64_t spent = now_ns() - start;
+    vcpu->dbt->stats.translate_ns += spent;
+    if (mode & MODE_CPL0)
+        vcpu->dbt->stats.translate_ring0_ns += spent;
     if (UNLIKELY(vcpu->trace_subjects & DUMP_BLOCKS) && index != NO_INDEX)
         dump_block(vcpu, index);
     return index;

@@ -117,6 +117,7 @@ static void add_vcpu(cJSON *array, const struct vcpu *vcpu) {
         {"guest_bytes_translated", stats->guest_bytes},
         {"host_bytes_emitted", stats->host_bytes},
         {"translate_ns", stats->translate_ns},
+        {"translate_ring0_ns", stats->translate_ring0_ns},
         {"code_cache_bytes", stats->code_bytes},
         {"cache_flushes", stats->flushes},
         {"block_invalidations", stats->invalidations},
