@@ -106,9 +106,9 @@ static uint64_t width_mask(const struct comparator *comparator) {
     return comparator->config & TIMER_32 ? UINT32_MAX : UINT64_MAX;
 }
 
-/* With the lock held: note when a comparator matches next, and wake for it if that would show. A guest that has
- * left the HPET for a better timer often lets a periodic comparator run with its interrupt disabled; whoever
- * looks at its registers settles it. */
+/* With the lock held: note when a comparator matches next, and wake for it if that would show. A guest that
+ * has left the HPET for a better timer often lets a periodic comparator run with its interrupt disabled;
+ * whoever looks at its registers settles it. */
 static void schedule(struct hpet *hpet, struct comparator *comparator, uint64_t now) {
     uint64_t when = UINT64_MAX;
     if (running(hpet)) {
