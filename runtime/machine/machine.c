@@ -119,7 +119,9 @@ static void on_shutdown(void *context, struct vcpu *vcpu) {
 
 /* What helps against an error of the host's. */
 static const char *mend_of(int result, const char *otherwise) {
-    return result == -EMFILE || result == -ENFILE ? "raise the limit of open files (ulimit -n)" : otherwise;
+    return result == -EMFILE || result == -ENFILE ? "raise the limit of open files (ulimit -n)"
+           : result == -EFBIG                     ? "raise the limit of file sizes (ulimit -f)"
+                                                  : otherwise;
 }
 
 static int create_memory(struct machine *machine) {
@@ -439,7 +441,9 @@ void machine_run(struct machine *machine, struct machine_outcome *outcome) {
     while (!result) {
         result = vm_start(machine->vm);
         if (result) {
-            diag_error("vCPU threads cannot be started: %s", strerror(-result));
+            diag_error("vCPU threads cannot be started: %s; raise the limit of processes (ulimit -u), or "
+                       "free memory",
+                       strerror(-result));
             return;
         }
         uint32_t value;

@@ -6,7 +6,9 @@
 
 #include <errno.h>
 #include <limits.h>
+#include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/diag.h"
@@ -14,6 +16,13 @@
 #include "options.h"
 #include "run_machine.h"
 #include "terminal.h"
+
+/* Two names of one file? A file that is not there is somebody else's to complain of. */
+static bool is_same_file(const char *one, const char *other) {
+    struct stat a, b;
+    return !strcmp(one, other) ||
+           (!stat(one, &a) && !stat(other, &b) && a.st_dev == b.st_dev && a.st_ino == b.st_ino);
+}
 
 /* Mistakes that no single option shows. */
 static int check_config(const struct vm_config *vm) {
@@ -23,15 +32,54 @@ static int check_config(const struct vm_config *vm) {
     }
     for (size_t i = 0; i < vm->disk_count; i++) {
         for (size_t j = 0; j < i; j++) {
-            if (!strcmp(vm->disk[i].file, vm->disk[j].file) &&
-                !(vm->disk[i].readonly && vm->disk[j].readonly)) {
-                diag_error("--disk '%s' is given twice; give it once, or readonly=on both times",
-                           vm->disk[i].file);
-                return -EINVAL;
-            }
+            const char *first = vm->disk[j].file, *second = vm->disk[i].file;
+            if (!is_same_file(first, second) || (vm->disk[i].readonly && vm->disk[j].readonly))
+                continue;
+            if (strcmp(first, second))
+                diag_error(
+                    "--disk '%s' and --disk '%s' are one file; give it once, or readonly=on both times",
+                    first, second);
+            else
+                diag_error("--disk '%s' is given twice; give it once, or readonly=on both times", first);
+            return -EINVAL;
         }
     }
     return 0;
+}
+
+/* What is written at the end is looked at before the start: a day's counters shall not be lost to a typing
+ * mistake. A regular file is replaced by a new one beside it; `into` says that other kinds are written into.
+ */
+static int check_output(const char *option, const char *path, bool into) {
+    char directory[PATH_MAX];
+    struct stat status;
+    const char *slash = strrchr(path, '/');
+    bool there = !stat(path, &status);
+    int error = there && S_ISDIR(status.st_mode) ? EISDIR : 0;
+    if (!error && there && !S_ISREG(status.st_mode)) {
+        if (into && !access(path, W_OK))
+            return 0;
+        error = into ? errno : EINVAL;
+    }
+    int length = slash ? snprintf(directory, sizeof directory, "%.*s", (int)(slash - path) + 1, path)
+                       : snprintf(directory, sizeof directory, ".");
+    if (!error && (size_t)length >= sizeof directory)
+        error = ENAMETOOLONG;
+    if (!error && access(directory, W_OK | X_OK))
+        error = errno;
+    if (!error)
+        return 0;
+    diag_error("--%s: '%s' cannot be written: %s; give a path in a writable directory", option, path,
+               error == EINVAL ? "it is not a regular file" : strerror(error));
+    return -error;
+}
+
+static int check_outputs(const struct vm_config *vm) {
+    if (vm->stats && strcmp(vm->stats, "-") && check_output("stats", vm->stats, true))
+        return -EINVAL;
+    if (vm->record_cache && check_output("record-cache", vm->record_cache, false))
+        return -EINVAL;
+    return vm->record_profile ? check_output("record-profile", vm->record_profile, false) : 0;
 }
 
 /* Standard input and output have one user: the console if it was asked for, else the serial port. */
@@ -76,7 +124,7 @@ int run_command(int argc, char **argv) {
         goto out;
     name_broker(&options.vm);
     code = EXIT_CODE_FAILURE;
-    if (host_memory_check(options.vm.memory, options.vm.prealloc))
+    if (check_outputs(&options.vm) || host_memory_check(options.vm.memory, options.vm.prealloc))
         goto out;
     if (uses_stdio(&options.vm) && terminal_guard())
         goto out;

@@ -147,7 +147,13 @@ static void set_connected(struct serial_port *port, bool connected) {
     pthread_mutex_unlock(&port->lock);
 }
 
-/* The host end is gone: for good (stdio, file), or until the next client. */
+/* Nobody reads standard output any more. Input goes on: it may hold the keys that end the VM. */
+static void end_output(struct serial_port *port) {
+    port->out = SERIAL_NO_FD;
+    set_connected(port, false);
+}
+
+/* The host end is gone: for good (file), or until the next client. */
 static void disconnect(struct serial_port *port) {
     if ((port->kind == VM_SERIAL_UNIX || port->kind == VM_SERIAL_FILE) && port->out >= 0)
         close(port->out);
@@ -260,7 +266,10 @@ static void write_output(struct serial_port *port) {
         if (port->kind == VM_SERIAL_STDIO || port->kind == VM_SERIAL_FILE)
             diag_warn("--%s: output can no longer be written: %s; it is discarded from now on", port->option,
                       strerror(errno));
-        disconnect(port);
+        if (port->kind == VM_SERIAL_STDIO)
+            end_output(port);
+        else
+            disconnect(port);
         return;
     }
     pthread_mutex_lock(&port->lock);
@@ -339,7 +348,9 @@ int serial_port_start(struct serial_port *port, const struct serial_client *clie
     int result = -pthread_create(&port->thread, NULL, serial_thread, port);
     pthread_sigmask(SIG_SETMASK, &old, NULL);
     if (result) {
-        diag_error("--%s: no thread to serve it: %s", port->option, strerror(-result));
+        diag_error(
+            "--%s: no thread to serve it: %s; raise the limit of processes (ulimit -u), or free memory",
+            port->option, strerror(-result));
         return result;
     }
     port->is_started = true;

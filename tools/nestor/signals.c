@@ -96,6 +96,7 @@ void signal_watch_block(void) {
     watched_set(&set);
     pthread_sigmask(SIG_BLOCK, &set, NULL);
     signal(SIGPIPE, SIG_IGN);
+    signal(SIGXFSZ, SIG_IGN); /* a limit of file sizes is an error of the write, told like a full disk */
 }
 
 int signal_watch_start(struct signal_watch **result_watch, const struct signal_actions *actions,
@@ -107,7 +108,9 @@ int signal_watch_start(struct signal_watch **result_watch, const struct signal_a
     watch->context = context;
     int result = -pthread_create(&watch->thread, NULL, signal_thread, watch);
     if (result) {
-        diag_error("no thread to watch for signals: %s", strerror(-result));
+        diag_error(
+            "no thread to watch for signals: %s; raise the limit of processes (ulimit -u), or free memory",
+            strerror(-result));
         free(watch);
         return result;
     }
