@@ -42,6 +42,9 @@ struct jump_second {
     uint64_t host[JUMP_SECOND_SIZE];
 };
 
+/* Where returns of 64-bit code go, by the low byte of the return address: see emit_return.c. */
+#define RETURN_SLOTS 256u
+
 /* Answers of CPUID to 64-bit code, direct-mapped by leaf and subleaf: see cpuid_memo_index(). */
 #define CPUID_MEMO_SIZE 32u
 #define CPUID_MEMO_NONE UINT64_MAX
@@ -106,6 +109,7 @@ struct dbt_area {
     struct cpuid_memo cpuid[CPUID_MEMO_SIZE] __attribute__((aligned(64)));
     struct jump_cache jump __attribute__((aligned(64)));
     struct jump_second second;
+    uint64_t returns[2][RETURN_SLOTS]; /* host addresses; of rings 0 to 2, of ring 3 */
     uint8_t poll[PAGE_SIZE] __attribute__((aligned(4096)));
     uint8_t sti_poll[PAGE_SIZE] __attribute__((aligned(4096)));
 };

@@ -147,6 +147,23 @@ static inline void asm_alu_mem(struct code_buffer *c, enum asm_alu op, int reg, 
     asm_mem(c, true, (uint8_t)op, reg, base, -1, 0, disp);
 }
 
+/* lea reg, [rip + what is filled in later]: returns the place of its rel32. */
+static inline uint8_t *asm_lea_rip(struct code_buffer *c, int reg) {
+    asm_rex(c, true, reg, 0, 0);
+    code_u8(c, 0x8d);
+    code_u8(c, (uint8_t)((reg & 7) << 3 | 5));
+    uint8_t *place = c->at;
+    code_u32(c, 0);
+    return place;
+}
+/* movzx to32, from8; from: R8 or above */
+static inline void asm_movzx8(struct code_buffer *c, int to, int from) {
+    asm_rex(c, false, to, 0, from);
+    code_u8(c, 0x0f);
+    code_u8(c, 0xb6);
+    code_u8(c, (uint8_t)(0xc0 | (to & 7) << 3 | (from & 7)));
+}
+
 /* shr reg, count */
 static inline void asm_shr(struct code_buffer *c, int reg, uint8_t count) {
     asm_rex(c, true, 0, 0, reg);

@@ -144,6 +144,7 @@ void block_kill(struct dbt_vcpu *dbt, uint32_t index) {
         cached_forget_jumps(dbt, block);
         return;
     }
+    jump_forget_landing(dbt, block);
     struct code_buffer code = {.at = dbt->rw + block->entry[true],
                                .end = dbt->rw + block->host + block->host_size};
     asm_store32_imm_gs(&code, AREA_HOT(site), block->first_site);

@@ -59,8 +59,7 @@ static void emit_jump_lookup(struct unit *unit, uint8_t *miss[MISSES]) {
     asm_mem(c, false, 0xff, 4, -1, index, 3, JUMP_HOST);
 }
 
-/* End the block with a jump to the guest address in t0. */
-static void emit_jump(struct unit *unit, const struct item *item) {
+void emit_jump(struct unit *unit, const struct item *item) {
     emit_flags_clobber(unit);
     uint8_t *miss[MISSES];
     emit_jump_lookup(unit, miss);
@@ -78,7 +77,7 @@ bool branch_needs_lookup(const struct unit *unit, uint64_t target) {
     return unit->block->mode & MODE_CPL3 && (target ^ unit->block->rip) & PAGE_MASK;
 }
 
-static struct site *link_site(struct unit *unit, const struct item *item, uint64_t target) {
+struct site *unit_link_site(struct unit *unit, const struct item *item, uint64_t target) {
     struct site *site = unit_site(unit, SITE_LINK, item);
     site->target = (int32_t)(target - unit->block->rip);
     if (item && item->imm_field >= 0)
@@ -106,7 +105,7 @@ void emit_link(struct unit *unit, const struct item *item, uint64_t target) {
         return;
     }
     emit_reload(unit);
-    struct site *site = link_site(unit, item, target);
+    struct site *site = unit_link_site(unit, item, target);
     site->flags_saved = unit->flags_saved;
     emit_unlinked(unit, site);
 }
@@ -124,7 +123,7 @@ static void emit_side_exit(struct unit *unit, const struct item *item, uint8_t *
             unit->loop_place = place;
         return;
     }
-    struct site *site = link_site(unit, item, target);
+    struct site *site = unit_link_site(unit, item, target);
     uint32_t index = unit_site_index(unit, site);
     if (branch_needs_lookup(unit, target)) {
         site->kind = SITE_JUMP_MISS;
@@ -187,6 +186,7 @@ static void emit_push_return(struct unit *unit, const struct item *item) {
         asm_mem(c, true, 0x89, unit->t2, to.base, to.index, 0, to.disp);
     }
     asm_lea(c, unit->code64, GPR_RSP, GPR_RSP, -1, 0, -size);
+    return_expect(unit);
 }
 
 void emit_call(struct unit *unit, const struct item *item) {
@@ -221,16 +221,5 @@ void emit_call_indirect(struct unit *unit, const struct item *item) {
     asm_store_gs(c, AREA_HOT(target), unit->t0);
     emit_push_return(unit, item);
     asm_load_gs(c, unit->t0, AREA_HOT(target));
-    emit_jump(unit, item);
-}
-
-void emit_ret(struct unit *unit, const struct item *item) {
-    struct code_buffer *c = &unit->code;
-    int size = unit->code64 ? 8 : 4, release = 0;
-    if (item->insn.z.operand_count_visible)
-        release = (int)(item->insn.op[0].imm.value.u & 0xffff);
-    struct host_memory from = emit_stack(unit, item, 0, VMEM_READ);
-    asm_mem(c, unit->code64, 0x8b, unit->t0, from.base, from.index, 0, from.disp);
-    asm_lea(c, unit->code64, GPR_RSP, GPR_RSP, -1, 0, size + release);
     emit_jump(unit, item);
 }

@@ -246,6 +246,8 @@ static uint64_t go(struct vcpu *vcpu, struct origin origin) {
             interpret(vcpu);
             continue;
         }
+        if (!(vcpu->mode & MODE_CPL3))
+            jump_enter_kernel(vcpu, vcpu->rip, ram_offset, global);
         connect(vcpu, &origin, index, global);
         if (arm(vcpu, (uint64_t)dbt->rx + block_entry(dbt, &dbt->block[index], vcpu->rip, true)))
             return RESUME_LOAD;
@@ -364,12 +366,14 @@ static bool flush_names(const struct vcpu *vcpu, uint64_t linear) {
 
 static uint64_t serve_helper(struct vcpu *vcpu, const struct site *site, const struct block *block) {
     struct dbt_vcpu *dbt = vcpu->dbt;
-    uint64_t epoch = dbt->host_writes, next = block->rip + site->guest + site->length;
+    uint64_t epoch = dbt->host_writes, generation = dbt->kernel_generation,
+             next = block->rip + site->guest + site->length;
     if (!(block->mode & MODE_CODE_64))
         next = (uint32_t)next;
     uint32_t host = site->host, mode = block->mode;
     enum helper helper = (enum helper)site->access;
-    bool done, two_pages = block->ram_page2 != GUEST_NO_RAM;
+    /* Where kernel code is not relied on, C has to see after a flush where it stands now. */
+    bool done, two_pages = block->ram_page2 != GUEST_NO_RAM, local = dbt->kernel_local;
     vcpu->rip = block->rip + site->guest;
     if (run_helper(vcpu, site, next, &done)) {
         dbt->stats.exceptions++;
@@ -383,7 +387,7 @@ static uint64_t serve_helper(struct vcpu *vcpu, const struct site *site, const s
     if (transfers_control(helper))
         return go(vcpu, no_origin);
     vcpu->rip = next;
-    if (!vcpu->code_flush.global && vcpu->code_flush.pages && !flush_names(vcpu, block->rip) &&
+    if (!local && !vcpu->code_flush.global && vcpu->code_flush.pages && !flush_names(vcpu, block->rip) &&
         !(two_pages && flush_names(vcpu, block->rip + PAGE_SIZE))) {
         /* INVLPG of some other page: what was cached by address is settled here, the block itself still
          * stands. */
@@ -391,11 +395,11 @@ static uint64_t serve_helper(struct vcpu *vcpu, const struct site *site, const s
         jump_refresh_key(vcpu);
     }
     bool stay = vcpu->mode == (mode & ~MODE_UNGROUPED) && epoch == dbt->host_writes &&
-                !vcpu->code_flush.pages && !vcpu->code_flush.global && vcpu->run_state == RUN_ACTIVE &&
-                !vcpu->irq_shadow && !(vcpu->rflags & FLAG_DF) &&
+                generation == dbt->kernel_generation && !vcpu->code_flush.pages && !vcpu->code_flush.global &&
+                vcpu->run_state == RUN_ACTIVE && !vcpu->irq_shadow && !(vcpu->rflags & FLAG_DF) &&
                 !vcpu_must_serve(vcpu, __atomic_load_n(&vcpu->requests, __ATOMIC_RELAXED)) &&
                 /* Its other page may be another one under the new tables. */
-                !(two_pages && helper == HELPER_WRITE_CR);
+                !((two_pages || local) && helper == HELPER_WRITE_CR);
     if (stay && arm(vcpu, (uint64_t)dbt->rx + host))
         return RESUME_LOAD;
     return go(vcpu, no_origin);

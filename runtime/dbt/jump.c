@@ -6,14 +6,31 @@
  * clear, so that two canonical addresses under two keys never collide; its low bits spread the contexts over
  * the table. Addresses that are not canonical could be made to collide with anything, an empty entry's 0
  * included: whoever looks one up checks that first.
+ *
+ * Landings of returns (emit_return.c) were written by calls in the present context, and hold in that alone: a
+ * table is emptied when its part of the code gets another key. For ring 3 that is all, since a flush of a
+ * page from which ring 3 may have executed (user_bloom) renews the generation. For the kernel it is as long
+ * as every page from which a call may have been executed since is relied on: such a page is entered by links
+ * and jump-cache entries, which rely on it, or through C, which does it then. Where it cannot be relied on
+ * (it is not global), kernel_local says so, and any flush and any other address space empty the table, until
+ * C has seen again where the code stands.
  */
 #include "base/light.h"
 #include "cpu/paging.h"
 #include "dbt/private.h"
 #include "mem/guest_mem.h"
 
+static void clear_returns(struct dbt_vcpu *dbt, bool user) {
+    void *to = dbt->area->returns[user];
+    uint64_t count = RETURN_SLOTS;
+    __asm__ volatile("rep stosq" : "+D"(to), "+c"(count) : "a"(dbt->stub_return) : "memory");
+    dbt->returns_key[user] = 0;
+}
+
 /* 0 ^ key: context bits are never zero, so no canonical rip matches. */
 static void clear_entries(struct dbt_vcpu *dbt) {
+    clear_returns(dbt, false);
+    clear_returns(dbt, true);
     light_fill(dbt->area->jump.key, 0, sizeof dbt->area->jump.key);
     light_fill(dbt->area->second.key, 0, sizeof dbt->area->second.key);
 }
@@ -34,21 +51,55 @@ static uint64_t fresh_key(struct dbt_vcpu *dbt) {
     return dbt->next_key << 48 | ((dbt->next_key * 0x9e3779b1u) & (JUMP_CACHE_SIZE - 1));
 }
 
+static void use_key(struct dbt_vcpu *dbt, bool kernel, uint64_t key) {
+    dbt->area->hot.jump_key = key;
+    if (UNLIKELY(dbt->returns_key[!kernel] != key)) {
+        clear_returns(dbt, !kernel);
+        dbt->returns_key[!kernel] = key;
+    }
+}
+
+/* Nothing tells any more where kernel pages were that are not relied on. */
+static void forget_local(struct dbt_vcpu *dbt) {
+    if (UNLIKELY(dbt->kernel_local))
+        clear_returns(dbt, false);
+    dbt->kernel_local = false;
+}
+
+void jump_enter_kernel(struct vcpu *vcpu, uint64_t linear, uint64_t ram_offset, bool global) {
+    struct dbt_vcpu *dbt = vcpu->dbt;
+    if (global && jump_rely(dbt, linear, ram_offset))
+        return;
+    dbt->kernel_local = true;
+    dbt->local_generation = vcpu->space->generation;
+}
+
+void jump_forget_landing(struct dbt_vcpu *dbt, const struct block *block) {
+    unsigned slot = (block->rip + block->guest_length) % RETURN_SLOTS;
+    for (unsigned user = 0; user < ARRAY_SIZE(dbt->area->returns); user++) {
+        uint64_t *landing = &dbt->area->returns[user][slot];
+        if (*landing - (uint64_t)dbt->rx - block->host < block->host_size)
+            *landing = (uint64_t)dbt->stub_return;
+    }
+}
+
 void jump_refresh_key(struct vcpu *vcpu) {
     struct dbt_vcpu *dbt = vcpu->dbt;
+    if (dbt->kernel_local && dbt->local_generation != vcpu->space->generation)
+        forget_local(dbt);
     bool kernel = !(vcpu->mode & MODE_CPL3);
     uint64_t generation = kernel ? dbt->kernel_generation : vcpu->space->generation;
     const struct jump_context *recent = dbt->recent[kernel];
     if (LIKELY(recent && recent->mode == vcpu->mode && recent->generation == generation &&
                recent->kernel == kernel && recent->key)) {
-        dbt->area->hot.jump_key = recent->key;
+        use_key(dbt, kernel, recent->key);
         return;
     }
     for (unsigned i = 0; i < JUMP_CONTEXTS; i++) {
         const struct jump_context *context = &dbt->context[i];
         if (context->mode == vcpu->mode && context->generation == generation && context->kernel == kernel &&
             context->key) {
-            dbt->area->hot.jump_key = context->key;
+            use_key(dbt, kernel, context->key);
             dbt->recent[kernel] = context;
             return;
         }
@@ -57,7 +108,7 @@ void jump_refresh_key(struct vcpu *vcpu) {
     struct jump_context *context = &dbt->context[dbt->next_context++ % JUMP_CONTEXTS];
     *context =
         (struct jump_context){.generation = generation, .key = key, .mode = vcpu->mode, .kernel = kernel};
-    dbt->area->hot.jump_key = key;
+    use_key(dbt, kernel, key);
     dbt->recent[kernel] = context;
 }
 
@@ -158,6 +209,7 @@ void jump_serve_flush(struct vcpu *vcpu) {
     struct dbt_vcpu *dbt = vcpu->dbt;
     struct code_flush *flush = &vcpu->code_flush;
     bool changed = false;
+    forget_local(dbt);
     if (flush->global) {
         for (unsigned i = 0; i < 1u << RELIED_BITS && !changed; i++)
             changed = dbt->relied[i].linear && !still_holds(vcpu, &dbt->relied[i]);

@@ -156,6 +156,7 @@ struct dbt_vcpu {
     uint64_t populated; /* up to here pages of rw were asked for */
     int code_fd;
     uint8_t *stub_enter, *stub_load, *stub_exit, *stub_exit_live, *stub_memory, *stub_fault, *stub_look_up;
+    uint8_t *stub_return;
 
     struct block *block;
     uint32_t blocks, max_blocks;
@@ -174,6 +175,9 @@ struct dbt_vcpu {
     struct relied_page relied[1u << RELIED_BITS];
     unsigned relied_count;
     uint64_t user_bloom[USER_BLOOM_WORDS];
+    uint64_t returns_key[2];   /* the jump key that each of area->returns is of; 0: it is empty */
+    bool kernel_local;         /* see jump.c */
+    uint64_t local_generation; /* of the space, then */
 
     struct cached *cached;         /* the persistent caches; NULL: none */
     struct portable_log *log;      /* what is to be recorded; NULL: nothing is */
@@ -276,6 +280,10 @@ void jump_forget_everywhere(struct dbt_vcpu *dbt, uint64_t rip);
 /* A kernel mapping is to be relied on: remember it so that flushes can check it. False: the table is full, do
  * not rely on it. */
 MUST_CHECK bool jump_rely(struct dbt_vcpu *dbt, uint64_t linear, uint64_t ram_offset);
+/* Code of rings 0 to 2 is entered at linear, by nothing that relied on its page. */
+void jump_enter_kernel(struct vcpu *vcpu, uint64_t linear, uint64_t ram_offset, bool global);
+/* A block is dropped: no return lands in it any more. */
+void jump_forget_landing(struct dbt_vcpu *dbt, const struct block *block);
 /* Act on vcpu->code_flush. */
 void jump_serve_flush(struct vcpu *vcpu);
 

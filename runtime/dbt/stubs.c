@@ -8,10 +8,10 @@
  *   stub_exit_live   the same with the flags live.
  *   stub_look_up     the same with a target that the jump cache does not know, after a look at its second
  *                    table.
- *   stub_memory      jumped to in mid-instruction: saves the host registers as they stand, calls
- *                    dbt_exit_memory(), which may resume them unchanged.
- *   stub_fault       where the handler of a fault signal returns to: the same with the host's flags, calls
- *                    dbt_exit_fault().
+ *   stub_return      jumped to by a RET whose slot holds no landing for its target, which is in R11, the site
+ * in R9: asks the jump cache, then as stub_look_up. stub_memory      jumped to in mid-instruction: saves the
+ * host registers as they stand, calls dbt_exit_memory(), which may resume them unchanged. stub_fault where
+ * the handler of a fault signal returns to: the same with the host's flags, calls dbt_exit_fault().
  *
  * The C functions return enum resume. RSP holds a guest value outside the stubs, so nothing but the stubs
  * uses the stack.
@@ -62,22 +62,35 @@ static uint8_t *emit_branch_on(struct code_buffer *c, uint8_t value) {
     return asm_jcc(c, COND_E);
 }
 
-/* The second table (area.h), for the target in hot.target; with what HOMED leaves free. A canonical target
- * has bits 63-47 alike. unknown[]: the places of the branches for "no". */
-static void emit_second_lookup(struct code_buffer *c, uint8_t *unknown[2]) {
-    asm_load_gs(c, GPR_R8, AREA_HOT(target));
+/* One of the jump cache's tables (area.h). */
+struct table {
+    uint32_t multiplier;
+    unsigned bits;
+    size_t key, host; /* offsets */
+};
+
+static const struct table first_table = {JUMP_CACHE_MULTIPLIER, JUMP_CACHE_BITS,
+                                         offsetof(struct dbt_area, jump.key),
+                                         offsetof(struct dbt_area, jump.host)};
+static const struct table second_table = {JUMP_SECOND_MULTIPLIER, JUMP_SECOND_BITS,
+                                          offsetof(struct dbt_area, second.key),
+                                          offsetof(struct dbt_area, second.host)};
+
+/* Look up the target in R8; with what HOMED leaves free. A canonical target has bits 63-47 alike. unknown[]:
+ * the places of the branches for "no". */
+static void emit_lookup(struct code_buffer *c, const struct table *table, uint8_t *unknown[2]) {
     unknown[0] = asm_jump_not_canonical(c, GPR_R8, GPR_R9);
     asm_alu_gs(c, ASM_XOR, GPR_R8, AREA_HOT(jump_key));
     asm_rex(c, false, GPR_R9, 0, GPR_R8);
-    code_u8(c, 0x69); /* imul r9d, r8d, JUMP_SECOND_MULTIPLIER */
+    code_u8(c, 0x69); /* imul r9d, r8d, multiplier */
     code_u8(c, (uint8_t)(0xc0 | (GPR_R9 & 7) << 3 | (GPR_R8 & 7)));
-    code_u32(c, JUMP_SECOND_MULTIPLIER);
-    asm_shr32(c, GPR_R9, 32 - JUMP_SECOND_BITS);
+    code_u32(c, table->multiplier);
+    asm_shr32(c, GPR_R9, (uint8_t)(32 - table->bits));
     code_u8(c, 0x65);
-    asm_mem(c, true, ASM_CMP, GPR_R8, -1, GPR_R9, 3, (int32_t)offsetof(struct dbt_area, second.key));
+    asm_mem(c, true, ASM_CMP, GPR_R8, -1, GPR_R9, 3, (int32_t)table->key);
     unknown[1] = asm_jcc(c, COND_NE);
     code_u8(c, 0x65); /* jmp gs:[r9 * 8 + host] */
-    asm_mem(c, false, 0xff, 4, -1, GPR_R9, 3, (int32_t)offsetof(struct dbt_area, second.host));
+    asm_mem(c, false, 0xff, 4, -1, GPR_R9, 3, (int32_t)table->host);
 }
 
 void dbt_emit_stubs(struct dbt_vcpu *dbt) {
@@ -98,9 +111,18 @@ void dbt_emit_stubs(struct dbt_vcpu *dbt) {
     asm_store_gs(c, AREA_HOT(host_rsp), GPR_RSP);
     asm_jmp_to(c, load);
 
+    dbt->stub_return = dbt->rx + (c->at - dbt->rw);
+    uint8_t *unknown_return[2], *unknown[2];
+    asm_store32_gs(c, AREA_HOT(site), GPR_R9);
+    asm_mov(c, GPR_R8, GPR_R11);
+    asm_store_gs(c, AREA_HOT(target), GPR_R8);
+    emit_lookup(c, &first_table, unknown_return);
+    for (unsigned i = 0; i < ARRAY_SIZE(unknown_return); i++)
+        asm_patch_rel32(unknown_return[i], c->at);
+
     dbt->stub_look_up = dbt->rx + (c->at - dbt->rw);
-    uint8_t *unknown[2];
-    emit_second_lookup(c, unknown);
+    asm_load_gs(c, GPR_R8, AREA_HOT(target));
+    emit_lookup(c, &second_table, unknown);
 
     dbt->stub_exit_live = dbt->rx + (c->at - dbt->rw);
     emit_save_live_flags(c);

@@ -16,6 +16,7 @@
 #define SCRATCHES 3
 #define POPULATE_BYTES (256 * KIB)
 #define NARROW_SCRATCHES 1
+#define FLAGS_DIE_ITEMS 4 /* that are worth being emitted twice */
 #define RELEASE_BYTES (1 * MIB)
 #define RELEASE_KEPT_BYTES (8 * MIB)
 #define RELEASE_ALL_BYTES (16 * MIB)
@@ -442,12 +443,8 @@ static void emit_poll(struct unit *unit, size_t page) {
     asm_store8_imm_gs(&unit->code, (uint32_t)page, 0);
 }
 
-/* From the poll to the last exit. */
-void unit_emit_body(struct unit *unit, bool poll) {
-    unit_note_pc(unit, unit->item[0].guest);
-    if (poll)
-        emit_poll(unit, offsetof(struct dbt_area, poll));
-    for (unsigned i = 0; i < unit->items; i++) {
+static void emit_items(struct unit *unit, unsigned from, unsigned to) {
+    for (unsigned i = from; i < to; i++) {
         const struct item *item = &unit->item[i];
         if (i)
             unit_note_pc(unit, item->guest);
@@ -461,12 +458,76 @@ void unit_emit_body(struct unit *unit, bool poll) {
             emit_store_resident(unit, item);
         group_after(unit, item);
     }
-    if (!ends_block(unit->item[unit->items - 1].kind)) {
-        unit_note_pc(unit, (unsigned)(unit->end_rip - unit->block->rip));
-        if (unit->item[unit->items - 1].kind == KIND_STI)
-            emit_poll(unit, offsetof(struct dbt_area, sti_poll));
-        emit_link(unit, NULL, unit->code64 ? unit->end_rip : (uint32_t)unit->end_rip);
+}
+
+static void emit_first_poll(struct unit *unit) {
+    unit_note_pc(unit, unit->item[0].guest);
+    emit_poll(unit, offsetof(struct dbt_area, poll));
+}
+
+/* What goes on behind the last item, if anything does. */
+static void emit_fall_through(struct unit *unit) {
+    if (ends_block(unit->item[unit->items - 1].kind))
+        return;
+    unit_note_pc(unit, (unsigned)(unit->end_rip - unit->block->rip));
+    if (unit->item[unit->items - 1].kind == KIND_STI)
+        emit_poll(unit, offsetof(struct dbt_area, sti_poll));
+    emit_link(unit, NULL, unit->code64 ? unit->end_rip : (uint32_t)unit->end_rip);
+}
+
+/* From the poll to the last exit. */
+void unit_emit_body(struct unit *unit, bool poll) {
+    if (poll)
+        emit_first_poll(unit);
+    else
+        unit_note_pc(unit, unit->item[0].guest);
+    emit_items(unit, 0, unit->items);
+    emit_fall_through(unit);
+}
+
+/* Many blocks begin with a comparison or a sum: the flags that they are entered with are wanted by nothing
+ * but a stop at the poll. The number of items up to the one that overwrites them all; 0: it does not begin
+ * so. */
+static unsigned flags_die_after(const struct unit *unit) {
+    if (unit->loop || unit->portable || unit->function)
+        return 0;
+    for (unsigned i = 0; i < unit->items && i < FLAGS_DIE_ITEMS; i++) {
+        const struct item *item = &unit->item[i];
+        uint32_t written = item->insn.flags_written & FLAGS_ARITHMETIC;
+        if (item->kind != KIND_COPY && item->kind != KIND_LEA && item->kind != KIND_NOP)
+            return 0;
+        if (item->insn.flags_read & FLAGS_ARITHMETIC || (written && written != FLAGS_ARITHMETIC))
+            return 0;
+        if (written)
+            return i + 1;
     }
+    return 0;
+}
+
+/* Such a block's first items stand twice, once for each place that the flags may be in: neither entry saves
+ * them or gives them back.
+ *   saved:  registers; poll; items; jmp rest
+ *   live:   registers; poll; items
+ *   rest:
+ */
+static void emit_entries_apart(struct unit *unit, unsigned items) {
+    struct code_buffer *c = &unit->code;
+    uint8_t *rest = NULL;
+    for (int saved = 1; saved >= 0; saved--) {
+        unit->block->entry[saved] = (uint32_t)(c->at - unit->dbt->rw);
+        unit_emit_registers(unit);
+        unit->body = c->at;
+        unit->body_saved = unit->flags_saved = saved;
+        unit->maker = NULL;
+        emit_first_poll(unit);
+        emit_items(unit, 0, items);
+        if (saved)
+            rest = asm_jmp(c);
+    }
+    if (!c->overflow)
+        asm_patch_rel32(rest, c->at);
+    emit_items(unit, items, unit->items);
+    emit_fall_through(unit);
 }
 
 /* What makes the flags again with which a loop begins its next round; NULL: nothing does. */
@@ -489,16 +550,22 @@ static const struct item *loop_maker(const struct unit *unit) {
 static void emit_block(struct unit *unit) {
     struct code_buffer *c = &unit->code;
     const struct item *maker = loop_maker(unit);
+    unsigned prefix = flags_die_after(unit);
     unit->colds = 0;
+    unit->landing = NULL;
     unit->maker = unit->remake = NULL;
     unit->twice = maker;
     if (unit->portable)
         portable_begin(unit);
     unit_site(unit, SITE_DEAD, NULL)->flags_saved = true;
-    emit_entries(unit);
-    if (unit->twice)
-        unit->loop_live = NULL;
-    unit_emit_body(unit, true);
+    if (prefix) {
+        emit_entries_apart(unit, prefix);
+    } else {
+        emit_entries(unit);
+        if (unit->twice)
+            unit->loop_live = NULL;
+        unit_emit_body(unit, true);
+    }
     if (unit->twice && !c->overflow) {
         asm_patch_rel32(unit->loop_place, c->at);
         unit->loop_live = c->at;
@@ -509,6 +576,7 @@ static void emit_block(struct unit *unit) {
         unit_emit_body(unit, true);
     }
     emit_colds(unit);
+    emit_landing(unit);
     emit_remakes(unit);
     /* A killed block's entry is overwritten with an exit: keep room for it. */
     while (c->at - c->start < 40)

@@ -161,6 +161,7 @@ struct unit {
     uint8_t *loop_place;       /* the first body's branch to the second */
     uint8_t *body;             /* behind what the entries do */
     uint8_t *loop_live;        /* where a side exit to the block itself goes, with the flags live */
+    uint8_t *landing; /* the rel32 that leads to the landing of the call at the end; NULL: it has none */
     struct cold cold[COLDS_MAX];
     unsigned colds;
     struct item block_item[BLOCK_MAX_INSNS];
@@ -324,14 +325,24 @@ void group_reset(struct unit *unit);
 /* No group is active any more. */
 void group_forget(struct unit *unit);
 
+/* -- emit_return.c -- */
+/* Behind the push of a call: tell returns where its landing is. */
+void return_expect(struct unit *unit);
+/* Behind the block. */
+void emit_landing(struct unit *unit);
+void emit_ret(struct unit *unit, const struct item *item);
+
 /* -- emit_branch.c -- */
+/* End the block with a jump to the guest address in t0. */
+void emit_jump(struct unit *unit, const struct item *item);
+/* A site that may be linked to the block at target. */
+struct site *unit_link_site(struct unit *unit, const struct item *item, uint64_t target);
 void emit_link(struct unit *unit, const struct item *item, uint64_t target);
 void emit_jcc(struct unit *unit, const struct item *item);
 void emit_jcxz(struct unit *unit, const struct item *item);
 void emit_call(struct unit *unit, const struct item *item);
 void emit_jump_indirect(struct unit *unit, const struct item *item);
 void emit_call_indirect(struct unit *unit, const struct item *item);
-void emit_ret(struct unit *unit, const struct item *item);
 /* A JUMP_MISS cold path's lookup; falls through on a miss, with the key in t0. */
 void emit_cold_lookup(struct unit *unit, const struct site *site);
 bool branch_needs_lookup(const struct unit *unit, uint64_t target);

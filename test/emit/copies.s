@@ -1,7 +1,13 @@
-# What touches no memory runs as it is, registers and vectors alike; the translator adds nothing to it.
+# What touches no memory runs as it is, registers and vectors alike; the translator adds nothing to it. The first
+# instruction overwrites all flags: it stands twice, so that neither entry saves them or gives them back.
 # RUN: %emit64 %t.bin | FileCheck %s
 
-# CHECK: emitted {{.*}} mov byte ptr gs:[0x{{[0-9A-F]+}}], 0x00
+# CHECK: emitted +0 {{.*}} mov byte ptr gs:[0x{{[0-9A-F]+}}], 0x00
+# CHECK-NEXT: emitted guest 0, flags in memory:
+# CHECK-NEXT: emitted {{.*}}48 01 d8{{ .*}}add rax, rbx
+# CHECK-NEXT: emitted {{.*}} jmp 0x
+# CHECK-NEXT: guest 0:
+# CHECK-NEXT: emitted {{.*}} mov byte ptr gs:[0x{{[0-9A-F]+}}], 0x00
 # CHECK-NEXT: emitted {{.*}}48 01 d8{{ .*}}add rax, rbx
 # CHECK-NEXT: guest 3
 # CHECK-NEXT: emitted {{.*}}48 0f af ca{{ .*}}imul rcx, rdx

@@ -31,4 +31,25 @@ mov (%rdi), %eax
 mov (%rsi), %ecx
 setnz %dl
 jmp 1f
+
+# A block whose flags die before anything reads them takes them in either place; a reader wants them live.
+# CHECK: guest {{.*}} test rbx, rbx
+# CHECK-NOT: {{(lahf|sahf)}}
+# CHECK: emitted {{.*}} mov rcx, rax
+# CHECK-NOT: {{(lahf|sahf)}}
+# CHECK: emitted {{.*}} test rbx, rbx
+# CHECK-NEXT: emitted {{.*}} jmp 0x
+# CHECK-NOT: {{(lahf|sahf)}}
+# CHECK: emitted {{.*}} test rbx, rbx
+# CHECK-NOT: {{(lahf|sahf)}}
+# CHECK: emitted {{.*}} jz 0x
+# CHECK: guest {{.*}} adc rax, rbx
+# CHECK: sahf
+# CHECK: emitted {{.*}} adc rax, rbx
+1: mov %rax, %rcx
+test %rbx, %rbx
+jz 1f
+jmp 1f
+1: adc %rbx, %rax
+jmp 1f
 1:
