@@ -8,6 +8,9 @@
  *
  * A flush tears nothing down. Each region of 2 MiB remembers the entries that its mappings were made from;
  * before the stub runs after a flush, they are compared with the guest's tables, and what changed is undone.
+ *
+ * Orders are collected and carried out together, since a trip to the stub costs more than they do: only the
+ * functions of the header end with apply().
  */
 #define _GNU_SOURCE
 #include "direct/mapping.h"
@@ -75,14 +78,17 @@ static int apply(struct vcpu *vcpu, struct direct_stub *stub) {
     return stub_apply(&vcpu->direct->family, stub->pid, &done);
 }
 
+/* Any of them may cut one of the host's mappings into three. */
 static int order(struct vcpu *vcpu, struct direct_stub *stub, const struct stub_order *wanted) {
     struct stub_family *family = &vcpu->direct->family;
     family->orders[family->order_count++] = *wanted;
-    stub->mapping.areas++;
+    stub->mapping.areas += 2;
     return family->order_count == STUB_ORDERS_MAX ? apply(vcpu, stub) : 0;
 }
 
+/* The last region of user mode ends behind what the host lets anybody unmap. */
 static int order_unmap(struct vcpu *vcpu, struct direct_stub *stub, uint64_t linear, uint64_t length) {
+    length = linear + length > STUB_USER_END ? STUB_USER_END - linear : length;
     vcpu->direct->stats.pages_unmapped += length / PAGE_SIZE;
     return order(vcpu, stub, &(struct stub_order){SYS_munmap, {linear, length}});
 }
@@ -90,6 +96,17 @@ static int order_unmap(struct vcpu *vcpu, struct direct_stub *stub, uint64_t lin
 static uint64_t protection(uint64_t rights) {
     return (rights & MAP_READ ? PROT_READ : 0) | (rights & MAP_WRITE ? PROT_READ | PROT_WRITE : 0) |
            (rights & MAP_EXECUTE ? PROT_READ | PROT_EXEC : 0);
+}
+
+/* The mappings that the host's kernel holds, if it joins none that end at a region's end. */
+static unsigned count_areas(const struct mapping *mapping) {
+    unsigned areas = 0;
+    for (unsigned i = 0; i < MAPPING_BUCKETS; i++)
+        for (const struct region *region = mapping->bucket[i]; region; region = region->next)
+            for (unsigned page = 0; region->pages && page < REGION_PAGES; page++)
+                areas += region->mapped[page] &&
+                         (!page || region->mapped[page] != region->mapped[page - 1] + PAGE_SIZE);
+    return areas;
 }
 
 /* Take everything out of the stub. */
@@ -105,6 +122,15 @@ static int flush(struct vcpu *vcpu, struct direct_stub *stub) {
         result = apply(vcpu, stub);
     mapping_clear(vcpu, mapping);
     return result;
+}
+
+/* Stay below what the host's kernel allows. A count takes long, so at least half of that is free after it. */
+static int bound_areas(struct vcpu *vcpu, struct direct_stub *stub) {
+    struct mapping *mapping = &stub->mapping;
+    if (LIKELY(mapping->areas <= vcpu->direct->max_areas))
+        return 0;
+    mapping->areas = count_areas(mapping);
+    return mapping->areas > vcpu->direct->max_areas / 2 ? flush(vcpu, stub) : 0;
 }
 
 /* -- what may be mapped -- */
@@ -240,7 +266,7 @@ static void remove_empty(struct vcpu *vcpu, struct mapping *mapping, struct regi
     vcpu->direct->regions--;
 }
 
-int mapping_sync(struct vcpu *vcpu, struct direct_stub *stub) {
+static int revalidate_all(struct vcpu *vcpu, struct direct_stub *stub) {
     struct mapping *mapping = &stub->mapping;
     uint64_t revocations = __atomic_load_n(&vcpu->direct_revocations, __ATOMIC_SEQ_CST);
     bool revoked = mapping->revocations != revocations;
@@ -260,9 +286,7 @@ int mapping_sync(struct vcpu *vcpu, struct direct_stub *stub) {
                 slot = &(*slot)->next;
         }
     }
-    if (!result && mapping->areas > vcpu->direct->max_areas)
-        return flush(vcpu, stub);
-    return result ? result : apply(vcpu, stub);
+    return result;
 }
 
 /* -- adding -- */
@@ -304,7 +328,7 @@ static int map_range(struct vcpu *vcpu, struct direct_stub *stub, struct region 
                                              protection(want), MAP_SHARED | MAP_FIXED | MAP_POPULATE,
                                              STUB_RAM_FD, want & PAGE_MASK}});
     }
-    return result ? result : apply(vcpu, stub);
+    return result;
 }
 
 /* A page that is readable already was asked for: ring 3 writes where code was translated from. It will do so
@@ -336,18 +360,16 @@ bool mapping_collides(const struct vcpu *vcpu) {
     return false;
 }
 
-int mapping_add(struct vcpu *vcpu, struct direct_stub *stub, uint64_t linear) {
+static int add(struct vcpu *vcpu, struct direct_stub *stub, uint64_t linear) {
     struct direct_vcpu *direct = vcpu->direct;
     struct mapping *mapping = &stub->mapping;
     if (linear >= STUB_USER_END || linear < direct->low_end || is_occupied(&direct->family, linear))
         return 0;
     if (direct->regions > REGIONS_MAX)
         pool_drop_others(vcpu, stub);
-    if (mapping->areas > direct->max_areas || direct->regions > REGIONS_MAX) {
-        int result = flush(vcpu, stub);
-        if (result)
-            return result;
-    }
+    int result = direct->regions > REGIONS_MAX ? flush(vcpu, stub) : bound_areas(vcpu, stub);
+    if (result)
+        return result;
     struct region *region = find_region(mapping, linear);
     if (!region) {
         region = make_region(vcpu, mapping, linear);
@@ -356,19 +378,19 @@ int mapping_add(struct vcpu *vcpu, struct direct_stub *stub, uint64_t linear) {
         tables_walk(vcpu, linear, &region->path);
         snapshot(region);
     } else {
-        int result = revalidate(vcpu, stub, region, false);
+        result = revalidate(vcpu, stub, region, false);
         if (result)
             return result;
     }
     unsigned index = linear >> PAGE_SHIFT & (REGION_PAGES - 1);
     uint64_t had = region->mapped[index];
     if (!region->path.rights)
-        return apply(vcpu, stub);
+        return 0;
     if (had & MAP_READ && !(had & MAP_WRITE))
         claim(vcpu, region, index);
     uint64_t want = wanted(vcpu, stub, region, index);
     if (want == had || !(want & MAP_RIGHTS))
-        return apply(vcpu, stub);
+        return 0;
     /* A large page is one mapping; a region of which much was asked for is taken whole. */
     bool whole = !region->path.table || region->pages >= WINDOW_PAGES;
     unsigned first = whole ? 0 : index & ~(WINDOW_PAGES - 1u);
@@ -377,8 +399,29 @@ int mapping_add(struct vcpu *vcpu, struct direct_stub *stub, uint64_t linear) {
         first = (unsigned)((direct->low_end - region->linear) >> PAGE_SHIFT);
     if (region->linear + end * PAGE_SIZE > STUB_USER_END)
         end = (unsigned)((STUB_USER_END - region->linear) >> PAGE_SHIFT);
-    int result = map_range(vcpu, stub, region, first, end);
+    result = map_range(vcpu, stub, region, first, end);
     return result ? result : 1;
+}
+
+/* Carry out what was ordered; after a failure nothing more for this stub. */
+static int finish(struct vcpu *vcpu, struct direct_stub *stub, int result) {
+    int applied = result < 0 ? 0 : apply(vcpu, stub);
+    vcpu->direct->family.order_count = 0;
+    return applied ? applied : result;
+}
+
+int mapping_add(struct vcpu *vcpu, struct direct_stub *stub, uint64_t linear) {
+    return finish(vcpu, stub, add(vcpu, stub, linear));
+}
+
+int mapping_sync(struct vcpu *vcpu, struct direct_stub *stub, uint64_t linear) {
+    int result = bound_areas(vcpu, stub);
+    if (!result)
+        result = revalidate_all(vcpu, stub);
+    if (!result && linear != NO_ADDRESS)
+        result = add(vcpu, stub, linear);
+    result = finish(vcpu, stub, result);
+    return result < 0 ? result : 0;
 }
 
 bool mapping_admit_cpuid(struct vcpu *vcpu, struct direct_stub *stub) {

@@ -12,14 +12,15 @@ struct region;
 struct mapping {
     struct region *bucket[MAPPING_BUCKETS];
     unsigned regions;
-    unsigned areas;                /* the most mappings that the host's kernel may hold for it */
+    unsigned areas;                /* no fewer than the host's kernel holds for it */
     uint64_t flushes, revocations; /* of the vCPU, as of the last look at the guest's tables */
 };
 
 struct direct_stub;
 
-/* Make the stub agree with all flushes and revocations so far. 0; -errno: the stub is of no use any more. */
-MUST_CHECK int mapping_sync(struct vcpu *vcpu, struct direct_stub *stub);
+/* Make the stub agree with all flushes and revocations so far; then map the page of linear as mapping_add()
+ * does, unless it is NO_ADDRESS. 0; -errno: the stub is of no use any more. */
+MUST_CHECK int mapping_sync(struct vcpu *vcpu, struct direct_stub *stub, uint64_t linear);
 /* Map the page of linear with all that ring 3 may do with it as it stands, and its neighbours with it. 1: the
  * page can now do more than before; 0: not; -errno: the stub is of no use any more. */
 MUST_CHECK int mapping_add(struct vcpu *vcpu, struct direct_stub *stub, uint64_t linear);

@@ -57,13 +57,16 @@ static enum next lose(struct vcpu *vcpu, struct stay *stay) {
     return NEXT_LEAVE;
 }
 
-/* Registers and extended state as ring 3 left them. */
-static bool fetch(struct vcpu *vcpu, struct stay *stay) {
-    struct direct_stub *stub = stay->stub;
-    if (ptrace(PTRACE_GETREGS, stub->pid, NULL, &stay->regs) || state_fetch_vectors(vcpu, stub))
+/* Registers and extended state as ring 3 left them; stay->regs are its registers already. */
+static bool fetch_rest(struct vcpu *vcpu, struct stay *stay) {
+    if (state_fetch_vectors(vcpu, stay->stub))
         return false;
-    stub->flags = (uint32_t)stay->regs.eflags;
+    stay->stub->flags = (uint32_t)stay->regs.eflags;
     return state_from_stub(vcpu, &stay->regs);
+}
+
+static bool fetch(struct vcpu *vcpu, struct stay *stay) {
+    return !ptrace(PTRACE_GETREGS, stay->stub->pid, NULL, &stay->regs) && fetch_rest(vcpu, stay);
 }
 
 static enum next deliver(struct vcpu *vcpu) {
@@ -208,24 +211,24 @@ static enum next serve_fault(struct vcpu *vcpu, struct stay *stay, int signal) {
     if (info.si_code <= 0)
         return NEXT_RUN; /* a process sent it: the stub never gets it */
     vcpu->direct->stats.faults++;
-    uint64_t linear = NO_ADDRESS;
+    uint64_t linear = NO_ADDRESS, trips = vcpu->direct->family.trips;
+    if (ptrace(PTRACE_GETREGS, stub->pid, NULL, &stay->regs))
+        return lose(vcpu, stay);
     if (signal == SIGSEGV && (info.si_code == SEGV_MAPERR || info.si_code == SEGV_ACCERR)) {
         /* It may be mappable as the tables are. Orders lose the registers. */
         linear = (uint64_t)info.si_addr;
-        if (ptrace(PTRACE_GETREGS, stub->pid, NULL, &stay->regs))
-            return lose(vcpu, stay);
         int added = mapping_add(vcpu, stub, linear);
         if (added < 0)
             return added == -ESRCH ? lose(vcpu, stay) : retire(vcpu, stay);
         stay->regs.orig_rax = UINT64_MAX;
         /* Ring 3 can have by itself what the kernel lets no tracer set: null selectors with a privilege
          * level, a base in the upper half. */
-        if (ptrace(PTRACE_SETREGS, stub->pid, NULL, &stay->regs))
+        if (vcpu->direct->family.trips != trips && ptrace(PTRACE_SETREGS, stub->pid, NULL, &stay->regs))
             return errno == ESRCH ? lose(vcpu, stay) : step_out(vcpu, stay);
         if (added)
             return NEXT_RUN;
     }
-    if (!fetch(vcpu, stay))
+    if (!fetch_rest(vcpu, stay))
         return lose(vcpu, stay);
     if (stub_owns(&vcpu->direct->family, vcpu->rip)) {
         direct_hold(vcpu); /* fetching there faults in the guest */
@@ -268,12 +271,9 @@ static enum next serve_stop(struct vcpu *vcpu, struct stay *stay, int status) {
 /* The vCPU's state into the stub, and all that its mappings need first. */
 static bool enter(struct vcpu *vcpu, struct stay *stay) {
     struct direct_stub *stub = stay->stub;
-    int result = mapping_sync(vcpu, stub);
-    if (!result && stub->touched != NO_ADDRESS) {
-        result = mapping_add(vcpu, stub, stub->touched);
-        stub->touched = NO_ADDRESS;
-    }
-    if (result < 0) {
+    int result = mapping_sync(vcpu, stub, stub->touched);
+    stub->touched = NO_ADDRESS;
+    if (result) {
         pool_drop(vcpu, stub);
         return false;
     }

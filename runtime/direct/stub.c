@@ -124,6 +124,7 @@ int stub_apply(struct stub_family *family, pid_t pid, unsigned *done) {
     *done = 0;
     if (!count)
         return 0;
+    family->trips++;
     int result = run_orders(pid, &regs);
     /* Ring 3 can read that page: leave nothing in it. */
     memset(family->orders, 0, count * sizeof *family->orders);

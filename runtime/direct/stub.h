@@ -32,6 +32,7 @@ struct stub_family {
     uint64_t occupied[STUB_OCCUPIED_MAX];
     unsigned occupied_count;
     unsigned order_count;
+    uint64_t trips;         /* to stubs with orders */
     uint64_t xstate_size;   /* of the kernel's register set */
     bool keeps_nt;          /* RFLAGS.NT outlives a SYSCALL */
     bool loads_tls;         /* selectors of thread-local storage can be loaded in them */
