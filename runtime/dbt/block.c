@@ -224,7 +224,8 @@ struct block *block_at(struct dbt_vcpu *dbt, uint64_t host_pc, struct guest_plac
         return NULL;
     struct block *block = &dbt->block[index];
     const struct pc_entry *entry = pc_at(dbt, block, offset);
-    *place = (struct guest_place){.guest = entry->guest, .flags_saved = entry->flags_saved};
+    *place = (struct guest_place){
+        .guest = entry->guest, .flags_saved = entry->flags_saved, .rsp_lag = entry->rsp_lag};
     return block;
 }
 

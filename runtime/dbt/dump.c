@@ -172,6 +172,16 @@ static void add_decoded(struct trace_text *text, const struct unit *unit) {
     }
 }
 
+static void add_place(struct trace_text *text, const struct pc_entry *entry) {
+    char lag[16] = "";
+    if (entry->rsp_lag)
+        snprintf(lag, sizeof lag, ", rsp %+d", entry->rsp_lag);
+    trace_text_add(text, "  emitted        guest %u%s%s:\n", entry->guest, lag,
+                   entry->flags_saved ? ", flags in memory"
+                   : entry->remake    ? ", flags made again"
+                                      : "");
+}
+
 static void add_code(struct trace_text *text, const struct unit *unit) {
     const struct dbt_vcpu *dbt = unit->dbt;
     const struct block *block = unit->block;
@@ -186,10 +196,7 @@ static void add_code(struct trace_text *text, const struct unit *unit) {
         while (pc < block->pcs && dbt->pc[block->first_pc + pc].host <= at) {
             const struct pc_entry *entry = &dbt->pc[block->first_pc + pc++];
             if (entry->host == at)
-                trace_text_add(text, "  emitted        guest %u%s:\n", entry->guest,
-                               entry->flags_saved ? ", flags in memory"
-                               : entry->remake    ? ", flags made again"
-                                                  : "");
+                add_place(text, entry);
         }
         if (!ZYAN_SUCCESS(ZydisDecoderDecodeFull(&decoder, code + at, block->host_size - at, &z, op))) {
             trace_text_add(text, "  emitted +%-4u  ", at);

@@ -87,7 +87,8 @@ void unit_note_pc(struct unit *unit, unsigned guest) {
         (struct pc_entry){.host = (uint16_t)(unit->code.at - unit->code.start),
                           .guest = (uint16_t)guest,
                           .flags_saved = unit->flags_saved,
-                          .remake = (uint16_t)(unit->remake ? unit->remake - unit->item + 1 : 0)};
+                          .remake = (uint16_t)(unit->remake ? unit->remake - unit->item + 1 : 0),
+                          .rsp_lag = (int16_t)unit->rsp_lag};
     unit->block->pcs++;
 }
 

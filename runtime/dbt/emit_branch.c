@@ -185,7 +185,8 @@ static void emit_push_return(struct unit *unit, const struct item *item) {
         emit_guest_address(unit, unit->t2, back);
         asm_mem(c, true, 0x89, unit->t2, to.base, to.index, 0, to.disp);
     }
-    asm_lea(c, unit->code64, GPR_RSP, GPR_RSP, -1, 0, -size);
+    emit_rsp_move(unit, -size);
+    emit_rsp_settle(unit);
     return_expect(unit);
 }
 

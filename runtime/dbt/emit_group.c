@@ -278,11 +278,15 @@ bool group_cover(struct unit *unit, const struct item *item, const struct use *u
     if (!unit->code64)
         return false;
     struct group *group = find(unit, use);
-    if (!group)
+    if (!group) {
+        emit_rsp_settle(unit);
         group = begin(unit, item, use);
+    }
     if (!group)
         return false;
-    *memory = (struct host_memory){.base = (int8_t)use->base, .index = (int8_t)group->reg, .disp = use->disp};
+    *memory = (struct host_memory){.base = (int8_t)use->base,
+                                   .index = (int8_t)group->reg,
+                                   .disp = use->disp + (use->base == GPR_RSP ? unit->rsp_lag : 0)};
     return true;
 }
 

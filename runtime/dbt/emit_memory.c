@@ -262,9 +262,57 @@ void emit_lea(struct unit *unit, const struct item *item) {
     }
 }
 
-/* rsp += delta without touching flags. */
-static void emit_rsp_add(struct unit *unit, int32_t delta) {
-    asm_lea(&unit->code, unit->code64, GPR_RSP, GPR_RSP, -1, 0, delta);
+/* RSP in a run of PUSH, POP, CALL and RET that share a check: the host's register stays behind while the
+ * guest's moves, and is brought up to date by one addition. The next access does not wait for the last one's
+ * then, which costs more than the operations do. Between them may stand what does not name RSP; whatever may
+ * leave the block comes after the addition, and a fault finds in its place's pc_entry what is missing. */
+#define RSP_LAG_MAX 1024
+
+void emit_rsp_settle(struct unit *unit) {
+    const struct dbt_vcpu *dbt = unit->dbt;
+    if (!unit->rsp_lag)
+        return;
+    asm_lea(&unit->code, true, GPR_RSP, GPR_RSP, -1, 0, unit->rsp_lag);
+    unit->rsp_lag = 0;
+    unit_note_pc(unit, dbt->pc[dbt->pcs - 1].guest);
+}
+
+void emit_rsp_move(struct unit *unit, int32_t delta) {
+    if (!unit->code64 || unit->portable || unit->function) {
+        asm_lea(&unit->code, unit->code64, GPR_RSP, GPR_RSP, -1, 0, delta);
+        return;
+    }
+    unit->rsp_lag += delta;
+    if (unit->rsp_lag < -RSP_LAG_MAX || unit->rsp_lag > RSP_LAG_MAX)
+        emit_rsp_settle(unit);
+}
+
+void emit_rsp_before(struct unit *unit, const struct item *item) {
+    const struct insn *insn = &item->insn;
+    const ZydisDecodedOperand *op = insn->op;
+    bool waits;
+    switch (item->kind) {
+    case KIND_COPY:
+    case KIND_LEA:
+    case KIND_NOP:
+        waits = !((insn->gprs_read | insn->gprs_written) >> GPR_RSP & 1);
+        break;
+    case KIND_PUSH:
+        waits = op->type == ZYDIS_OPERAND_TYPE_IMMEDIATE ||
+                (op->type == ZYDIS_OPERAND_TYPE_REGISTER && insn_gpr(op->reg.value) != GPR_RSP);
+        break;
+    case KIND_POP:
+        waits = insn_gpr(op->reg.value) != GPR_RSP;
+        break;
+    case KIND_CALL:
+    case KIND_RET:
+        waits = true;
+        break;
+    default:
+        waits = false;
+    }
+    if (!waits)
+        emit_rsp_settle(unit);
 }
 
 /* t0 = linear address of [rsp + delta] */
@@ -285,6 +333,7 @@ struct host_memory emit_stack(struct unit *unit, const struct item *item, int32_
     const struct use use = {.base = GPR_RSP, .index = -1, .disp = delta, .size = size, .access = access};
     if (group_cover(unit, item, &use, &memory))
         return memory;
+    emit_rsp_settle(unit);
     emit_flags_lose(unit, item);
     if (unit->code64) {
         emit_memo_probe(unit, item,
@@ -319,7 +368,7 @@ void emit_push(struct unit *unit, const struct item *item) {
         asm_mem(c, unit->code64, 0xc7, 0, to.base, to.index, 0, to.disp);
         code_u32(c, (uint32_t)op->imm.value.u);
     }
-    emit_rsp_add(unit, -size);
+    emit_rsp_move(unit, -size);
 }
 
 void emit_pop(struct unit *unit, const struct item *item) {
@@ -328,7 +377,7 @@ void emit_pop(struct unit *unit, const struct item *item) {
     struct host_memory from = emit_stack(unit, item, 0, VMEM_READ);
     asm_mem(c, unit->code64, 0x8b, target, from.base, from.index, 0, from.disp);
     if (target != GPR_RSP)
-        emit_rsp_add(unit, size);
+        emit_rsp_move(unit, size);
 }
 
 void emit_leave_insn(struct unit *unit, const struct item *item) {

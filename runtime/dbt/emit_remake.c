@@ -171,14 +171,16 @@ void emit_remakes(struct unit *unit) {
     struct code_buffer *c = &unit->code;
     uint32_t first = unit->block->first_pc, count = unit->block->pcs;
     unsigned maker = 0, guest = 0, offset = 0; /* of the last one */
+    int lag = 0;
     unit->flags_saved = false;
     for (uint32_t i = 0; i < count && !c->overflow; i++) {
         struct pc_entry *entry = &dbt->pc[first + i];
         if (!entry->remake)
             continue;
-        if (entry->remake != maker || entry->guest != guest) {
+        if (entry->remake != maker || entry->guest != guest || entry->rsp_lag != lag) {
             maker = entry->remake;
             guest = entry->guest;
+            unit->rsp_lag = lag = entry->rsp_lag;
             offset = (unsigned)(c->at - c->start);
             emit_remake(unit, &unit->item[maker - 1]);
             unit_note_pc(unit, guest);

@@ -68,7 +68,8 @@ void emit_ret(struct unit *unit, const struct item *item) {
         release = (int)(item->insn.op[0].imm.value.u & 0xffff);
     struct host_memory from = emit_stack(unit, item, 0, VMEM_READ);
     asm_mem(c, unit->code64, 0x8b, unit->t0, from.base, from.index, 0, from.disp);
-    asm_lea(c, unit->code64, GPR_RSP, GPR_RSP, -1, 0, size + release);
+    emit_rsp_move(unit, size + release);
+    emit_rsp_settle(unit);
     if (!unit->code64 || unit->portable) {
         emit_jump(unit, item);
         return;

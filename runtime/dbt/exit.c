@@ -29,6 +29,7 @@ static void reconstruct(struct vcpu *vcpu, const struct block *block, const stru
         else if (!place->state && !(block->spilled >> reg & 1))
             vcpu->gpr[reg] = hot->save[reg];
     }
+    vcpu->gpr[GPR_RSP] += (uint64_t)(int64_t)place->rsp_lag;
     merge_flags(vcpu, place->flags_saved ? lahf_to_flags(hot->flags) : hot->save_flags);
     vcpu->rip = block->rip + place->guest;
     if (!(block->mode & MODE_CODE_64))

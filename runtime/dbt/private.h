@@ -73,6 +73,7 @@ struct site {
 struct guest_place {
     uint32_t guest; /* rip - block rip */
     bool flags_saved;
+    int rsp_lag;                   /* what the guest's RSP is beyond the host's */
     const struct ntc_state *state; /* where the registers are; NULL: as the block says */
 };
 
@@ -82,6 +83,7 @@ struct pc_entry {
     uint16_t guest : 15, flags_saved : 1;
     uint16_t remake; /* not 0: where code begins, from the block's start, that makes the flags and faults
                         again (while the block is emitted: 1 + number of the item that made them) */
+    int16_t rsp_lag; /* see struct unit */
 };
 
 /* Translated code with one entry; or a cached unit in use, with as many as it has (cached.c). */

@@ -451,6 +451,7 @@ static void emit_items(struct unit *unit, unsigned from, unsigned to) {
         /* STI holds interrupts off for one instruction: C, met here, lets the interpreter run that one. */
         if (i && unit->item[i - 1].kind == KIND_STI)
             emit_poll(unit, offsetof(struct dbt_area, sti_poll));
+        emit_rsp_before(unit, item);
         remake_before(unit, item);
         emit_item(unit, item);
         unit->maker = remake_after(unit, item, unit->maker);
@@ -470,6 +471,7 @@ static void emit_fall_through(struct unit *unit) {
     if (ends_block(unit->item[unit->items - 1].kind))
         return;
     unit_note_pc(unit, (unsigned)(unit->end_rip - unit->block->rip));
+    emit_rsp_settle(unit);
     if (unit->item[unit->items - 1].kind == KIND_STI)
         emit_poll(unit, offsetof(struct dbt_area, sti_poll));
     emit_link(unit, NULL, unit->code64 ? unit->end_rip : (uint32_t)unit->end_rip);
@@ -553,6 +555,7 @@ static void emit_block(struct unit *unit) {
     unsigned prefix = flags_die_after(unit);
     unit->colds = 0;
     unit->landing = NULL;
+    unit->rsp_lag = 0;
     unit->maker = unit->remake = NULL;
     unit->twice = maker;
     if (unit->portable)

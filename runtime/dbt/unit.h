@@ -153,6 +153,7 @@ struct unit {
     uint16_t spilled;
     bool flags_saved;
     bool body_saved; /* flags_saved at the body's start */
+    int32_t rsp_lag; /* what the guest's RSP is beyond the host's: see emit_memory.c */
     struct group group[GROUPS];
     unsigned next_group;       /* the one to replace next */
     const struct item *maker;  /* what made the flags, if it can make them again; NULL */
@@ -280,6 +281,11 @@ void emit_lea(struct unit *unit, const struct item *item);
  * part of it then). */
 struct host_memory emit_stack(struct unit *unit, const struct item *item, int32_t delta,
                               enum vmem_access access);
+/* RSP moves, by constants that are added up while nothing looks at it; and looked at it is. */
+void emit_rsp_move(struct unit *unit, int32_t delta);
+void emit_rsp_settle(struct unit *unit);
+/* Before an item: settle RSP unless the item can do without. */
+void emit_rsp_before(struct unit *unit, const struct item *item);
 void emit_push(struct unit *unit, const struct item *item);
 void emit_pop(struct unit *unit, const struct item *item);
 void emit_leave_insn(struct unit *unit, const struct item *item);

@@ -18,7 +18,7 @@ add %rdx, %rcx
 # CHECK-LABEL: block 1 at 0x40000a
 # CHECK: emitted {{.*}} mov qword ptr [{{.*}}], 0x40000F
 # CHECK-NEXT: emitted {{.*}} lea rsp, [rsp-0x08]
-# CHECK-NEXT: emitted {{.*}} lea [[LANDING:r[0-9a-z]+]], [0x
+# CHECK: emitted {{.*}} lea [[LANDING:r[0-9a-z]+]], [0x
 # CHECK-NEXT: emitted {{.*}} mov gs:[0x{{[0-9A-F]+}}], [[LANDING]]
 # CHECK-NEXT: emitted {{.*}} jmp 0x
 # CHECK: emitted {{.*}} cmp r11, 0x40000F
@@ -41,7 +41,7 @@ add %rdx, %rcx
 # CHECK-LABEL: block 3 at 0x400011
 # CHECK: emitted {{.*}} mov r11, [{{.*}}]
 # CHECK-NEXT: emitted {{.*}} lea rsp, [rsp+0x08]
-# CHECK-NEXT: emitted {{.*}} mov r9d, 0x
+# CHECK: emitted {{.*}} mov r9d, 0x
 # CHECK-NEXT: emitted {{.*}} movzx r10d, r11b
 # CHECK-NEXT: emitted {{.*}} jmp gs:[r10*8+0x
 # CHECK: site {{[0-9]+}} jump-miss guest 0

@@ -73,6 +73,40 @@ static void check_flags(void) {
     tally_end(&tally);
 }
 
+/* A fault between pushes or pops finds the stack pointer as far as the program had moved it. */
+SNIPPET(stack_push, "xor %ecx, %ecx\n\tpush %rax\n\tpush %rbx\n\tpush %rcx\n\tdiv %ecx\n\tpush %rax");
+SNIPPET(stack_pop, "push %rax\n\tpush %rbx\n\tpush %rcx\n\tjmp 1f\n1:\txor %ecx, %ecx\n\tcmp %eax, %eax\n\t"
+                   "pop %rdx\n\tpop %rbx\n\tdiv %ecx\n\tpop %rax");
+SNIPPET(stack_both,
+        "push %rax\n\tpush %rbx\n\tpop %rsi\n\txor %ecx, %ecx\n\tcmp %eax, %eax\n\tpush %rsi\n\tdiv "
+        "%ecx\n\tpop %rsi");
+SNIPPET(stack_call,
+        "push %rax\n\tpush %rbx\n\tcall 1f\n1:\txor %ecx, %ecx\n\tpop %rdx\n\tdiv %ecx\n\tpop %rdx");
+
+static void check_stack(void) {
+    static const struct {
+        const char *name, *code;
+        long moved;
+    } cases[] = {{"behind pushes", stack_push, -24},
+                 {"behind pops", stack_pop, -8},
+                 {"behind both", stack_both, -16},
+                 {"behind a call", stack_call, -16}};
+    struct tally tally;
+    tally_begin(&tally, "stack pointer at a fault");
+    for (unsigned i = 0; i < ARRAY_SIZE(cases) * ROUNDS; i++) {
+        const unsigned which = i % ARRAY_SIZE(cases);
+        struct context c = context_kernel(cases[which].code);
+        unsigned long sp = c.sp;
+        c.ax = c.bx = c.dx = 0;
+        context_run(&c);
+        tally_case(&tally, c.vector, VECTOR_DE, "%s", cases[which].name);
+        tally_case(&tally, c.sp - sp, (unsigned long)cases[which].moved, "%s", cases[which].name);
+        tally_case(&tally, *(const uint8_t *)c.ip, 0xf7, "instruction, %s", cases[which].name);
+        tally_case(&tally, c.flags & 0x8d5, 0x44, "flags, %s", cases[which].name);
+    }
+    tally_end(&tally);
+}
+
 /* -- The page of the call changes before the return -- */
 
 static unsigned long cr3_here, cr3_there;
@@ -260,6 +294,7 @@ void kernel_main(void) {
     frame_fill(frame_b, 2);
     check_unbalanced();
     check_flags();
+    check_stack();
     check_remapped(OPEN);
     if (cpuid(1, 0).d & BIT(13)) {
         write_cr4(read_cr4() | CR4_PGE);
