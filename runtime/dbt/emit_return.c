@@ -4,9 +4,10 @@
  * slot that the low byte of the return address names; RET jumps to what stands in the slot of its own target,
  * and the landing sees to it that this is the return address it stands for:
  *
- *   call:    push;  lea t, [landing];  mov gs:[slot], t
- *   ret:     mov r11, [rsp];  lea rsp, [rsp + 8];  mov r9d, site;  movzx r10d, r11b;  jmp gs:[r10 * 8 +
- * table] landing: cmp r11, return address;  jne stub_return;  jmp block        (a link like any other)
+ *   call:     push;  lea t, [landing];  mov gs:[slot], t
+ *   ret:      mov r11, [rsp];  lea rsp, [rsp + 8];  mov r9d, site;  movzx r10d, r11b
+ *             jmp gs:[r10 * 8 + table]
+ *   landing:  cmp r11, return address;  jne stub_return;  jmp block (a link like any other)
  *
  * The flags are saved at a RET. No state can get out of step: whatever RET finds in its slot is a landing or
  * stub_return, which asks the jump cache, and so does a landing whose address is another one.

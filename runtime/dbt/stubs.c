@@ -8,10 +8,12 @@
  *   stub_exit_live   the same with the flags live.
  *   stub_look_up     the same with a target that the jump cache does not know, after a look at its second
  *                    table.
- *   stub_return      jumped to by a RET whose slot holds no landing for its target, which is in R11, the site
- * in R9: asks the jump cache, then as stub_look_up. stub_memory      jumped to in mid-instruction: saves the
- * host registers as they stand, calls dbt_exit_memory(), which may resume them unchanged. stub_fault where
- * the handler of a fault signal returns to: the same with the host's flags, calls dbt_exit_fault().
+ *   stub_return      jumped to by a RET whose slot holds no landing for its target, which is in R11, the
+ *                    site in R9: asks the jump cache, then as stub_look_up.
+ *   stub_memory      jumped to in mid-instruction: saves the host registers as they stand, calls
+ *                    dbt_exit_memory(), which may resume them unchanged.
+ *   stub_fault       where the handler of a fault signal returns to: the same with the host's flags, calls
+ *                    dbt_exit_fault().
  *
  * The C functions return enum resume. RSP holds a guest value outside the stubs, so nothing but the stubs
  * uses the stack.
