@@ -71,7 +71,7 @@ static void patch_jump(struct dbt_vcpu *dbt, const struct site *site, uint32_t j
         asm_patch_rel32(dbt->rw + jump, dbt->rw + to);
 }
 
-static void unlink_site(struct dbt_vcpu *dbt, uint32_t index) {
+void block_unlink(struct dbt_vcpu *dbt, uint32_t index) {
     struct site *site = &dbt->site[index];
     patch_jump(dbt, site, site->host, site->cold);
     site->linked_to = NO_INDEX;
@@ -135,7 +135,7 @@ void block_kill(struct dbt_vcpu *dbt, uint32_t index) {
         remove_from_page(dbt, index, 1, block->ram_page2);
     remove_outgoing(dbt, block);
     for (uint32_t i = block->incoming; i != NO_INDEX; i = dbt->site[i].next_incoming)
-        unlink_site(dbt, i);
+        block_unlink(dbt, i);
     block->incoming = NO_INDEX;
     block->dead = true;
     dbt->stats.invalidations++;
@@ -151,8 +151,8 @@ void block_kill(struct dbt_vcpu *dbt, uint32_t index) {
     asm_jmp_to(&code, dbt->rw + (dbt->stub_exit - dbt->rx));
 }
 
-void block_unlink_cross_page(struct dbt_vcpu *dbt) {
-    for (uint32_t i = 0; i < dbt->blocks; i++) {
+static void unlink_cross_page(struct dbt_vcpu *dbt, uint32_t from_block, uint32_t end) {
+    for (uint32_t i = from_block; i < end; i++) {
         struct block *block = &dbt->block[i];
         uint32_t *slot = &block->incoming;
         while (*slot != NO_INDEX) {
@@ -162,7 +162,7 @@ void block_unlink_cross_page(struct dbt_vcpu *dbt) {
                 block->ram_page2 != GUEST_NO_RAM) {
                 uint32_t index = *slot;
                 *slot = site->next_incoming;
-                unlink_site(dbt, index);
+                block_unlink(dbt, index);
             } else {
                 slot = &site->next_incoming;
             }
@@ -170,12 +170,16 @@ void block_unlink_cross_page(struct dbt_vcpu *dbt) {
     }
 }
 
+void block_unlink_cross_page(struct dbt_vcpu *dbt) {
+    for (const struct code_part *part = dbt->part; part < dbt->part + dbt->parts; part++)
+        unlink_cross_page(dbt, part->block, code_blocks_end(dbt, part));
+}
+
 void block_flush_all(struct vcpu *vcpu) {
     struct dbt_vcpu *dbt = vcpu->dbt;
     if (dbt->cached) /* no site is ready by accident */
         (void)madvise(dbt->site, dbt->max_sites * sizeof *dbt->site, MADV_DONTNEED);
-    dbt->used = dbt->populated = dbt->stubs_end;
-    dbt->blocks = dbt->sites = dbt->pcs = 0;
+    code_empty(dbt);
     light_fill(dbt->hash, 0xff, sizeof dbt->hash);
     light_fill(dbt->page_hash, 0xff, sizeof dbt->page_hash);
     jump_clear(dbt);
@@ -184,7 +188,10 @@ void block_flush_all(struct vcpu *vcpu) {
 }
 
 static uint32_t own_block_at(const struct dbt_vcpu *dbt, uint64_t offset) {
-    uint32_t low = 0, high = dbt->blocks;
+    const struct code_part *part = code_part_at(dbt, offset);
+    if (!part)
+        return NO_INDEX;
+    uint32_t end = code_blocks_end(dbt, part), low = part->block, high = end;
     while (low < high) {
         uint32_t middle = low + (high - low) / 2;
         if (dbt->block[middle].host + dbt->block[middle].host_size <= offset)
@@ -192,7 +199,7 @@ static uint32_t own_block_at(const struct dbt_vcpu *dbt, uint64_t offset) {
         else
             high = middle;
     }
-    return low == dbt->blocks || offset < dbt->block[low].host ? NO_INDEX : low;
+    return low == end || offset < dbt->block[low].host ? NO_INDEX : low;
 }
 
 static const struct pc_entry *pc_at(const struct dbt_vcpu *dbt, const struct block *block, uint64_t offset) {
@@ -205,7 +212,7 @@ static const struct pc_entry *pc_at(const struct dbt_vcpu *dbt, const struct blo
 
 uint64_t block_remake(struct dbt_vcpu *dbt, uint64_t host_pc) {
     uint64_t offset = host_pc - (uint64_t)dbt->rx;
-    uint32_t index = offset < dbt->used ? own_block_at(dbt, offset) : NO_INDEX;
+    uint32_t index = own_block_at(dbt, offset);
     if (index == NO_INDEX)
         return 0;
     const struct block *block = &dbt->block[index];

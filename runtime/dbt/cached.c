@@ -111,7 +111,7 @@ static uint64_t use_word(uint32_t first_site, uint32_t index) {
 static uint32_t block_of(const struct dbt_vcpu *dbt, unsigned cache, uint32_t number, uint32_t first_const) {
     uint64_t word = dbt->cached->file[cache].mapping.consts[first_const + PORTABLE_SITE_CONST];
     uint32_t index = (uint32_t)(word >> 32);
-    if (index >= dbt->blocks)
+    if (!code_part_of_block(dbt, index))
         return NO_INDEX;
     const struct block *block = &dbt->block[index];
     return block->first_site == (uint32_t)word && block->cache == cache + 1 && block->cached_unit == number &&
@@ -145,7 +145,8 @@ uint32_t cached_block_at(const struct dbt_vcpu *dbt, uint64_t host_pc, struct gu
 
 /* The block with the site: their numbers ascend together. */
 static struct block *block_with_site(struct dbt_vcpu *dbt, uint32_t site) {
-    uint32_t low = 0, high = dbt->blocks;
+    const struct code_part *part = code_part_of_site(dbt, site);
+    uint32_t low = part->block, high = code_blocks_end(dbt, part);
     while (low < high) { /* the last one whose first site is not behind it */
         uint32_t middle = low + (high - low) / 2;
         if (dbt->block[middle].first_site <= site)
@@ -302,8 +303,8 @@ static uint32_t put_to_use(struct vcpu *vcpu, const struct candidate *at, const 
     struct ntc_mapping *mapping = &dbt->cached->file[at->cache].mapping;
     if (!good_for_translator(mapping->view, unit, at->number))
         return NO_INDEX;
-    if (dbt->sites + unit->site_count > dbt->max_sites || dbt->blocks == dbt->max_blocks)
-        block_flush_all(vcpu);
+    if (!code_make_room(dbt, 0, 1, unit->site_count, 0))
+        return NO_INDEX;
     uint32_t index = dbt->blocks, code = (uint32_t)(distance(dbt, mapping) + unit->code_offset);
     struct block *block = &dbt->block[index];
     *block = (struct block){.rip = at->rip,

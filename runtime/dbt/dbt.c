@@ -111,6 +111,7 @@ int dbt_vcpu_create(struct vcpu *vcpu, const struct dbt_options *options) {
     if (!dbt->block || !dbt->site || !dbt->pc || !dbt->unit)
         goto fail;
     dbt_emit_stubs(dbt);
+    code_divide(dbt, options->parts);
     vcpu->cpuid_changed = 1;
     block_flush_all(vcpu);
     dbt->stats = (struct dbt_stats){0};
@@ -171,8 +172,7 @@ bool dbt_handle_signal(struct vcpu *vcpu, int signal, siginfo_t *info, void *con
     struct dbt_vcpu *dbt = vcpu->dbt;
     ucontext_t *user = context;
     uint64_t pc = (uint64_t)user->uc_mcontext.gregs[REG_RIP];
-    if ((pc < (uint64_t)dbt->rx + dbt->stubs_end || pc >= (uint64_t)dbt->rx + dbt->used) &&
-        !cached_holds(dbt, pc))
+    if (!code_part_at(dbt, pc - (uint64_t)dbt->rx) && !cached_holds(dbt, pc))
         return false;
     uint64_t remake = block_remake(dbt, pc);
     if (remake) { /* it faults again, with the flags live */
@@ -207,6 +207,6 @@ void dbt_kick_from_handler(struct vcpu *vcpu) {
 }
 
 const struct dbt_stats *dbt_vcpu_stats(const struct vcpu *vcpu) {
-    vcpu->dbt->stats.code_bytes = vcpu->dbt->used;
+    vcpu->dbt->stats.code_bytes = code_in_use(vcpu->dbt);
     return &vcpu->dbt->stats;
 }

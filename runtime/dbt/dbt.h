@@ -15,11 +15,13 @@
 
 struct dbt_options {
     uint64_t code_cache_size; /* bytes */
+    unsigned parts;           /* that it is evicted by, 16 at most; 0: the translator's choice */
 };
 
 struct dbt_stats {
     uint64_t blocks, guest_instructions, guest_bytes, host_bytes; /* translated */
-    uint64_t flushes, invalidations;                              /* of the whole cache; of single blocks */
+    uint64_t flushes, evictions,
+        invalidations; /* of the whole code cache; of a part of it; of single blocks */
     uint64_t exits, tlb_slow, tlb_fills, interpreted, polls, links, jump_misses, interrupts, exceptions;
     uint64_t translate_ns, translate_ring0_ns; /* the second is part of the first */
     uint64_t

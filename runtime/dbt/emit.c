@@ -3,7 +3,7 @@
 
 struct site *unit_site(struct unit *unit, enum site_kind kind, const struct item *item) {
     struct dbt_vcpu *dbt = unit->dbt;
-    if (dbt->sites == dbt->max_sites) {
+    if (dbt->sites == dbt->sites_limit) {
         unit->code.overflow = true;
         dbt->sites--;
     }
@@ -79,7 +79,7 @@ void emit_restore_flags(struct unit *unit, int keep) {
 /* Note where guest instruction `guest` (an offset) is in the host code from here on. */
 void unit_note_pc(struct unit *unit, unsigned guest) {
     struct dbt_vcpu *dbt = unit->dbt;
-    if (dbt->pcs == dbt->max_pcs) {
+    if (dbt->pcs == dbt->pcs_limit) {
         unit->code.overflow = true;
         return;
     }

@@ -42,6 +42,21 @@ void jump_clear(struct dbt_vcpu *dbt) {
     light_fill(dbt->user_bloom, 0, sizeof dbt->user_bloom);
 }
 
+static void forget_hosts(uint64_t *key, const uint64_t *host, unsigned count, uint64_t from, uint64_t to) {
+    for (unsigned i = 0; i < count; i++)
+        if (host[i] - from < to - from)
+            key[i] = 0;
+}
+
+void jump_forget_code(struct dbt_vcpu *dbt, uint64_t from, uint64_t to) {
+    struct dbt_area *area = dbt->area;
+    uint64_t rx = (uint64_t)dbt->rx;
+    forget_hosts(area->jump.key, area->jump.host, JUMP_CACHE_SIZE, rx + from, rx + to);
+    forget_hosts(area->second.key, area->second.host, JUMP_SECOND_SIZE, rx + from, rx + to);
+    clear_returns(dbt, false);
+    clear_returns(dbt, true);
+}
+
 static uint64_t fresh_key(struct dbt_vcpu *dbt) {
     if (++dbt->next_key == 1u << 15) {
         light_fill(dbt->context, 0, sizeof dbt->context);

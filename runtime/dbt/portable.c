@@ -125,7 +125,7 @@ uint64_t dbt_portable_layout(const struct cpu_model *model) {
 }
 
 struct vcpu *dbt_translator_create(const struct cpu_model *model) {
-    const struct dbt_options options = {.code_cache_size = SCRATCH_CODE};
+    const struct dbt_options options = {.code_cache_size = SCRATCH_CODE, .parts = 1};
     struct vcpu *vcpu = dbt_area_create();
     if (!vcpu)
         return NULL;

@@ -140,6 +140,16 @@ enum runtime_slot {
     RUNTIME_SLOTS_USED
 };
 
+/* A part of what is translated, evicted at once: evict.c. */
+#define CODE_PARTS_MAX 16u
+struct code_part {
+    uint64_t code, code_end;  /* in the code region */
+    uint32_t block, site, pc; /* where it begins in the tables */
+    /* Where what is in use ends; of the part that is being filled, struct dbt_vcpu has it. */
+    uint64_t used;
+    uint32_t blocks, sites, pcs;
+};
+
 struct unit;
 struct cached;
 struct translator;
@@ -154,7 +164,8 @@ struct dbt_vcpu {
     bool in_code;                  /* between dbt_run() and its return, on the vCPU thread */
 
     uint8_t *rx, *rw; /* two mappings of the code region */
-    uint64_t size, used, stubs_end;
+    uint64_t size, stubs_end;
+    uint64_t used;      /* of the part that is being filled; so are blocks, sites and pcs */
     uint64_t populated; /* up to here pages of rw were asked for */
     int code_fd;
     uint8_t *stub_enter, *stub_load, *stub_exit, *stub_exit_live, *stub_memory, *stub_fault, *stub_look_up;
@@ -166,6 +177,10 @@ struct dbt_vcpu {
     uint32_t sites, max_sites;
     struct pc_entry *pc;
     uint32_t pcs, max_pcs;
+    struct code_part part[CODE_PARTS_MAX];
+    unsigned parts;
+    struct code_part *filling;
+    uint32_t blocks_limit, sites_limit, pcs_limit; /* up to here it may have the tables */
     uint32_t hash[1u << HASH_BITS];
     uint32_t page_hash[1u << PAGE_HASH_BITS];
 
@@ -204,11 +219,9 @@ static inline const uint8_t *dbt_stub(const struct dbt_vcpu *dbt, enum runtime_s
 
 /* -- translate.c -- */
 /* Translate the block at vcpu->rip for mode (vcpu->mode, perhaps with MODE_UNGROUPED); the page is at
- * ram_offset. Index, or NO_INDEX when the interpreter must run one instruction first. May flush the whole
- * cache. The extended state is parked. */
+ * ram_offset. Index, or NO_INDEX when the interpreter must run one instruction first. May evict others.
+ * The extended state is parked. */
 uint32_t dbt_translate(struct vcpu *vcpu, uint64_t ram_offset, uint32_t mode);
-/* Make room in the tables for one more block, dropping everything if need be. */
-void dbt_make_room(struct vcpu *vcpu);
 /* Gather and emit the block that dbt->unit is set up for. */
 MUST_CHECK bool unit_translate(struct unit *unit);
 
@@ -244,6 +257,24 @@ void cached_profile(const struct dbt_vcpu *dbt, void (*add)(void *context, const
 /* Make an address the link address in the cached image that it lies in as that stands; its name, or NULL. */
 const char *cached_image(const struct dbt_vcpu *dbt, uint64_t *address);
 
+/* -- evict.c -- */
+/* Divide the region behind the stubs. */
+void code_divide(struct dbt_vcpu *dbt, unsigned parts);
+/* Nothing is translated, the first part is to be filled. */
+void code_empty(struct dbt_vcpu *dbt);
+/* Evict what stands against so many more bytes of code and entries of the tables. False: there is not so
+ * much. */
+MUST_CHECK bool code_make_room(struct dbt_vcpu *dbt, uint64_t code, uint32_t blocks, uint32_t sites,
+                               uint32_t pcs);
+/* The part with translated code at that offset in the region, block of that number, or site; NULL: none. */
+const struct code_part *code_part_at(const struct dbt_vcpu *dbt, uint64_t offset);
+const struct code_part *code_part_of_block(const struct dbt_vcpu *dbt, uint32_t index);
+const struct code_part *code_part_of_site(const struct dbt_vcpu *dbt, uint32_t index);
+static inline uint32_t code_blocks_end(const struct dbt_vcpu *dbt, const struct code_part *part) {
+    return part == dbt->filling ? dbt->blocks : part->blocks;
+}
+uint64_t code_in_use(const struct dbt_vcpu *dbt);
+
 /* -- block.c -- */
 uint32_t block_find(struct dbt_vcpu *dbt, uint64_t ram_offset, uint64_t rip, uint32_t mode);
 /* Mark a page of RAM as holding code, for every tier and device to see. */
@@ -260,6 +291,8 @@ static inline struct site *block_site(struct dbt_vcpu *dbt, uint32_t index) {
     struct site *site = &dbt->site[index];
     return LIKELY(site->ready) ? site : cached_site(dbt, index);
 }
+/* Make it lead to C again; the list that it is in is the caller's. */
+void block_unlink(struct dbt_vcpu *dbt, uint32_t site);
 /* A group's check cannot be met at this place: from now on go to the translation without groups. */
 void block_skip_group(struct dbt_vcpu *dbt, uint32_t site);
 void block_unlink_cross_page(struct dbt_vcpu *dbt);
@@ -277,6 +310,8 @@ void jump_insert(struct vcpu *vcpu, uint64_t rip, uint32_t block, uint32_t host,
 uint64_t jump_find(const struct vcpu *vcpu, uint64_t rip);
 void jump_forget(struct vcpu *vcpu, uint64_t rip);
 void jump_clear(struct dbt_vcpu *dbt);
+/* Drop what leads to host code at [from, to) of the code region. */
+void jump_forget_code(struct dbt_vcpu *dbt, uint64_t from, uint64_t to);
 /* Drop what leads to rip in any context. */
 void jump_forget_everywhere(struct dbt_vcpu *dbt, uint64_t rip);
 /* A kernel mapping is to be relied on: remember it so that flushes can check it. False: the table is full, do

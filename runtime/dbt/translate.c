@@ -605,17 +605,18 @@ static void populate_ahead(struct dbt_vcpu *dbt) {
     if (dbt->used + BLOCK_MAX_HOST <= dbt->populated)
         return;
     uint64_t from = dbt->used & PAGE_MASK, end = align_up(dbt->used + POPULATE_BYTES, PAGE_SIZE);
-    dbt->populated = end < dbt->size ? end : dbt->size;
+    dbt->populated = end < dbt->filling->code_end ? end : dbt->filling->code_end;
     pages_populate(dbt->rw + from, dbt->populated - from);
 }
 
-void dbt_make_room(struct vcpu *vcpu) {
-    struct dbt_vcpu *dbt = vcpu->dbt;
-    if (dbt->used + BLOCK_MAX_HOST > dbt->size || dbt->blocks == dbt->max_blocks ||
-        dbt->sites + BLOCK_MAX_INSNS * 4 > dbt->max_sites ||
-        dbt->pcs + BLOCK_MAX_INSNS * 6 + 2 > dbt->max_pcs)
-        block_flush_all(vcpu);
+static bool make_room(struct dbt_vcpu *dbt) {
+    const struct code_part *before = dbt->filling;
+    if (!code_make_room(dbt, BLOCK_MAX_HOST, 1, BLOCK_MAX_INSNS * 4, BLOCK_MAX_INSNS * 6 + 2))
+        return false;
+    if (before != dbt->filling && dbt->filling == dbt->part && dbt->size > RELEASE_KEPT_BYTES)
+        (void)madvise(dbt->rw + RELEASE_KEPT_BYTES, dbt->size - RELEASE_KEPT_BYTES, MADV_DONTNEED);
     populate_ahead(dbt);
+    return true;
 }
 
 bool unit_translate(struct unit *unit) {
@@ -642,7 +643,8 @@ bool unit_translate(struct unit *unit) {
 
 uint32_t dbt_translate(struct vcpu *vcpu, uint64_t ram_offset, uint32_t mode) {
     struct dbt_vcpu *dbt = vcpu->dbt;
-    dbt_make_room(vcpu);
+    if (!make_room(dbt))
+        return NO_INDEX;
     /* The page must be known to hold code before its bytes are read: a store that comes later is then
      * noticed. Before the tables are looked at, too: it may serve requests, which change them. */
     block_hold_page(vcpu, ram_offset & PAGE_MASK);

@@ -120,6 +120,7 @@ static void add_vcpu(cJSON *array, const struct vcpu *vcpu) {
         {"translate_ring0_ns", stats->translate_ring0_ns},
         {"code_cache_bytes", stats->code_bytes},
         {"cache_flushes", stats->flushes},
+        {"cache_evictions", stats->evictions},
         {"block_invalidations", stats->invalidations},
         {"cached_blocks", stats->cached_blocks},
         {"cached_units", stats->cached_units},

@@ -119,10 +119,9 @@ static bool install(struct vcpu *vcpu, const struct ntc_unit *unit, uint64_t rip
     struct dbt_vcpu *dbt = vcpu->dbt;
     uint64_t size = align_up(unit->code_length, 16) + 64, end = rip + unit->guest_length;
     static uint32_t jumps[65536];
-    if (dbt->used + size + BLOCK_MAX_HOST > dbt->size ||
-        dbt->blocks + unit->entry_count + 2u > dbt->max_blocks ||
-        dbt->sites + unit->site_count + unit->entry_count + 2u > dbt->max_sites)
-        block_flush_all(vcpu);
+    if (!code_make_room(dbt, size + BLOCK_MAX_HOST, unit->entry_count + 2u,
+                        unit->site_count + unit->entry_count + 2u, unit->entry_count + 2u))
+        return false;
     uint32_t base = (uint32_t)dbt->used, first = dbt->blocks;
     memcpy(dbt->rw + base, unit->code, unit->code_length);
     relocate(dbt, unit, rip, jumps);
