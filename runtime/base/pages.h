@@ -8,7 +8,9 @@
 #include <sys/mman.h>
 
 #define LARGE_PAGE_SIZE (2 * MIB)
-#define PAGES_POPULATE_WRITE 23 /* MADV_POPULATE_WRITE of Linux 5.14, which C libraries of that time lack */
+/* MADV_POPULATE_WRITE of Linux 5.14 and MADV_COLLAPSE of 6.1, which C libraries of that time lack. */
+#define PAGES_POPULATE_WRITE 23
+#define PAGES_COLLAPSE 25
 
 /* size bytes of zeroes, private to the process, in large pages where the host gives them; nothing is touched.
  * NULL: no memory. To be given back by munmap(). */

@@ -7,9 +7,10 @@ int guest_fill_from(struct guest_mem *mem, uint64_t gpa, const struct boot_bytes
                     uint64_t length) {
     if (!length)
         return 0;
-    void *target = guest_mem_ptr(mem, gpa, length);
+    uint8_t *target = guest_mem_ptr(mem, gpa, length);
     if (!target)
         return -EFAULT;
+    guest_mem_touch(mem, (uint64_t)(target - mem->base), length);
     int result = boot_bytes_read(bytes, offset, target, length);
     guest_mem_written(mem, gpa, length);
     return result;

@@ -2,7 +2,6 @@
  */
 #include "cpu/vmem.h"
 #include "base/light.h"
-#include "base/pages.h"
 #include "cpu/fpu.h"
 #include "cpu/mode.h"
 #include "cpu/paging.h"
@@ -46,22 +45,13 @@ static struct vtlb_view *view_of(struct vcpu *vcpu, enum vmem_as as) {
     return &vcpu->space->view[as == AS_USER ? VIEW_USER : VIEW_KERNEL];
 }
 
-/* A page of a memory file comes with its neighbours: see base/pages.h. */
-static void touch(struct guest_mem *mem, uint64_t ram_page) {
-    uint64_t from = ram_page & ~(GUEST_TOUCH_BYTES - 1);
-    if (!mem->touched || LIKELY(__atomic_load_n(&mem->touched[from / GUEST_TOUCH_BYTES], __ATOMIC_RELAXED)))
-        return;
-    __atomic_store_n(&mem->touched[from / GUEST_TOUCH_BYTES], 1, __ATOMIC_RELAXED);
-    pages_populate(mem->base + from,
-                   mem->size - from < GUEST_TOUCH_BYTES ? mem->size - from : GUEST_TOUCH_BYTES);
-}
-
 static void fill(struct vcpu *vcpu, struct vtlb_view *view, uint64_t linear, uint64_t ram_offset,
                  const struct translation *translation) {
     uint64_t page = linear & PAGE_MASK, ram_page = ram_offset & PAGE_MASK;
     unsigned index = linear >> PAGE_SHIFT & (VTLB_ENTRIES - 1);
     struct vtlb_entry *entry = &view->entry[index];
-    touch(vcpu->mem, ram_page);
+    if (UNLIKELY(!guest_mem_is_touched(vcpu->mem, ram_page)))
+        guest_mem_touch(vcpu->mem, ram_page, PAGE_SIZE);
     view->used[index / VTLB_CHUNK / 64] |= 1ull << index / VTLB_CHUNK % 64;
     entry->tag_write = VTLB_INVALID;
     entry->info = ram_page | (translation->executable ? VTLB_INFO_EXECUTABLE : 0) |

@@ -16,15 +16,21 @@ static int map_shared(struct guest_mem *mem) {
     mem->fd = memfd_create("nestor-ram", MFD_CLOEXEC);
     if (mem->fd < 0)
         return -errno;
+    /* Placed where large pages can be: the private mapping goes. */
+    void *place = pages_map_large(mem->size);
     mem->base = MAP_FAILED;
-    if (!ftruncate(mem->fd, (off_t)mem->size))
-        mem->base = mmap(NULL, mem->size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, mem->fd, 0);
+    if (place && !ftruncate(mem->fd, (off_t)mem->size))
+        mem->base = mmap(place, mem->size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE | MAP_FIXED,
+                         mem->fd, 0);
     if (mem->base == MAP_FAILED) {
         int result = -errno;
+        if (place)
+            munmap(place, mem->size);
         close(mem->fd);
         return result;
     }
     (void)madvise(mem->base, mem->size, MADV_HUGEPAGE); /* where the host has them for memory files */
+    mem->makes_large = true;                            /* until it is tried */
     mem->touched = calloc(align_up(mem->size, GUEST_TOUCH_BYTES) / GUEST_TOUCH_BYTES, 1);
     return 0;
 }
@@ -41,7 +47,10 @@ int guest_mem_create(struct guest_mem *mem, uint64_t size, unsigned flags) {
     if (result)
         return result;
     if (flags & GUEST_MEM_PREALLOC) {
-        pages_populate(mem->base, size);
+        if (mem->touched)
+            guest_mem_touch(mem, 0, size);
+        else
+            pages_populate(mem->base, size);
         for (uint64_t at = 0; at < size; at += PAGE_SIZE) /* what an older host did not do: it is all zero */
             *(volatile uint8_t *)(mem->base + at) = 0;
     }
@@ -95,6 +104,9 @@ uint64_t guest_mem_resident(const struct guest_mem *mem) {
 void guest_mem_discard(struct guest_mem *mem, uint64_t offset, uint64_t length) {
     if (length && madvise(mem->base + offset, length, mem->fd < 0 ? MADV_DONTNEED : MADV_REMOVE))
         memset(mem->base + offset, 0, length);
+    uint64_t first = align_up(offset, GUEST_TOUCH_BYTES), end = (offset + length) & ~(GUEST_TOUCH_BYTES - 1);
+    for (uint64_t at = first; mem->touched && at < end; at += GUEST_TOUCH_BYTES)
+        __atomic_store_n(&mem->touched[at / GUEST_TOUCH_BYTES], 0, __ATOMIC_RELAXED);
 }
 
 void *guest_mem_ptr(const struct guest_mem *mem, uint64_t gpa, uint64_t length) {

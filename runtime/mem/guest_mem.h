@@ -16,7 +16,7 @@
 #define GUEST_LOW_RAM_END 0xc0000000ull
 #define GUEST_HIGH_RAM_START 0x100000000ull
 #define GUEST_NO_RAM UINT64_MAX
-/* What the host is asked for at a time when a vCPU first reaches RAM that has no large pages. */
+/* What the host is asked for at a time where RAM has no large pages. */
 #define GUEST_TOUCH_BYTES (64 * KIB)
 
 /* Bits of a page's state; one byte per 4 KiB page of RAM. */
@@ -34,6 +34,7 @@ struct guest_mem {
     uint8_t *state;    /* page states, size >> PAGE_SHIFT of them */
     /* Of a memory file (else NULL), one for each GUEST_TOUCH_BYTES: the host was asked for them. Atomic. */
     uint8_t *touched;
+    bool makes_large; /* the host can make a large page of a memory file's pages. Atomic */
     /* Which vCPUs hold translations of a page: bit n for vCPU n (set and cleared by that vCPU alone,
      * atomically). A bit implies PAGE_HOLDS_CODE. */
     uint32_t *code_holders;
@@ -55,6 +56,13 @@ void guest_mem_destroy(struct guest_mem *mem);
 uint64_t guest_mem_resident(const struct guest_mem *mem);
 /* Make whole pages zero, giving them back to the host where it takes them. */
 void guest_mem_discard(struct guest_mem *mem, uint64_t offset, uint64_t length);
+
+/* Have the host give RAM that will be used, [offset, offset + length), in large pages or many at a time: for
+ * who is about to reach a part of a memory file for the first time. Any thread. */
+void guest_mem_touch(struct guest_mem *mem, uint64_t offset, uint64_t length);
+static inline bool guest_mem_is_touched(const struct guest_mem *mem, uint64_t offset) {
+    return !mem->touched || __atomic_load_n(&mem->touched[offset / GUEST_TOUCH_BYTES], __ATOMIC_RELAXED);
+}
 
 /* RAM offset of a guest-physical address, or GUEST_NO_RAM. */
 static inline uint64_t guest_mem_offset(const struct guest_mem *mem, uint64_t gpa) {
