@@ -461,9 +461,22 @@ static void emit_items(struct unit *unit, unsigned from, unsigned to) {
     }
 }
 
+/* A register that holds nothing when the block begins; -1: there is none. */
+static int idle_register(const struct unit *unit) {
+    for (int reg = GPR_R8; reg <= GPR_R11; reg++)
+        if (!(unit->used >> reg & 1))
+            return reg;
+    return unit->t0;
+}
+
+/* A load, where a register is free for it: no locked instruction waits until it is done. */
 static void emit_first_poll(struct unit *unit) {
+    int idle = unit->portable ? -1 : idle_register(unit);
     unit_note_pc(unit, unit->item[0].guest);
-    emit_poll(unit, offsetof(struct dbt_area, poll));
+    if (idle >= 0)
+        asm_load32_gs(&unit->code, idle, (uint32_t)offsetof(struct dbt_area, poll));
+    else
+        emit_poll(unit, offsetof(struct dbt_area, poll));
 }
 
 /* What goes on behind the last item, if anything does. */

@@ -2,12 +2,12 @@
 # instruction overwrites all flags: it stands twice, so that neither entry saves them or gives them back.
 # RUN: %emit64 %t.bin | FileCheck %s
 
-# CHECK: emitted +0 {{.*}} mov byte ptr gs:[0x{{[0-9A-F]+}}], 0x00
+# CHECK: emitted +0 {{.*}} mov r{{[0-9]+}}d, gs:[0x{{[0-9A-F]+}}]
 # CHECK-NEXT: emitted guest 0, flags in memory:
 # CHECK-NEXT: emitted {{.*}}48 01 d8{{ .*}}add rax, rbx
 # CHECK-NEXT: emitted {{.*}} jmp 0x
 # CHECK-NEXT: guest 0:
-# CHECK-NEXT: emitted {{.*}} mov byte ptr gs:[0x{{[0-9A-F]+}}], 0x00
+# CHECK-NEXT: emitted {{.*}} mov r{{[0-9]+}}d, gs:[0x{{[0-9A-F]+}}]
 # CHECK-NEXT: emitted {{.*}}48 01 d8{{ .*}}add rax, rbx
 # CHECK-NEXT: guest 3
 # CHECK-NEXT: emitted {{.*}}48 0f af ca{{ .*}}imul rcx, rdx

@@ -3,10 +3,10 @@
 # RUN: %emit64 %t.bin | FileCheck %s
 
 # CHECK: cpu0 block 0 at
-# CHECK: emitted {{.*}} mov byte ptr gs:[0x{{[0-9A-F]+}}], 0x00
+# CHECK: emitted {{.*}} mov r{{[0-9]+}}d, gs:[[[POLL:0x[0-9A-F]+]]]
 # CHECK: emitted {{.*}} cmp {{r[0-9a-z]+}}, [{{r[0-9a-z]+}}]{{$}}
 # CHECK-NEXT: emitted {{.*}} jnz
-# CHECK-NOT: byte ptr gs:
+# CHECK-NOT: gs:[[[POLL]]]
 # CHECK: emitted {{.*}} mov eax, [{{.*}}]
 mov (%rdi), %eax
 

@@ -55,7 +55,7 @@ cmp $0x100, %rdi
 jne 3b
 
 # CHECK-LABEL: block 3 at
-# CHECK: emitted {{.*}} mov [[E:r[0-9a-z]+]], gs:[
+# CHECK: emitted {{.*}} mov [[E:r[0-9]+]], gs:[
 # CHECK-NEXT: emitted {{.*}} cmp qword ptr [[[E]]+{{.*}}], 0x40{{.*}}
 # CHECK-NEXT: emitted {{.*}} jnz
 # CHECK-NEXT: emitted {{.*}} add {{r[0-9a-z]+}}, [[[E]]+
