@@ -48,6 +48,8 @@ static void step(struct generator *g, unsigned reg, int32_t stride) {
     bytes[n++] = (uint8_t)(uses_lea ? 0x80 | (reg & 7) << 3 | (reg & 7) : 0xc0 | (reg & 7));
     memcpy(bytes + n, &stride, 4);
     gen_emit(g, bytes, n + 4, NULL, false);
+    if (!uses_lea)
+        g->undefined = 0;
 }
 
 static void patch_rel32(struct generator *g, unsigned at, unsigned target) {
@@ -55,37 +57,47 @@ static void patch_rel32(struct generator *g, unsigned at, unsigned target) {
     memcpy(g->code + at, &relative, 4);
 }
 
-/* JMP over a function; returns where it begins. It skips the five bytes behind the call when it bends its
- * return. */
-static unsigned emit_function(struct generator *g, bool *bends) {
+struct function {
+    unsigned begin;
+    uint32_t undefined; /* flags, at its end */
+};
+
+/* JMP over a function. It may skip the five bytes behind the call, bending its return. Its instructions read
+ * flags as if all of them were defined at its start: calls see to that. */
+static struct function emit_function(struct generator *g) {
     static const uint8_t jump[] = {0xe9, 0, 0, 0, 0}, ret[] = {0xc3};
     static const uint8_t bend[] = {0x48, 0x83, 0x04, 0x24, 5}; /* ADD QWORD [RSP], 5 */
     bool kept = g->keeps_stack;
     gen_emit(g, jump, sizeof jump, NULL, false);
-    unsigned over = g->at - 4, begin = g->at;
+    unsigned over = g->at - 4;
+    struct function function = {.begin = g->at};
     g->keeps_stack = true;
     g->conditional++;
     control_body(g, 1 + rng_below(&g->rng, 2));
     while (g->labels)
         gen_label_place(g, g->labels - 1);
-    *bends = rng_permille(&g->rng, 250);
-    if (*bends)
+    if (rng_permille(&g->rng, 250)) {
         gen_emit(g, g->mode == 64 ? bend : bend + 1, g->mode == 64 ? 5 : 4, NULL, false);
+        g->undefined = 0;
+    }
     gen_emit(g, ret, 1, NULL, false);
+    function.undefined = g->undefined;
     g->conditional--;
     g->keeps_stack = kept;
     patch_rel32(g, over, g->at);
-    return begin;
+    return function;
 }
 
-static void emit_call(struct generator *g, unsigned function) {
+static void emit_call(struct generator *g, const struct function *function) {
     uint8_t call[] = {0xe8, 0, 0, 0, 0}, mov[] = {0xb8, 0, 0, 0, 0};
+    if (g->undefined)
+        gen_define_flags(g);
     gen_emit(g, call, sizeof call, NULL, false);
-    patch_rel32(g, g->at - 4, function);
+    patch_rel32(g, g->at - 4, function->begin);
     uint32_t value = (uint32_t)rng_u64(&g->rng);
     memcpy(mov + 1, &value, 4);
     gen_emit(g, mov, sizeof mov, NULL, false);
-    g->undefined = 0;
+    g->undefined = function->undefined;
 }
 
 void walk_loop(struct generator *g) {
@@ -98,10 +110,12 @@ void walk_loop(struct generator *g) {
         return;
     while (g->labels)
         gen_label_place(g, g->labels - 1);
-    bool calls = !((g->reserved | g->pinned) >> GPR_RAX & 1) && rng_permille(rng, 400), bends = false;
+    bool calls = !((g->reserved | g->pinned) >> GPR_RAX & 1) && rng_permille(rng, 400);
+    struct function function = {0};
     gen_define_flags(g);
     g->reserved |= mine;
-    unsigned function = calls ? emit_function(g, &bends) : 0;
+    if (calls)
+        function = emit_function(g);
     g->reserved &= (uint16_t)~mine;
     gen_define_flags(g);
     unsigned rounds = 2 + rng_below(rng, ROUNDS_MAX - 1);
@@ -117,15 +131,14 @@ void walk_loop(struct generator *g) {
     g->walker_steps = rng_permille(rng, 500);
     control_body(g, 1 + rng_below(rng, 3));
     if (calls)
-        emit_call(g, function);
+        emit_call(g, &function);
     if (rng_permille(rng, 300)) { /* half a stride here, half below */
         step(g, walker, stride / 2);
         stride -= stride / 2;
-        g->undefined = 0;
         control_body(g, 1);
     }
     if (calls && rng_permille(rng, 500))
-        emit_call(g, function);
+        emit_call(g, &function);
     while (g->labels)
         gen_label_place(g, g->labels - 1);
     g->walks = false;
