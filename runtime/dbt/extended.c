@@ -1,6 +1,7 @@
 /* XSAVE and XRSTOR of 64-bit code with the guest's extended state in the host's registers: the host's own
- * instruction does the work, on an area that lies in RAM without a gap. Everything odd (an area that is not
- * plain RAM or may fault, a header that would) is left to the interpreter.
+ * instruction does the work, on the area itself where it lies in RAM without a gap, else on a copy of which
+ * those parts are written back that the instruction writes. Everything odd (an area that is not plain RAM or
+ * may fault, a header that would) is left to the interpreter.
  *
  * A restore goes through a copy, because another vCPU may write to the area between the check of the header
  * and its use (SDM vol. 1, 13.8.1: a bad header is a #GP, here of the host's).
@@ -51,32 +52,64 @@ static uint32_t on_first_page(uint64_t linear, uint32_t size) {
     return size < room ? size : room;
 }
 
-/* Host address of [linear, linear + size), or NULL: not without a fault or not in one piece. */
-static uint8_t *area_host(struct vcpu *vcpu, uint64_t linear, uint32_t size, enum vmem_access access) {
+/* An area on the host: its first bytes, up to the end of a page, and the rest. */
+struct area {
+    uint8_t *host[2];
+    uint32_t first, size;
+};
+
+/* Find [linear, linear + size). False: not without a fault. */
+static bool area_find(struct vcpu *vcpu, uint64_t linear, uint32_t size, enum vmem_access access,
+                      struct area *area) {
+    void *host = NULL, *rest = NULL;
     uint32_t first = on_first_page(linear, size);
-    void *host, *rest;
     if (linear & 63 || size > XSTATE_AREA_MAX || !cpu_is_canonical(linear) ||
         !cpu_is_canonical(linear + size - 1) || vmem_host(vcpu, linear, first, access, AS_CURRENT, &host) ||
         !host)
-        return NULL;
-    if (first < size && (vmem_host(vcpu, linear + first, size - first, access, AS_CURRENT, &rest) ||
-                         rest != (uint8_t *)host + first))
-        return NULL;
-    return host;
+        return false;
+    if (first < size && (vmem_host(vcpu, linear + first, size - first, access, AS_CURRENT, &rest) || !rest))
+        return false;
+    *area = (struct area){.host = {host, rest}, .first = first, .size = size};
+    return true;
 }
 
-static bool save(struct vcpu *vcpu, enum xstate_insn insn, uint64_t linear, uint64_t requested) {
-    uint64_t stored = requested;
-    if (insn != XSTATE_SAVE) {
-        if (!vcpu->dbt->xgetbv_in_use)
-            return false;
-        stored &= host_in_use() | XSTATE_SSE;
+static bool in_one_piece(const struct area *area) {
+    return area->first == area->size || area->host[1] == area->host[0] + area->first;
+}
+
+/* Copy bytes from `from` on up to `to` between an area and its copy. */
+static void area_move(const struct area *area, uint8_t *copy, uint32_t from, uint32_t to, bool write) {
+    for (unsigned piece = 0; piece < ARRAY_SIZE(area->host); piece++) {
+        uint32_t begin = piece ? area->first : 0, end = piece ? area->size : area->first;
+        uint32_t low = from > begin ? from : begin, high = to < end ? to : end;
+        if (low >= high)
+            continue;
+        uint8_t *there = area->host[piece] + (low - begin);
+        light_copy(write ? there : copy + low, write ? copy + low : there, high - low);
     }
-    uint32_t size = area_size(vcpu, stored, insn == XSTATE_SAVE_COMPACTED ? requested : 0);
-    uint8_t *area = area_host(vcpu, linear, size, VMEM_WRITE);
-    if (!area)
-        return false;
-    vcpu_fpu_unpark(vcpu);
+}
+
+/* What an instruction that stores these components writes (SDM vol. 1, 13.4 and 13.7 to 13.10). */
+static void write_back(const struct vcpu *vcpu, const struct area *area, uint8_t *copy, uint64_t requested,
+                       uint64_t stored, bool compacted) {
+    const struct xstate_component *table = vcpu->interp->xstate->component;
+    if (stored & XSTATE_X87) {
+        area_move(area, copy, 0, 24, true);
+        area_move(area, copy, 32, 160, true);
+    }
+    if (requested & (XSTATE_SSE | XSTATE_AVX))
+        area_move(area, copy, 24, 32, true);
+    if (stored & XSTATE_SSE)
+        area_move(area, copy, 160, 416, true);
+    area_move(area, copy, XSTATE_HEADER, XSTATE_HEADER + (compacted ? 16 : 8), true);
+    for (unsigned i = 2; i < XSTATE_COMPONENTS; i++)
+        if (stored >> i & 1) {
+            uint32_t end = area_size(vcpu, 1ull << i, compacted ? requested : 0);
+            area_move(area, copy, end - table[i].size, end, true);
+        }
+}
+
+static void store(enum xstate_insn insn, uint8_t *area, uint64_t requested) {
     uint32_t low = (uint32_t)requested, high = (uint32_t)(requested >> 32);
     switch (insn) {
     case XSTATE_SAVE:
@@ -93,10 +126,37 @@ static bool save(struct vcpu *vcpu, enum xstate_insn insn, uint64_t linear, uint
         const uint64_t none[2] = {0, 0};
         light_copy(area + X87_POINTERS, none, sizeof none);
     }
-    uint32_t first = on_first_page(linear, size);
-    vmem_written(vcpu, area, first);
-    if (first < size)
-        vmem_written(vcpu, area + first, size - first);
+}
+
+static bool save(struct vcpu *vcpu, enum xstate_insn insn, uint64_t linear, uint64_t requested) {
+    struct area area;
+    uint64_t stored = requested;
+    bool compacted = insn == XSTATE_SAVE_COMPACTED;
+    if (insn != XSTATE_SAVE) {
+        if (!vcpu->dbt->xgetbv_in_use)
+            return false;
+        stored &= host_in_use() | XSTATE_SSE;
+    }
+    if (!area_find(vcpu, linear, area_size(vcpu, stored, compacted ? requested : 0), VMEM_WRITE, &area))
+        return false;
+    vcpu_fpu_unpark(vcpu);
+    if (in_one_piece(&area)) {
+        store(insn, area.host[0], requested);
+    } else {
+        /* Not by XSAVEOPT: the copy's address says nothing of what is there. XSAVE
+         * writes what is in its initial state, too, which stays in the copy. */
+        uint8_t *copy = vcpu->dbt->xstate_copy;
+        area_move(&area, copy, 0, area.size, false);
+        store(compacted ? insn : XSTATE_SAVE, copy, requested);
+        uint64_t in_use;
+        light_copy(&in_use, copy + XSTATE_HEADER, sizeof in_use);
+        if (insn == XSTATE_SAVE_OPTIMISED)
+            stored &= in_use;
+        write_back(vcpu, &area, copy, requested, stored, compacted);
+    }
+    vmem_written(vcpu, area.host[0], area.first);
+    if (area.first < area.size)
+        vmem_written(vcpu, area.host[1], area.size - area.first);
     return true;
 }
 
@@ -112,20 +172,19 @@ static bool header_is_valid(const struct vcpu *vcpu, const uint64_t header[8]) {
 static bool restore(struct vcpu *vcpu, uint64_t linear, uint64_t requested) {
     uint8_t *copy = vcpu->dbt->xstate_copy;
     const uint64_t *header = (const uint64_t *)(copy + XSTATE_HEADER);
-    const uint8_t *area = area_host(vcpu, linear, AREA_LEGACY, VMEM_READ);
-    if (!area)
+    struct area area;
+    if (!area_find(vcpu, linear, AREA_LEGACY, VMEM_READ, &area))
         return false;
-    light_copy(copy, area, AREA_LEGACY);
+    area_move(&area, copy, 0, AREA_LEGACY, false);
     if (!header_is_valid(vcpu, header))
         return false;
     uint64_t format = header[1] & ~COMPACTED, loaded = requested & header[0];
     /* (x87 takes no room behind the header, but keeps the format apart from the standard one) */
     uint32_t size = area_size(vcpu, loaded, header[1] & COMPACTED ? format | XSTATE_X87 : 0);
     if (size > AREA_LEGACY) {
-        area = area_host(vcpu, linear, size, VMEM_READ);
-        if (!area)
+        if (!area_find(vcpu, linear, size, VMEM_READ, &area))
             return false;
-        light_copy(copy + AREA_LEGACY, area + AREA_LEGACY, size - AREA_LEGACY);
+        area_move(&area, copy, AREA_LEGACY, size, false);
     }
     uint32_t mxcsr;
     light_copy(&mxcsr, copy + 24, sizeof mxcsr);

@@ -3,7 +3,10 @@
  * SDM volume 1, chapters 8, 11 and 13; volume 3, 2.5 and 6.15.
  */
 #include "control64.h"
+#include "paging.h"
 #include "runtime.h"
+
+#define SPLIT 0x0000523440200000ull /* two pages whose frames lie the other way round */
 
 #define MXCSR_DEFAULT 0x1f80
 
@@ -214,6 +217,78 @@ static void check_xsave(void) {
     xcr0_try(0, 3);
 }
 
+static void state_make(bool vectors) {
+    static const double number = 2.5;
+    unsigned long value = 0x99aabbccddeeff00;
+    asm volatile("fninit\n\tfldl %0" : : "m"(number));
+    if (vectors)
+        asm volatile("movq %0, %%xmm3\n\tmovq %0, %%xmm14" : : "r"(value));
+    else
+        asm volatile("pxor %xmm3, %xmm3\n\tpxor %xmm14, %xmm14");
+}
+
+static void state_save(unsigned form, volatile uint8_t *at, uint32_t components) {
+    switch (form) {
+    case 0:
+        asm volatile("xsave64 (%0)" : : "r"(at), "a"(components), "d"(0) : "memory");
+        break;
+    case 1:
+        asm volatile("xsaveopt64 (%0)" : : "r"(at), "a"(components), "d"(0) : "memory");
+        break;
+    default:
+        asm volatile("xsavec64 (%0)" : : "r"(at), "a"(components), "d"(0) : "memory");
+    }
+}
+
+/* What was there before: zeroes in the header, something else around it. */
+static void area_fill(volatile uint8_t *at, unsigned size) {
+    for (unsigned i = 0; i < size; i++)
+        at[i] = i < 512 || i >= 576 ? (uint8_t)(i * 7 + 1) : 0;
+}
+
+/* An area over two pages that do not follow each other is filled as one in a single piece is, and read. */
+static void check_split(void) {
+    static const char *const names[] = {"xsave", "xsaveopt", "xsavec"};
+    const unsigned features = cpuid(0xd, 1).a, size = cpuid(0xd, 0).b;
+    const uint32_t all = cpuid(1, 0).c & BIT(28) ? 7 : 3;
+    uint8_t *frame = pages_alloc(2, 4096);
+    volatile uint8_t *whole = area;
+    struct tally tally;
+    tally_begin(&tally, "area over two pages");
+    page_map(&boot_space, SPLIT, (unsigned long)frame + 4096, PTE_P | PTE_W, 1);
+    page_map(&boot_space, SPLIT + 4096, (unsigned long)frame, PTE_P | PTE_W, 1);
+    for (unsigned form = 0; form < ARRAY_SIZE(names); form++) {
+        if (form && !(features >> (form - 1) & 1))
+            continue;
+        for (unsigned before = 64; before < size; before += 64) {
+            volatile uint8_t *split = (volatile uint8_t *)(SPLIT + 4096 - before);
+            uint32_t components = before & 64 ? all : before & 128 ? 2 : 5 & all;
+            unsigned differ = 0;
+            unsigned long value = 0;
+            area_fill(whole, size);
+            area_fill(split, size);
+            state_make(before & 256);
+            state_save(form, whole, components);
+            state_save(form, split, components);
+            for (unsigned i = 0; i < size; i++)
+                differ += (i < 8 || i >= 24) && whole[i] != split[i];
+            tally_case(&tally, differ, 0, "%s, components %u, %u bytes before the end", names[form],
+                       components, before);
+            if (components != all)
+                continue;
+            asm volatile("fninit\n\tmovq %0, %%xmm3\n\tmovq %0, %%xmm14" : : "r"(0x5555ul));
+            asm volatile("xrstor64 (%1)\n\tmovq %%xmm14, %0"
+                         : "=r"(value)
+                         : "r"(split), "a"(all), "d"(0)
+                         : "memory");
+            tally_case(&tally, value, before & 256 ? 0x99aabbccddeeff00 : 0, "xrstor of %s, %u bytes",
+                       names[form], before);
+        }
+    }
+    asm volatile("fninit");
+    tally_end(&tally);
+}
+
 /* The last instruction's and operand's addresses may be kept or be zero; they are never anything else. */
 static bool is_own_pointer(uint64_t pointer) {
     return !pointer || (pointer < 0x80000000 && pointer >= 0x1000);
@@ -255,8 +330,10 @@ void fpu_check(void) {
     check_switches();
     check_numeric();
     check_pointers();
-    if (has_xsave)
+    if (has_xsave) {
+        check_split();
         check_xsave();
-    else
+    } else {
         check_skip("XSAVE", "no feature");
+    }
 }
