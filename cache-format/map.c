@@ -48,5 +48,7 @@ bool ntc_map_find(const struct ntc_unit *unit, uint32_t host, struct ntc_point *
         *point = next;
         found = true;
     }
-    return found;
+    return found && point->guest <= unit->guest_length &&
+           (!point->state ||
+            (point->state < unit->state_count && ntc_state_check(&unit->states[point->state])));
 }

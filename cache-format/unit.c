@@ -131,7 +131,8 @@ static void describe(const struct ntc_view *view, const struct ntc_unit_record *
     unit->ir_length = 0;
 }
 
-static bool good_site(const struct ntc_unit *unit, const struct ntc_site *site) {
+bool ntc_unit_site(const struct ntc_unit *unit, unsigned number) {
+    const struct ntc_site *site = &unit->sites[number];
     if (site->host > unit->code_length || site->guest > unit->guest_length || site->length > 15)
         return false;
     if ((site->kind > NTC_SITE_INTERPRET && site->kind < NTC_SITE_PRIVATE) ||
@@ -196,7 +197,7 @@ static bool good_fields(const struct ntc_unit *unit, uint64_t images) {
     return true;
 }
 
-static bool good_state(const struct ntc_state *state) {
+bool ntc_state_check(const struct ntc_state *state) {
     if (state->reserved || state->flags & (uint16_t)~NTC_STATE_FLAGS_KNOWN)
         return false;
     for (unsigned i = 0; i < 16; i++)
@@ -215,11 +216,22 @@ static bool good_map(const struct ntc_unit *unit) {
         if (point.host > unit->code_length || point.guest > unit->guest_length ||
             (point.state && point.state >= unit->state_count))
             return false;
-        if (point.state && point.state != state && !good_state(&unit->states[point.state]))
+        if (point.state && point.state != state && !ntc_state_check(&unit->states[point.state]))
             return false;
         state = point.state;
     }
     return !more;
+}
+
+/* What a mapping and its constants are made of. */
+static const char *check_words(const struct ntc_unit *unit, uint64_t images) {
+    for (unsigned i = 0; i < unit->slot_count; i++)
+        if (unit->slots[i] - unit->code_offset >= unit->code_length)
+            return "where a link slot leads";
+    for (unsigned i = 0; i < unit->reloc_count; i++)
+        if (!good_reloc(unit, &unit->relocs[i], images))
+            return "a relocation";
+    return NULL;
 }
 
 const char *ntc_unit_check(const struct ntc_unit *unit, uint64_t images) {
@@ -227,17 +239,14 @@ const char *ntc_unit_check(const struct ntc_unit *unit, uint64_t images) {
         return "guest length";
     if (!unit->code_length || unit->code_length > NTC_UNIT_CODE_MAX)
         return "code length";
-    for (unsigned i = 0; i < unit->slot_count; i++)
-        if (unit->slots[i] - unit->code_offset >= unit->code_length)
-            return "where a link slot leads";
     if (!good_fields(unit, images))
         return "a field";
+    const char *why = check_words(unit, images);
+    if (why)
+        return why;
     for (unsigned i = 0; i < unit->site_count; i++)
-        if (!good_site(unit, &unit->sites[i]))
+        if (!ntc_unit_site(unit, i))
             return "a site";
-    for (unsigned i = 0; i < unit->reloc_count; i++)
-        if (!good_reloc(unit, &unit->relocs[i], images))
-            return "a relocation";
     for (uint32_t i = 0; i < unit->link_count; i++)
         if (!good_link(unit, &unit->links[i]))
             return "a link";
@@ -246,23 +255,47 @@ const char *ntc_unit_check(const struct ntc_unit *unit, uint64_t images) {
     return NULL;
 }
 
-static const char *open_unit(const struct ntc_view *view, uint32_t number, struct ntc_unit *unit) {
+static const char *check_reloc_kinds(const struct ntc_unit *unit) {
+    for (unsigned i = 0; i < unit->reloc_count; i++)
+        if (unit->relocs[i].kind < NTC_RELOC_RUNTIME_FIRST)
+            return "a relocation";
+    return NULL;
+}
+
+static const char *open_ranges(const struct ntc_view *view, uint32_t number, struct ntc_unit *unit) {
     if (number >= view->count[NTC_SECTION_UNITS])
         return "no such unit";
     const struct ntc_unit_record *record = &view->units[number];
     const char *why = check_ranges(view, record, number);
+    if (!why)
+        describe(view, record, unit);
+    return why;
+}
+
+int ntc_unit_sketch(const struct ntc_view *view, uint32_t number, struct ntc_unit *unit) {
+    if (open_ranges(view, number, unit) || !unit->guest_length ||
+        !good_fields(unit, view->count[NTC_SECTION_IMAGES]))
+        return -EBADMSG;
+    return 0;
+}
+
+int ntc_unit_use(const struct ntc_view *view, const struct ntc_unit *unit) {
+    return check_reloc_kinds(unit) || check_words(unit, view->count[NTC_SECTION_IMAGES]) ? -EBADMSG : 0;
+}
+
+static const char *open_unit(const struct ntc_view *view, uint32_t number, struct ntc_unit *unit) {
+    const char *why = open_ranges(view, number, unit);
     if (why)
         return why;
-    describe(view, record, unit);
     if (view->notes) {
         why = check_note(view, &view->notes[number]);
         if (why)
             return why;
         describe_note(view, &view->notes[number], unit);
     }
-    for (unsigned i = 0; i < unit->reloc_count; i++)
-        if (unit->relocs[i].kind < NTC_RELOC_RUNTIME_FIRST)
-            return "a relocation";
+    why = check_reloc_kinds(unit);
+    if (why)
+        return why;
     return ntc_unit_check(unit, view->count[NTC_SECTION_IMAGES]);
 }
 

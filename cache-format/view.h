@@ -115,7 +115,14 @@ struct ntc_unit_entry {
 
 /* (light) Check unit number `number` completely and describe it. 0, or -EBADMSG. */
 MUST_CHECK int ntc_unit_open(const struct ntc_view *view, uint32_t number, struct ntc_unit *unit);
-/* (light) Describe a unit that ntc_unit_open() took before: sealed memory does not change. */
+/* (light) The same a step at a time, for whoever is to touch no more memory than he needs. After a sketch the
+ * guest bytes may be compared; after ntc_unit_use() slots and constants be set; sites are checked one by one,
+ * and ntc_map_find() checks what it finds. 0, or -EBADMSG. */
+MUST_CHECK int ntc_unit_sketch(const struct ntc_view *view, uint32_t number, struct ntc_unit *unit);
+MUST_CHECK int ntc_unit_use(const struct ntc_view *view, const struct ntc_unit *unit);
+MUST_CHECK bool ntc_unit_site(const struct ntc_unit *unit, unsigned number);
+MUST_CHECK bool ntc_state_check(const struct ntc_state *state);
+/* (light) Describe a unit that was opened before: sealed memory does not change. */
 void ntc_unit_again(const struct ntc_view *view, uint32_t number, struct ntc_unit *unit);
 /* What ntc_unit_open() has against a unit, for people; NULL: nothing. */
 const char *ntc_unit_complaint(const struct ntc_view *view, uint32_t number);

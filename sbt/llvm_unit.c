@@ -23,7 +23,7 @@
 
 #define CODE_MAX (512 * KIB)
 #define RELOCS_MAX 8192u
-#define CONST_ADDRESS 1u
+#define CONST_ADDRESS 0u
 
 struct llvm_state {
     struct vcpu *vcpu; /* a translator, for what it knows of instructions */
@@ -40,7 +40,7 @@ struct llvm_state {
     struct ntc_reloc reloc[RELOCS_MAX];
     struct ntc_site site[LIFT_EXITS_MAX + 1]; /* the first is SITE_DEAD, as in every unit */
     struct ntc_unit_entry entry[LIFT_BLOCKS_MAX];
-    uint64_t slot[LIFT_EXITS_MAX], constant[2];
+    uint64_t slot[LIFT_EXITS_MAX + 1], constant[1];
     uint32_t exit_at[LIFT_EXITS_MAX], entry_at[LIFT_BLOCKS_MAX];
     unsigned relocs, slots, entries;
     struct ntc_map_builder map;
@@ -159,7 +159,7 @@ static void emit_tail(struct llvm_state *s) {
     static const uint8_t load[] = {0x44, 0x8b, 0x15};
     struct code_buffer *c = &s->code;
     code_bytes(c, load, sizeof load);
-    emit_field(s, NTC_RELOC_CONST, PORTABLE_SITE_CONST);
+    emit_field(s, NTC_RELOC_SLOT, PORTABLE_SITE_SLOT);
     asm_load32_gs(c, GPR_R11, AREA_HOT(site));
     asm_lea(c, true, GPR_R10, GPR_R10, GPR_R11, 0, 0);
     asm_store32_gs(c, AREA_HOT(site), GPR_R10);
@@ -192,7 +192,9 @@ static const char *assemble(struct llvm_state *s, const struct text *text) {
     struct code_buffer *c = &s->code;
     uint8_t *to_region[LIFT_BLOCKS_MAX], *to_tail[LIFT_EXITS_MAX];
     s->code = (struct code_buffer){.start = s->bytes, .at = s->bytes, .end = s->bytes + CODE_MAX};
-    s->relocs = s->slots = s->entries = 0;
+    s->relocs = s->entries = 0;
+    s->slots = PORTABLE_SITE_SLOT + 1;
+    s->slot[PORTABLE_SITE_SLOT] = 0;
     portable_site_write(&s->site[0], &(struct site){.kind = SITE_DEAD, .flags_saved = true}, 0);
     ntc_map_builder_reset(&s->map);
     for (uint32_t i = 0; i < l->blocks; i++) {

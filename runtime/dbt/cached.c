@@ -101,15 +101,15 @@ bool cached_holds(const struct dbt_vcpu *dbt, uint64_t host_pc) {
     return false;
 }
 
-/* A unit's first constant: the number of its block's first site, which its code reads the low half of, and
- * the block's number above it; or what is left of an earlier use. */
+/* A unit's first slot: the number of its block's first site, which its code reads the low half of, and the
+ * block's number above it; or what is left of an earlier use, or of none. */
 static uint64_t use_word(uint32_t first_site, uint32_t index) {
     return (uint64_t)index << 32 | first_site;
 }
 
 /* The block that a unit is in use as, or NO_INDEX. */
-static uint32_t block_of(const struct dbt_vcpu *dbt, unsigned cache, uint32_t number, uint32_t first_const) {
-    uint64_t word = dbt->cached->file[cache].mapping.consts[first_const + PORTABLE_SITE_CONST];
+static uint32_t block_of(const struct dbt_vcpu *dbt, unsigned cache, uint32_t number, uint32_t first_slot) {
+    uint64_t word = dbt->cached->file[cache].mapping.slots[first_slot + PORTABLE_SITE_SLOT];
     uint32_t index = (uint32_t)(word >> 32);
     if (!code_part_of_block(dbt, index))
         return NO_INDEX;
@@ -133,12 +133,12 @@ uint32_t cached_block_at(const struct dbt_vcpu *dbt, uint64_t host_pc, struct gu
         if (!ntc_mapping_find(mapping, host_pc, &number, &offset))
             continue;
         ntc_unit_again(mapping->view, number, &unit);
-        if (!ntc_map_find(&unit, offset, &point))
-            return NO_INDEX;
+        if (!ntc_map_find(&unit, offset, &point)) /* what holds at the unit's start: of a signer's blunder */
+            point = (struct ntc_point){0};
         const struct ntc_state *state = &unit.states[point.state];
         *place = (struct guest_place){
             .guest = point.guest, .flags_saved = state->flags & NTC_STATE_FLAGS_SAVED, .state = state};
-        return block_of(dbt, i, number, unit.first_const);
+        return block_of(dbt, i, number, unit.first_slot);
     }
     return NO_INDEX;
 }
@@ -183,10 +183,13 @@ struct site *cached_site(struct dbt_vcpu *dbt, uint32_t index) {
     struct ntc_point point;
     ntc_unit_again(view, block->cached_unit, &unit);
     const struct ntc_site *from = &unit.sites[index - block->first_site];
-    if (!portable_site_read(site, from, block->entry[0], unit.first_slot, unit.slots, unit.code_offset))
-        *site = (struct site){.kind = SITE_DEAD}; /* good_for_translator() has seen to it that it is not */
+    /* Only a writer that does not check what it signs can have made such a site: the unit is begun again. */
+    if (!ntc_unit_site(&unit, index - block->first_site) ||
+        !portable_site_read(site, from, block->entry[0], unit.first_slot, unit.slots, unit.code_offset))
+        *site = (struct site){.kind = SITE_DEAD};
     site->block = (uint32_t)(block - dbt->block);
-    if (from->flags & NTC_SITE_TARGET_FIELD) { /* as it was when the unit was compared: else it were dead */
+    if (site->kind == SITE_LINK &&
+        from->flags & NTC_SITE_TARGET_FIELD) { /* as it was when the unit was compared: else it were dead */
         const struct ntc_field *field = &unit.fields[from->target];
         const uint64_t ram[2] = {block->ram_offset, block->ram_page2};
         site->target = (int32_t)(field->offset + field->size +
@@ -204,9 +207,11 @@ const struct ntc_state *cached_state(const struct dbt_vcpu *dbt, const struct si
 
 uint32_t cached_entry(const struct dbt_vcpu *dbt, const struct block *block, uint64_t rip, bool flags_saved) {
     struct ntc_hit hit;
-    if (!ntc_search_unit(view_of(dbt, block), block->cached_unit, rip - block->rip, &hit))
+    const struct ntc_view *view = view_of(dbt, block);
+    if (!ntc_search_unit(view, block->cached_unit, rip - block->rip, &hit))
         return NO_INDEX;
-    return block->entry[0] + hit.host + (flags_saved ? 0 : (uint32_t)(int32_t)(int16_t)hit.abi_data);
+    uint32_t at = hit.host + (flags_saved ? 0 : (uint32_t)(int32_t)(int16_t)hit.abi_data);
+    return block->entry[0] + (at < view->units[block->cached_unit].code_length ? at : hit.host);
 }
 
 void cached_forget_jumps(struct dbt_vcpu *dbt, const struct block *block) {
@@ -232,29 +237,15 @@ struct candidate {
     bool global;     /* as far as pages other than the entry's go */
 };
 
-/* Are the site's words what the emitter writes, and the live entries inside the code? */
-static bool good_for_translator(const struct ntc_view *view, const struct ntc_unit *unit, uint32_t number) {
-    struct ntc_unit_entry entry;
-    struct site site;
-    uint64_t at = 0;
-    for (unsigned i = 0; i < unit->site_count; i++)
-        if (!portable_site_read(&site, &unit->sites[i], 0, unit->first_slot, unit->slots, unit->code_offset))
-            return false;
-    while (ntc_unit_entry(view, number, unit, &at, &entry))
-        if ((uint64_t)entry.host + (uint64_t)(int64_t)(int16_t)entry.abi_data >= unit->code_length)
-            return false;
-    return true;
-}
-
 /* Can the unit run at a place with this slide as its code stands? Constants may differ, code may not. */
 static bool code_fits(const struct ntc_unit *unit, uint64_t slide) {
-    if (!unit->const_count || !unit->entry_count)
+    if (!unit->slot_count || !unit->entry_count)
         return false;
     for (unsigned i = 0; i < unit->reloc_count; i++) {
         const struct ntc_reloc *reloc = &unit->relocs[i];
         if (reloc->where == NTC_PLACE_CODE && slide)
             return false;
-        if (reloc->where == NTC_PLACE_CONST && (reloc->width != 8 || reloc->place == PORTABLE_SITE_CONST))
+        if (reloc->where == NTC_PLACE_CONST && reloc->width != 8)
             return false;
     }
     return true;
@@ -288,9 +279,9 @@ static void set_words(const struct vcpu *vcpu, const struct candidate *at, const
         if (constant[reloc->place] != value)
             constant[reloc->place] = value;
     }
-    constant[PORTABLE_SITE_CONST] = use;
     ntc_mapping_prepare(mapping, unit->first_slot, unit->slot_count);
-    for (unsigned i = 0; i < unit->slot_count; i++) {
+    mapping->slots[unit->first_slot + PORTABLE_SITE_SLOT] = use;
+    for (unsigned i = PORTABLE_SITE_SLOT + 1; i < unit->slot_count; i++) {
         uint64_t value = (uint64_t)mapping->code + unit->slots[i];
         if (mapping->slots[unit->first_slot + i] != value)
             mapping->slots[unit->first_slot + i] = value;
@@ -301,8 +292,6 @@ static uint32_t put_to_use(struct vcpu *vcpu, const struct candidate *at, const 
                            uint32_t mode) {
     struct dbt_vcpu *dbt = vcpu->dbt;
     struct ntc_mapping *mapping = &dbt->cached->file[at->cache].mapping;
-    if (!good_for_translator(mapping->view, unit, at->number))
-        return NO_INDEX;
     if (!code_make_room(dbt, 0, 1, unit->site_count, 0))
         return NO_INDEX;
     uint32_t index = dbt->blocks, code = (uint32_t)(distance(dbt, mapping) + unit->code_offset);
@@ -327,15 +316,6 @@ static uint32_t put_to_use(struct vcpu *vcpu, const struct candidate *at, const 
     dbt->stats.cached_units++;
     block_publish(vcpu, index);
     return index;
-}
-
-/* Are the unit's bytes on a page those at `bytes`, unless it has fields? Its records are not checked yet. */
-static bool may_match(const struct ntc_view *view, const struct ntc_unit_record *record, const uint8_t *bytes,
-                      uint32_t from, uint32_t length) {
-    if (record->guest_length > view->count[NTC_SECTION_BYTES] ||
-        record->bytes > view->count[NTC_SECTION_BYTES] - record->guest_length)
-        return false;
-    return record->field_count || light_equal(view->bytes + record->bytes + from, bytes, length);
 }
 
 /* Where the unit that a hit is an entry of would lie, if it is entered at vcpu->rip. False: it cannot. The
@@ -389,9 +369,9 @@ static uint32_t try_hit(struct vcpu *vcpu, struct candidate *at, const struct nt
     const struct ntc_unit_record *record = &view->units[hit->unit];
     struct ntc_unit unit;
     if (!place_unit(vcpu, hit, record, ram_offset, at) ||
-        record->first_const >= dbt->cached->file[at->cache].mapping.const_count)
+        record->first_slot >= dbt->cached->file[at->cache].mapping.slot_count)
         return NO_INDEX;
-    uint32_t used = block_of(dbt, at->cache, hit->unit, record->first_const);
+    uint32_t used = block_of(dbt, at->cache, hit->unit, record->first_slot);
     if (used != NO_INDEX && in_use_here(vcpu, used, at, mode))
         return used;
     if (used != NO_INDEX && !dbt->block[used].dead)
@@ -400,18 +380,14 @@ static uint32_t try_hit(struct vcpu *vcpu, struct candidate *at, const struct nt
         block_hold_page(vcpu, at->ram[0] & PAGE_MASK);
         block_hold_page(vcpu, at->ram[1]);
     }
-    uint32_t from = ram_offset >= at->ram[1] && ram_offset - at->ram[1] < PAGE_SIZE ? at->head : 0;
-    const uint8_t *bytes = vcpu->mem->base + (from ? at->ram[1] : at->ram[0]);
-    if (!may_match(view, record, bytes, from, from ? record->guest_length - at->head : at->head)) {
-        dbt->stats.cache_differs++;
-        return NO_INDEX;
-    }
-    if (ntc_unit_open(view, hit->unit, &unit) || !code_fits(&unit, at->slide))
+    if (ntc_unit_sketch(view, hit->unit, &unit))
         return NO_INDEX;
     if (!bytes_match(vcpu, at, &unit)) {
         dbt->stats.cache_differs++;
         return NO_INDEX;
     }
+    if (ntc_unit_use(view, &unit) || !code_fits(&unit, at->slide))
+        return NO_INDEX;
     return put_to_use(vcpu, at, &unit, mode);
 }
 

@@ -135,8 +135,11 @@ void emit_exit_to_c(struct unit *unit, const struct site *site) {
 }
 
 void emit_unlinked(struct unit *unit, struct site *site) {
+    if (portable_shared_exit(unit, site))
+        return;
     site->host = emit_patchable_jump(unit, &site->cold);
     emit_exit_to_c(unit, site);
+    portable_share_exit(unit, site);
 }
 
 /* Raw state, to C. A group's check that can never be met here is turned (block_skip_group()) into a jump to

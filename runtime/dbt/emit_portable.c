@@ -36,12 +36,17 @@ static unsigned add_const(struct unit *unit, uint64_t value) {
     return portable->consts++;
 }
 
-static void emit_load_const(struct unit *unit, int reg, unsigned index) {
+/* mov reg, [rip + constant or slot] */
+static void emit_load_word(struct unit *unit, int reg, enum ntc_reloc_kind kind, unsigned index) {
     struct code_buffer *c = &unit->code;
     asm_rex(c, true, reg, 0, 0);
     code_u8(c, 0x8b);
     code_u8(c, (uint8_t)((reg & 7) << 3 | 5));
-    emit_field(unit, NTC_RELOC_CONST, index);
+    emit_field(unit, kind, index);
+}
+
+static void emit_load_const(struct unit *unit, int reg, unsigned index) {
+    emit_load_word(unit, reg, NTC_RELOC_CONST, index);
 }
 
 /* jmp [rip + slot] */
@@ -53,9 +58,11 @@ static void emit_jmp_slot(struct unit *unit, enum ntc_reloc_kind kind, unsigned 
 
 void portable_begin(struct unit *unit) {
     struct portable *portable = unit->portable;
-    portable->relocs = portable->slots = portable->consts = 0;
+    portable->relocs = portable->consts = 0;
     memset(portable->tail, 0, sizeof portable->tail);
-    (void)add_const(unit, 0); /* PORTABLE_SITE_CONST */
+    portable->slots = PORTABLE_SITE_SLOT + 1;
+    portable->slot[PORTABLE_SITE_SLOT] = 0;
+    portable->exit[PORTABLE_SITE_SLOT].link = false;
 }
 
 /* Without flags, which may be live: mov a, [rip + first site]; mov b, gs:[site]; lea a, [a + b]; mov
@@ -63,7 +70,7 @@ void portable_begin(struct unit *unit) {
 static void emit_tail(struct unit *unit, enum runtime_slot stub) {
     struct code_buffer *c = &unit->code;
     int a = stub == RUNTIME_MEMORY ? unit->t1 : GPR_R10, b = stub == RUNTIME_MEMORY ? unit->t2 : GPR_R11;
-    emit_load_const(unit, a, PORTABLE_SITE_CONST);
+    emit_load_word(unit, a, NTC_RELOC_SLOT, PORTABLE_SITE_SLOT);
     asm_load32_gs(c, b, AREA_HOT(site));
     asm_lea(c, true, a, a, b, 0, 0);
     asm_store32_gs(c, AREA_HOT(site), a);
@@ -108,8 +115,30 @@ uint32_t emit_patchable_jump(struct unit *unit, uint32_t *behind) {
     uint32_t slot = portable->slots++;
     emit_jmp_slot(unit, NTC_RELOC_SLOT, slot);
     portable->slot[slot] = (uint64_t)(c->at - c->start);
+    portable->exit[slot].link = false;
     *behind = (uint32_t)(c->at - unit->dbt->rw);
     return slot;
+}
+
+bool portable_shared_exit(struct unit *unit, struct site *site) {
+    struct portable *portable = unit->portable;
+    if (!portable || site->kind != SITE_LINK || site->state)
+        return false;
+    for (uint32_t slot = 0; slot < portable->slots; slot++) {
+        const struct portable_exit *exit = &portable->exit[slot];
+        if (!exit->link || exit->target != site->target || exit->flags_saved != site->flags_saved)
+            continue;
+        emit_jmp_slot(unit, NTC_RELOC_SLOT, slot);
+        site->host = slot;
+        return true;
+    }
+    return false;
+}
+
+void portable_share_exit(struct unit *unit, const struct site *site) {
+    if (unit->portable && site->kind == SITE_LINK && !site->state && !unit->code.overflow)
+        unit->portable->exit[site->host] =
+            (struct portable_exit){.target = site->target, .link = true, .flags_saved = site->flags_saved};
 }
 
 void emit_guest_address(struct unit *unit, int reg, uint64_t address) {

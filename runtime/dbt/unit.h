@@ -116,11 +116,16 @@ struct group {
 
 /* What makes a unit portable, gathered while it is emitted. */
 #define PORTABLE_MAX 8192u
-#define PORTABLE_SITE_CONST 0u /* number of the block's first site, set when the unit is put to use */
+#define PORTABLE_SITE_SLOT                                                                                   \
+    0u /* its low half: number of the block's first site, set when the unit is put to use */
 struct portable {
     struct ntc_reloc reloc[PORTABLE_MAX];
     uint64_t slot[PORTABLE_MAX]; /* offset of the exit that is taken while the slot is not linked */
     uint64_t constant[PORTABLE_MAX];
+    struct portable_exit {
+        int32_t target;
+        bool link, flags_saved; /* link: other exits to the same target may go by this slot */
+    } exit[PORTABLE_MAX];       /* by slot */
     unsigned relocs, slots, consts;
     uint8_t *tail[RUNTIME_SLOTS_USED][256]; /* for a stub; of MEMORY by its scratches */
 };
@@ -201,6 +206,10 @@ void emit_leave_to(struct unit *unit, const struct site *site, enum runtime_slot
 /* A jump to what comes behind it (at *behind), until it is patched. Returns what struct site's `host` and
  * `cold` name it by: the offset of its rel32, or the number of its slot. */
 uint32_t emit_patchable_jump(struct unit *unit, uint32_t *behind);
+/* In a portable unit: leave by the slot of an exit to the same place, if there is one; true: done. */
+bool portable_shared_exit(struct unit *unit, struct site *site);
+/* Let later exits do so with this one's. */
+void portable_share_exit(struct unit *unit, const struct site *site);
 /* reg = a guest address that moves with the block. */
 void emit_guest_address(struct unit *unit, int reg, uint64_t address);
 /* reg = the value of the field that an immediate or a displacement is; RIP-relative: the address that it
