@@ -24,8 +24,18 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#define FOUND_BITS 13
+
 struct cached {
     unsigned count;
+    /* Entries that were found lately, by address: most are asked for more than once. */
+    struct found {
+        uint64_t rip;
+        uint32_t block, unit;
+        uint32_t host; /* hit.host */
+        uint16_t abi_data;
+        uint8_t cache; /* as block.cache; 0: none */
+    } found[1u << FOUND_BITS];
     struct cached_file {
         struct ntc_mapping mapping;
         struct ntc_slides slides;
@@ -205,13 +215,31 @@ const struct ntc_state *cached_state(const struct dbt_vcpu *dbt, const struct si
     return &view_of(dbt, &dbt->block[site->block])->states[site->state];
 }
 
+static struct found *found_at(const struct dbt_vcpu *dbt, uint64_t rip) {
+    return &dbt->cached->found[rip * 0x9e3779b97f4a7c15ull >> (64 - FOUND_BITS)];
+}
+
+/* Was it this block's unit that was found there? Numbers of blocks are used again after a flush. */
+static bool found_in(const struct found *found, const struct block *block, uint64_t rip) {
+    return found->rip == rip && found->cache && found->cache == block->cache &&
+           found->unit == block->cached_unit;
+}
+
+static uint32_t entry_host(const struct ntc_view *view, const struct block *block, uint32_t host,
+                           uint16_t abi_data, bool flags_saved) {
+    uint32_t at = host + (flags_saved ? 0 : (uint32_t)(int32_t)(int16_t)abi_data);
+    return block->entry[0] + (at < view->units[block->cached_unit].code_length ? at : host);
+}
+
 uint32_t cached_entry(const struct dbt_vcpu *dbt, const struct block *block, uint64_t rip, bool flags_saved) {
     struct ntc_hit hit;
     const struct ntc_view *view = view_of(dbt, block);
+    const struct found *found = found_at(dbt, rip);
+    if (found_in(found, block, rip))
+        return entry_host(view, block, found->host, found->abi_data, flags_saved);
     if (!ntc_search_unit(view, block->cached_unit, rip - block->rip, &hit))
         return NO_INDEX;
-    uint32_t at = hit.host + (flags_saved ? 0 : (uint32_t)(int32_t)(int16_t)hit.abi_data);
-    return block->entry[0] + (at < view->units[block->cached_unit].code_length ? at : hit.host);
+    return entry_host(view, block, hit.host, hit.abi_data, flags_saved);
 }
 
 void cached_forget_jumps(struct dbt_vcpu *dbt, const struct block *block) {
@@ -363,7 +391,7 @@ static bool in_use_here(struct vcpu *vcpu, uint32_t index, const struct candidat
 }
 
 static uint32_t try_hit(struct vcpu *vcpu, struct candidate *at, const struct ntc_hit *hit,
-                        uint64_t ram_offset, uint32_t mode) {
+                        uint64_t ram_offset, uint32_t mode, bool only_used) {
     struct dbt_vcpu *dbt = vcpu->dbt;
     const struct ntc_view *view = dbt->cached->file[at->cache].mapping.view;
     const struct ntc_unit_record *record = &view->units[hit->unit];
@@ -374,7 +402,7 @@ static uint32_t try_hit(struct vcpu *vcpu, struct candidate *at, const struct nt
     uint32_t used = block_of(dbt, at->cache, hit->unit, record->first_slot);
     if (used != NO_INDEX && in_use_here(vcpu, used, at, mode))
         return used;
-    if (used != NO_INDEX && !dbt->block[used].dead)
+    if (only_used || (used != NO_INDEX && !dbt->block[used].dead))
         return NO_INDEX;
     if (at->ram[1] != GUEST_NO_RAM) {
         block_hold_page(vcpu, at->ram[0] & PAGE_MASK);
@@ -399,7 +427,7 @@ static void count_entry(struct dbt_vcpu *dbt, struct cached_file *file, uint32_t
 }
 
 static uint32_t try_hits(struct vcpu *vcpu, unsigned cache, struct ntc_search *search, uint64_t ram_offset,
-                         uint32_t mode, bool *global) {
+                         uint32_t mode, bool only_used, bool *global) {
     struct cached_file *file = &vcpu->dbt->cached->file[cache];
     struct ntc_hit hit;
     while (ntc_search_next(search, &hit)) {
@@ -408,7 +436,7 @@ static uint32_t try_hits(struct vcpu *vcpu, unsigned cache, struct ntc_search *s
         /* What cached_entry() would not find again is not entered. */
         if (!search->by_address && !ntc_search_unit(search->view, hit.unit, hit.guest, &again))
             continue;
-        uint32_t index = try_hit(vcpu, &at, &hit, ram_offset, mode);
+        uint32_t index = try_hit(vcpu, &at, &hit, ram_offset, mode, only_used);
         if (index == NO_INDEX)
             continue;
         file->recent_image = hit.image;
@@ -416,6 +444,12 @@ static uint32_t try_hits(struct vcpu *vcpu, unsigned cache, struct ntc_search *s
         file->known[hit.image] = true;
         *global &= at.global;
         count_entry(vcpu->dbt, file, hit.entry);
+        *found_at(vcpu->dbt, vcpu->rip) = (struct found){.rip = vcpu->rip,
+                                                         .block = index,
+                                                         .unit = hit.unit,
+                                                         .host = hit.host,
+                                                         .abi_data = hit.abi_data,
+                                                         .cache = (uint8_t)(cache + 1)};
         return index;
     }
     return NO_INDEX;
@@ -435,7 +469,11 @@ static uint32_t find_in(struct vcpu *vcpu, unsigned cache, uint64_t ram_offset, 
         ntc_search_address(&search, view, file->recent_image, vcpu->rip - file->slide[file->recent_image],
                            dbt_portable_key(mode, PORTABLE_ANYWHERE));
         set_modes(&search, mode);
-        uint32_t index = try_hits(vcpu, cache, &search, ram_offset, mode, global);
+        /* Two of three entries are another one of a unit that is in use: that is seen without comparing. */
+        struct ntc_search again = search;
+        uint32_t index = try_hits(vcpu, cache, &again, ram_offset, mode, true, global);
+        if (index == NO_INDEX)
+            index = try_hits(vcpu, cache, &search, ram_offset, mode, false, global);
         if (index != NO_INDEX)
             return index;
     }
@@ -443,7 +481,30 @@ static uint32_t find_in(struct vcpu *vcpu, unsigned cache, uint64_t ram_offset, 
                        (uint32_t)(PAGE_SIZE - (ram_offset & (PAGE_SIZE - 1))),
                        dbt_portable_key(mode, PORTABLE_ANYWHERE));
     set_modes(&search, mode);
-    return try_hits(vcpu, cache, &search, ram_offset, mode, global);
+    return try_hits(vcpu, cache, &search, ram_offset, mode, false, global);
+}
+
+/* The block in use that was found here before, if it and its pages stand as they did. */
+static uint32_t find_again(struct vcpu *vcpu, uint64_t ram_offset, uint32_t mode, bool *global) {
+    const struct dbt_vcpu *dbt = vcpu->dbt;
+    const struct found *found = found_at(dbt, vcpu->rip);
+    if (found->block >= dbt->blocks)
+        return NO_INDEX;
+    const struct block *block = &dbt->block[found->block];
+    if (block->dead || block->mode != mode || !found_in(found, block, vcpu->rip))
+        return NO_INDEX;
+    uint64_t from = vcpu->rip - block->rip, head = head_of(block), other;
+    if (from >= block->guest_length ||
+        ram_offset != (from < head ? block->ram_offset + from : block->ram_page2 + (from - head)))
+        return NO_INDEX;
+    if (block->ram_page2 == GUEST_NO_RAM)
+        return found->block;
+    bool other_global = true;
+    if (code_page(vcpu, from < head ? block->rip + head : block->rip & PAGE_MASK, &other, &other_global) ||
+        other != (from < head ? block->ram_page2 : block->ram_offset & PAGE_MASK))
+        return NO_INDEX;
+    *global &= other_global;
+    return found->block;
 }
 
 uint32_t cached_find(struct vcpu *vcpu, uint64_t ram_offset, uint32_t mode, bool *global) {
@@ -453,7 +514,7 @@ uint32_t cached_find(struct vcpu *vcpu, uint64_t ram_offset, uint32_t mode, bool
     uint64_t start = __builtin_ia32_rdtsc();
     /* As in dbt_translate(): before its bytes are read. */
     block_hold_page(vcpu, ram_offset & PAGE_MASK);
-    uint32_t index = NO_INDEX;
+    uint32_t index = find_again(vcpu, ram_offset, mode, global);
     for (unsigned i = 0; i < dbt->cached->count && index == NO_INDEX; i++)
         index = find_in(vcpu, i, ram_offset, mode, global);
     dbt->stats.cache_misses += index == NO_INDEX;
