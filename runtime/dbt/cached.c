@@ -24,7 +24,10 @@
 #include <errno.h>
 #include <stdlib.h>
 
-#define FOUND_BITS 13
+#define FOUND_BITS 9
+#define RECENT_IMAGES 4u
+#define SURE 64u
+#define SURE_MAX 1024u
 
 struct cached {
     unsigned count;
@@ -41,8 +44,9 @@ struct cached {
         struct ntc_slides slides;
         uint64_t *slide;
         bool *known;
-        uint8_t *entered;      /* a bit for each entry that was once asked for */
-        uint32_t recent_image; /* that the last unit came from */
+        uint16_t *sure;   /* hits of the image where it stands, less what it did not have there */
+        uint8_t *entered; /* a bit for each entry that was once asked for */
+        uint32_t recent[RECENT_IMAGES]; /* images that units came from, the latest first */
     } file[DBT_CACHES_MAX];
 };
 
@@ -65,9 +69,10 @@ int dbt_cache_attach(struct vcpu *vcpu, const struct ntc_file *file, struct ntc_
     uint64_t images = file->view.count[NTC_SECTION_IMAGES];
     *to = (struct cached_file){.slide = calloc(images + 1, sizeof *to->slide),
                                .known = calloc(images + 1, sizeof *to->known),
+                               .sure = calloc(images + 1, sizeof *to->sure),
                                .entered = calloc(file->view.count[NTC_SECTION_ENTRIES] / 8 + 1, 1)};
     to->slides = (struct ntc_slides){.slide = to->slide, .known = to->known, .count = (uint32_t)images};
-    int result = to->slide && to->known && to->entered
+    int result = to->slide && to->known && to->sure && to->entered
                      ? ntc_mapping_create(&to->mapping, file, dbt->rx + dbt->size + GIB / 2, error)
                      : ntc_fail(error, NTC_FAULT_MEMORY, "cache '%s': no memory", file->path);
     /* Links from the vCPU's own code are rel32s. */
@@ -78,6 +83,7 @@ int dbt_cache_attach(struct vcpu *vcpu, const struct ntc_file *file, struct ntc_
         ntc_mapping_destroy(&to->mapping);
         free(to->slide);
         free(to->known);
+        free(to->sure);
         free(to->entered);
         return result;
     }
@@ -94,6 +100,7 @@ void cached_destroy(struct dbt_vcpu *dbt) {
         ntc_mapping_destroy(&dbt->cached->file[i].mapping);
         free(dbt->cached->file[i].slide);
         free(dbt->cached->file[i].known);
+        free(dbt->cached->file[i].sure);
         free(dbt->cached->file[i].entered);
     }
     free(dbt->cached);
@@ -419,6 +426,20 @@ static uint32_t try_hit(struct vcpu *vcpu, struct candidate *at, const struct nt
     return put_to_use(vcpu, at, &unit, mode);
 }
 
+static void note_image(struct cached_file *file, uint32_t image, uint64_t slide) {
+    if (file->slide[image] != slide || !file->known[image])
+        file->sure[image] = 0;
+    file->sure[image] += file->sure[image] < SURE_MAX;
+    file->slide[image] = slide;
+    file->known[image] = true;
+    unsigned at = 0;
+    while (at < RECENT_IMAGES - 1 && file->recent[at] != image)
+        at++;
+    for (; at; at--)
+        file->recent[at] = file->recent[at - 1];
+    file->recent[0] = image;
+}
+
 /* Count each entry once. */
 static void count_entry(struct dbt_vcpu *dbt, struct cached_file *file, uint32_t entry) {
     uint8_t bit = (uint8_t)(1u << entry % 8);
@@ -439,9 +460,7 @@ static uint32_t try_hits(struct vcpu *vcpu, unsigned cache, struct ntc_search *s
         uint32_t index = try_hit(vcpu, &at, &hit, ram_offset, mode, only_used);
         if (index == NO_INDEX)
             continue;
-        file->recent_image = hit.image;
-        file->slide[hit.image] = at.slide;
-        file->known[hit.image] = true;
+        note_image(file, hit.image, at.slide);
         *global &= at.global;
         count_entry(vcpu->dbt, file, hit.entry);
         *found_at(vcpu->dbt, vcpu->rip) = (struct found){.rip = vcpu->rip,
@@ -460,22 +479,42 @@ static void set_modes(struct ntc_search *search, uint32_t mode) {
     search->also[1] = dbt_portable_key(mode, PORTABLE_VECTOR);
 }
 
-/* First where the image that code came from last has it, if that image stands as it did; then by content. */
+static bool lies_in(const struct cached_file *file, uint32_t image, uint64_t rip) {
+    const struct ntc_image_record *record = ntc_view_image(file->mapping.view, image);
+    return file->known[image] && record && rip - file->slide[image] - record->link_base < record->link_length;
+}
+
+/* Where an image has it that stands as it did. */
+static uint32_t find_by_address(struct vcpu *vcpu, unsigned cache, uint32_t image, uint64_t ram_offset,
+                                uint32_t mode, bool *global) {
+    struct cached_file *file = &vcpu->dbt->cached->file[cache];
+    struct ntc_search search;
+    ntc_search_address(&search, file->mapping.view, image, vcpu->rip - file->slide[image],
+                       dbt_portable_key(mode, PORTABLE_ANYWHERE));
+    set_modes(&search, mode);
+    /* Two of three entries are another one of a unit that is in use: that is seen without comparing. */
+    struct ntc_search again = search;
+    uint32_t index = try_hits(vcpu, cache, &again, ram_offset, mode, true, global);
+    return index == NO_INDEX ? try_hits(vcpu, cache, &search, ram_offset, mode, false, global) : index;
+}
+
+/* First where the images that code came from lately have it; then by content, unless it lies in a kernel that
+ * most code was found in where it stands: no part of it moves by itself. */
 static uint32_t find_in(struct vcpu *vcpu, unsigned cache, uint64_t ram_offset, uint32_t mode, bool *global) {
     struct cached_file *file = &vcpu->dbt->cached->file[cache];
     const struct ntc_view *view = file->mapping.view;
     struct ntc_search search;
-    if (file->known[file->recent_image]) {
-        ntc_search_address(&search, view, file->recent_image, vcpu->rip - file->slide[file->recent_image],
-                           dbt_portable_key(mode, PORTABLE_ANYWHERE));
-        set_modes(&search, mode);
-        /* Two of three entries are another one of a unit that is in use: that is seen without comparing. */
-        struct ntc_search again = search;
-        uint32_t index = try_hits(vcpu, cache, &again, ram_offset, mode, true, global);
-        if (index == NO_INDEX)
-            index = try_hits(vcpu, cache, &search, ram_offset, mode, false, global);
+    for (unsigned i = 0; i < RECENT_IMAGES; i++) {
+        uint32_t image = file->recent[i];
+        if ((i && image == file->recent[0]) || !lies_in(file, image, vcpu->rip))
+            continue;
+        uint32_t index = find_by_address(vcpu, cache, image, ram_offset, mode, global);
         if (index != NO_INDEX)
             return index;
+        bool sure = view->images[image].kind == NTC_IMAGE_KERNEL && file->sure[image] >= SURE;
+        file->sure[image] -= file->sure[image] != 0;
+        if (sure)
+            return NO_INDEX;
     }
     ntc_search_content(&search, view, vcpu->mem->base + ram_offset,
                        (uint32_t)(PAGE_SIZE - (ram_offset & (PAGE_SIZE - 1))),
@@ -512,9 +551,9 @@ uint32_t cached_find(struct vcpu *vcpu, uint64_t ram_offset, uint32_t mode, bool
     if (!dbt_portable_mode(mode))
         return NO_INDEX;
     uint64_t start = __builtin_ia32_rdtsc();
-    /* As in dbt_translate(): before its bytes are read. */
-    block_hold_page(vcpu, ram_offset & PAGE_MASK);
     uint32_t index = find_again(vcpu, ram_offset, mode, global);
+    if (index == NO_INDEX) /* as in dbt_translate(): before its bytes are read */
+        block_hold_page(vcpu, ram_offset & PAGE_MASK);
     for (unsigned i = 0; i < dbt->cached->count && index == NO_INDEX; i++)
         index = find_in(vcpu, i, ram_offset, mode, global);
     dbt->stats.cache_misses += index == NO_INDEX;
