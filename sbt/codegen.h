@@ -43,8 +43,6 @@ struct codegen {
     const char *(*refusal)(const void *state);
     /* Shall units have their IR with them? */
     void (*keep_ir)(void *state, bool keep);
-    /* Refuse what measurements say this generator does not win at. */
-    void (*be_choosy)(void *state, bool choosy);
 };
 
 extern const struct codegen codegen_template;

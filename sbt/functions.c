@@ -26,8 +26,6 @@ struct functions *functions_create(const struct discovery *discovery, const stru
         free(f);
         return NULL;
     }
-    if (options->codegen->be_choosy)
-        options->codegen->be_choosy(f->generator, options->choosy);
     return f;
 }
 

@@ -19,7 +19,6 @@ struct functions_options {
     bool (*select)(void *context, uint64_t address, uint64_t length);
     uint32_t image; /* number in the file */
     bool stages[STAGES];
-    bool choosy;         /* leave out what the generator does not win at */
     const char *dump_ir; /* a symbol whose IR is kept with its unit; NULL: none */
 };
 

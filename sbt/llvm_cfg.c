@@ -264,17 +264,6 @@ static void find_wanted_flags(struct lifter *l) {
     }
 }
 
-/* Is there a loop that runs inside one region? */
-static bool has_loop(const struct lifter *l) {
-    for (uint32_t i = 0; i < l->blocks; i++)
-        for (unsigned k = 0; k < l->block[i].nexts; k++) {
-            const struct lift_block *next = &l->block[l->block[i].next[k]];
-            if (next->offset <= l->block[i].offset && next->region == l->block[i].region)
-                return true;
-        }
-    return false;
-}
-
 bool lift_discover(struct lifter *l) {
     memset(l->at, 0xff, l->request->length * sizeof *l->at);
     memset(l->leader, 0, l->request->length);
@@ -284,9 +273,5 @@ bool lift_discover(struct lifter *l) {
     find_edges(l);
     find_regions(l);
     find_wanted_flags(l);
-    if (l->loops_only && !has_loop(l)) {
-        l->refusal = "no loop";
-        return false;
-    }
     return true;
 }

@@ -153,7 +153,6 @@ struct lifter {
     uint32_t ordered;
     struct lift_exit exit[LIFT_EXITS_MAX];
     unsigned exits;
-    bool loops_only; /* what loops without a call inside */
 
     /* The region in progress. */
     uint32_t head;

@@ -346,10 +346,6 @@ static const char *llvm_refusal(const void *state) {
     return ((const struct llvm_state *)state)->refusal;
 }
 
-static void llvm_be_choosy(void *state, bool choosy) {
-    ((struct llvm_state *)state)->lifter.loops_only = choosy;
-}
-
 static void llvm_keep_ir(void *state, bool keep) {
     ((struct llvm_state *)state)->keep_ir = keep;
 }
@@ -361,5 +357,4 @@ const struct codegen codegen_llvm = {.name = "llvm",
                                      .abi = llvm_abi,
                                      .layout = dbt_portable_layout,
                                      .refusal = llvm_refusal,
-                                     .keep_ir = llvm_keep_ir,
-                                     .be_choosy = llvm_be_choosy};
+                                     .keep_ir = llvm_keep_ir};

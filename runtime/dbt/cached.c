@@ -36,7 +36,7 @@ struct cached {
         uint64_t rip;
         uint32_t block, unit;
         uint32_t host; /* hit.host */
-        uint16_t abi_data;
+        uint16_t guest, abi_data;
         uint8_t cache; /* as block.cache; 0: none */
     } found[1u << FOUND_BITS];
     struct cached_file {
@@ -229,7 +229,7 @@ static struct found *found_at(const struct dbt_vcpu *dbt, uint64_t rip) {
 /* Was it this block's unit that was found there? Numbers of blocks are used again after a flush. */
 static bool found_in(const struct found *found, const struct block *block, uint64_t rip) {
     return found->rip == rip && found->cache && found->cache == block->cache &&
-           found->unit == block->cached_unit;
+           found->unit == block->cached_unit && found->guest == rip - block->rip;
 }
 
 static uint32_t entry_host(const struct ntc_view *view, const struct block *block, uint32_t host,
@@ -467,6 +467,7 @@ static uint32_t try_hits(struct vcpu *vcpu, unsigned cache, struct ntc_search *s
                                                          .block = index,
                                                          .unit = hit.unit,
                                                          .host = hit.host,
+                                                         .guest = (uint16_t)hit.guest,
                                                          .abi_data = hit.abi_data,
                                                          .cache = (uint8_t)(cache + 1)};
         return index;

@@ -3,8 +3,8 @@
 
     cache.py [--bin build/bin] [--kernels 6.1,6.12] [--runs 3] [--files profiled,whole] [--tcg] [--memory 512M] [--json FILE] [--page FILE]
 
-For each kernel: precompile-cache makes a file of the whole kernel with two jobs ("whole"), boots of one and two processors without a cache
-make profiles, and from these comes a second file ("profiled"). Then the kernel boots to the first line of user space, in turn without
+For each kernel: precompile-cache makes a file of the whole kernel with two jobs ("whole"), boots of one and two processors from it
+make profiles, and from these comes a second file ("profiled"), as docs/pipeline.md has it. Then the kernel boots to the first line of user space, in turn without
 a cache and with each file, unpacked by the launcher (KASLR off) and by its own decompressor (on), on one processor, pinned like all of
 compare.py's runs, whose guest this is. At that line the launcher is asked for its counters, and its mappings are read.
 
@@ -139,14 +139,15 @@ class Bench:
         trust = ["--trust", self.key + ".pub", "--cache-required"]
         files, runs, profiles = {}, {}, []
         wanted = self.a.files.split(",")
-        if "whole" in wanted:
-            files["whole"] = self.precompile(f"{name}-whole", path, initrd)
+        whole = self.precompile(f"{name}-whole", path, initrd)
         if "profiled" in wanted:
             for cpus in (1, 2):
                 profiles += ["--profile", os.path.join(self.d, f"{name}-{cpus}.profile")]
-                if not self.boot(path, "--record-profile", profiles[-1], cpus=cpus):
+                if not self.boot(path, "--cache", whole["file"], *trust, "--record-profile", profiles[-1], cpus=cpus):
                     return None
             files["profiled"] = self.precompile(f"{name}-profiled", path, initrd, *profiles, "--profiled-only")
+        if "whole" in wanted:
+            files["whole"] = whole
         first = {}
         for kind, made in files.items():
             for _ in range(self.a.runs):

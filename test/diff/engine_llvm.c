@@ -91,17 +91,19 @@ static uint32_t add_point(struct dbt_vcpu *dbt, struct block *block) {
     return dbt->blocks++;
 }
 
-/* Links become patchable jumps, constants words behind the code. */
+/* Links become patchable jumps, the constant and the run time's slot words behind the code. */
 static void relocate(struct dbt_vcpu *dbt, const struct ntc_unit *unit, uint64_t rip, uint32_t *jumps) {
     uint8_t *code = dbt->rw + dbt->used;
     uint64_t *words = (uint64_t *)(code + align_up(unit->code_length, 8));
-    words[0] = dbt->sites;
-    words[1] = rip;
+    words[0] = rip;
+    words[1] = dbt->sites;
     for (unsigned i = 0; i < unit->reloc_count; i++) {
         const struct ntc_reloc *reloc = &unit->relocs[i];
         uint8_t *place = code + reloc->place;
         if (reloc->kind == NTC_RELOC_CONST) {
             asm_patch_rel32(place, (uint8_t *)&words[reloc->index] - reloc->addend);
+        } else if (reloc->kind == NTC_RELOC_SLOT && reloc->index == PORTABLE_SITE_SLOT) {
+            asm_patch_rel32(place, (uint8_t *)&words[1] - reloc->addend);
         } else if (reloc->kind == NTC_RELOC_SLOT) {
             place[-2] = 0xe9;
             place[3] = 0x90;

@@ -199,7 +199,6 @@ static int enter_image(struct worker *worker, struct precompile_image *image) {
         .select = p->options->all_functions && !p->options->profiled_only ? NULL : select_function,
         .image = image->number,
         .stages = {[STAGE_READY] = true, [STAGE_READY_ONE] = p->options->one_cpu},
-        .choosy = !p->options->all_functions,
         .dump_ir = p->options->dump_ir};
     worker->blocks = blocks_create(&image->discovery, &image->cut, &worker->options, &p->model, sink, worker);
     if (image->functions)
