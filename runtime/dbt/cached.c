@@ -528,7 +528,7 @@ static uint32_t find_in(struct vcpu *vcpu, unsigned cache, uint64_t ram_offset, 
 static uint32_t find_again(struct vcpu *vcpu, uint64_t ram_offset, uint32_t mode, bool *global) {
     const struct dbt_vcpu *dbt = vcpu->dbt;
     const struct found *found = found_at(dbt, vcpu->rip);
-    if (found->block >= dbt->blocks)
+    if (!code_part_of_block(dbt, found->block))
         return NO_INDEX;
     const struct block *block = &dbt->block[found->block];
     if (block->dead || block->mode != mode || !found_in(found, block, vcpu->rip))
