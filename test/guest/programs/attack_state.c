@@ -15,6 +15,7 @@
 #include <sys/syscall.h>
 #include <sys/time.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <ucontext.h>
 #include <unistd.h>
 
@@ -220,7 +221,7 @@ void attack_frames(void) {
     printf(" 400 forged, most %s", killed > 200 ? "killed" : "alive");
 }
 
-enum { SEQUENCES = 4000, SEQUENCE_BYTES = 64 };
+enum { SEQUENCES = 4000, SEQUENCE_BYTES = 64, SEQUENCES_SECONDS = 40 };
 static uint8_t *random_code;
 static sigjmp_buf out;
 
@@ -251,14 +252,16 @@ static void run_random(void *argument) {
     }
 }
 
-/* Bytes that are no program, each run from a fresh page until it faults or the time is up. */
+/* Bytes that are no program, each run from a fresh page until it faults or the time is up; fewer of them
+ * where the guest's processors are slow. */
 void attack_random_code(void) {
     volatile uint32_t *next = attack_shared(sizeof *next);
     uint32_t done = 0;
     unsigned turns = 0;
     random_code = mmap(NULL, PAGE, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     CHECK(random_code != MAP_FAILED);
-    for (; done < SEQUENCES && turns < SEQUENCES; turns++) {
+    const time_t end = time(NULL) + SEQUENCES_SECONDS;
+    for (; done < SEQUENCES && turns < SEQUENCES && time(NULL) < end; turns++) {
         attack_doomed(run_random, (void *)next, 150);
         /* It may have overwritten even that. */
         if (*next <= done || *next > SEQUENCES)
