@@ -214,19 +214,8 @@ static struct unit *prepare(struct vcpu *vcpu, const struct portable_request *re
                             .mode = request->mode,
                             .host = (uint32_t)dbt->used,
                             .incoming = NO_INDEX};
-    work->vcpu = vcpu;
-    work->dbt = dbt;
-    work->block = block;
-    work->index = 0;
+    unit_begin(work, vcpu, block, request->bytes, request->length);
     work->portable = &dbt->translator->portable;
-    work->bytes = request->bytes;
-    work->room = request->length;
-    work->item = work->block_item;
-    work->from = 0;
-    work->limit = UINT32_MAX;
-    work->function = NULL;
-    work->fields = 0;
-    work->dependence = PORTABLE_ANYWHERE;
     work->code64 = true;
     return work;
 }

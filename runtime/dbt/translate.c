@@ -632,6 +632,23 @@ static bool make_room(struct dbt_vcpu *dbt) {
     return true;
 }
 
+void unit_begin(struct unit *unit, struct vcpu *vcpu, struct block *block, const uint8_t *bytes,
+                uint64_t room) {
+    unit->vcpu = vcpu;
+    unit->dbt = vcpu->dbt;
+    unit->block = block;
+    unit->index = 0;
+    unit->portable = NULL;
+    unit->bytes = bytes;
+    unit->room = room;
+    unit->item = unit->block_item;
+    unit->from = 0;
+    unit->limit = UINT32_MAX;
+    unit->function = NULL;
+    unit->fields = 0;
+    unit->dependence = PORTABLE_ANYWHERE;
+}
+
 bool unit_translate(struct unit *unit) {
     struct dbt_vcpu *dbt = unit->dbt;
     struct block *block = unit->block;
@@ -672,19 +689,8 @@ uint32_t dbt_translate(struct vcpu *vcpu, uint64_t ram_offset, uint32_t mode) {
                             .incoming = NO_INDEX,
                             .first_site = dbt->sites,
                             .first_pc = dbt->pcs};
-    unit->vcpu = vcpu;
-    unit->dbt = dbt;
-    unit->block = block;
+    unit_begin(unit, vcpu, block, vcpu->mem->base + ram_offset, PAGE_SIZE - (ram_offset & (PAGE_SIZE - 1)));
     unit->index = index;
-    unit->portable = NULL;
-    unit->bytes = vcpu->mem->base + ram_offset;
-    unit->room = PAGE_SIZE - (ram_offset & (PAGE_SIZE - 1));
-    unit->item = unit->block_item;
-    unit->from = 0;
-    unit->limit = UINT32_MAX;
-    unit->function = NULL;
-    unit->fields = 0;
-    unit->dependence = PORTABLE_ANYWHERE;
     unit->code64 = cpu_is_code64(vcpu);
     if (!unit_translate(unit))
         return NO_INDEX;

@@ -178,6 +178,10 @@ struct unit {
 enum kind unit_classify(struct unit *unit, struct item *item);
 
 /* -- translate.c -- */
+/* Set up for a block whose guest code stands at `bytes`, with that much up to its page's end. Not portable,
+ * of no function; code64 is the caller's. */
+void unit_begin(struct unit *unit, struct vcpu *vcpu, struct block *block, const uint8_t *bytes,
+                uint64_t room);
 /* Fill unit->item and what follows from it, from unit->from on. False: no instruction begins there. */
 MUST_CHECK bool unit_gather(struct unit *unit);
 /* Does the body want the flags saved? */
