@@ -17,8 +17,8 @@ The script is every line of FILE that holds "CONSOLE:"; what follows is one of
     footprint              note what the VMM and its helpers hold on the host (footprint.py)
     grown WHAT=N...        within 10 s each of processes, threads, descriptors, mappings, memory (MiB) is at most N more than noted
 When the VMM has ended, none of the processes that it was seen with may be left.
-Everything the guest printed goes to standard output (for FileCheck), what the VMM said on standard error likewise to
-standard error. "{port}" in a script and in arguments is the port of the web server that --serve starts on the loopback,
+Everything the guest printed goes to standard output (for FileCheck) in whole lines, what the VMM said on standard error likewise
+to standard error. "{port}" in a script and in arguments is the port of the web server that --serve starts on the loopback,
 "{free}" a free TCP port. --add puts a file into the guest by appending to a copy of the initrd.
 
 The VMM is `nestor run`, or with NESTOR_VMM=tcg the QEMU that stands in for it, which is how the guests and the tests are
@@ -148,6 +148,7 @@ class Console:
     def __init__(self, command, transcript, qmp=None):
         self.transcript, self.qmp = transcript, qmp
         self.text, self.partial, self.position, self.closed = "", "", 0, False
+        self.told = 0
         self.family, self.noted, self.looked = {}, None, 0.0
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
@@ -168,11 +169,18 @@ class Console:
         self.partial = partial.group() if partial else ""
         text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text[: len(text) - len(self.partial)])
         self.text += text
-        self.transcript.write(text)
-        self.transcript.flush()
+        # Whole lines only: where a test joins both streams, what the VMM says may stand between the guest's lines, not in one.
+        self.tell(self.text.rfind("\n") + 1)
         if len(self.text) > OUTPUT_LIMIT:
             raise Failure("the guest printed more than this test can hold")
         return True
+
+    def tell(self, end):
+        """Pass on what the guest printed, up to that position."""
+        if end > self.told:
+            self.transcript.write(self.text[self.told : end])
+            self.transcript.flush()
+            self.told = end
 
     def expect(self, pattern, seconds):
         compiled, until = re.compile(pattern, re.MULTILINE), time.monotonic() + seconds
@@ -264,6 +272,7 @@ class Console:
         except ProcessLookupError:
             pass
         self.process.wait()
+        self.tell(len(self.text))
 
 
 def get(console, url, text, seconds):
