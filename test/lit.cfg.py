@@ -47,7 +47,7 @@ if config.nestor_sanitize:
 if os.access("/dev/kvm", os.R_OK | os.W_OK):
     config.available_features.add("kvm")  # Never needed by a test: only ever a reference to compare with.
 for feature, path in (("guests", "busybox-6.1.cpio.gz"), ("debian-disk", "debian12.img"),
-                      ("bench-disk", "bench.img"), ("selftests", "selftests-x86.tar")):
+                      ("bench-disk", "bench.img"), ("xen", "xen/vmlinuz"), ("selftests", "selftests-x86.tar")):
     if os.path.exists(os.path.join(guests, path)):
         config.available_features.add(feature)
 

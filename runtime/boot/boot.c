@@ -13,10 +13,6 @@
 #include "boot/payload.h"
 #include "mem/guest_mem.h"
 
-/* BIOS data area (page 0): where the guest looks for the end of conventional memory. */
-#define BDA_EBDA_SEGMENT 0x40e
-#define BDA_BASE_MEMORY_KIB 0x413
-
 static const struct {
     const char *name;
     enum boot_protocol protocol;
@@ -255,13 +251,6 @@ static int load_payload(const struct boot_source *source, struct boot_layout *la
     return result;
 }
 
-static int write_bios_data(struct boot_layout *layout) {
-    const uint16_t ebda_segment = BOOT_LOW_END >> 4, base_memory = BOOT_LOW_END / KIB;
-    int result = guest_mem_write(layout->mem, BDA_EBDA_SEGMENT, &ebda_segment, sizeof ebda_segment);
-    return result ? result
-                  : guest_mem_write(layout->mem, BDA_BASE_MEMORY_KIB, &base_memory, sizeof base_memory);
-}
-
 static void prefix_summary(const struct boot_source *source, struct boot_state *state) {
     static const char *const kinds[] = {
         [KERNEL_BZIMAGE] = "bzImage", [KERNEL_ELF] = "ELF kernel", [KERNEL_MULTIBOOT] = "Multiboot kernel"};
@@ -283,8 +272,6 @@ int boot_source_load(const struct boot_source *source, struct guest_mem *mem, ui
     }
     int result = boot_layout_create(&layout, mem, source->reserved, source->reserved_count);
     layout.acpi_rsdp = acpi_rsdp;
-    if (!result)
-        result = write_bios_data(&layout);
     if (result)
         return result;
     if (source->kind == KERNEL_MULTIBOOT) {

@@ -12,8 +12,7 @@
 #define BOOT_LAYOUT_RANGES 64
 #define BOOT_MAP_ENTRIES 64
 
-/* Conventional memory ends at 639 KiB: the last KiB is where firmware keeps its extended data area. */
-#define BOOT_LOW_END 0x9fc00ull
+#define BOOT_LOW_END ((uint64_t)GUEST_LOW_END)
 #define BOOT_HOLE_END 0x100000ull
 
 struct boot_layout {

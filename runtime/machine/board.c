@@ -13,6 +13,7 @@
 
 #include "base/diag.h"
 #include "devices/acpi_tables.h"
+#include "devices/firmware_bios.h"
 #include "machine/board_private.h"
 
 #define FERR_IRQ 13
@@ -349,9 +350,16 @@ static int tables_write(struct board *board, uint64_t *rsdp) {
         return -ENOMEM;
     size_t used = 0;
     int64_t address = firmware_tables_build(&tables, BOARD_TABLES_BASE, image, BOARD_TABLES_SIZE, &used);
-    int result = address < 0 ? (int)address : 0;
-    if (!result)
+    int result = address < 0 ? (int)address : used > FIRMWARE_BIOS_CODE ? -ENOSPC : 0;
+    if (!result) {
+        firmware_bios_code(image, GUEST_LOW_END);
         result = guest_mem_write(board->config.mem, BOARD_TABLES_BASE, image, BOARD_TABLES_SIZE);
+    }
+    if (!result) {
+        uint8_t data[FIRMWARE_BIOS_DATA_SIZE];
+        firmware_bios_data(data, GUEST_LOW_END);
+        result = guest_mem_write(board->config.mem, 0, data, sizeof data);
+    }
     if (!result)
         *rsdp = (uint64_t)address;
     free(image);

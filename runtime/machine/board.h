@@ -58,9 +58,9 @@ struct msi_sink board_msi(struct board *board);
 
 /* Put a PCI function into a slot (0: any free). The slot, or -errno. Before board_start(). */
 MUST_CHECK int board_attach_pci(struct board *board, struct pci_device *device, unsigned slot);
-/* What firmware does: BARs assigned, interrupt lines routed, tables in guest memory at BOARD_TABLES_BASE.
- * Once all functions are attached, and again after each board_reset(). *rsdp: its guest-physical address. 0
- * or -errno. */
+/* What firmware does: BARs assigned, interrupt lines routed, tables in guest memory at BOARD_TABLES_BASE,
+ * interrupt vectors and BIOS data area at 0. Once all functions are attached, and again after each
+ * board_reset(). *rsdp: its guest-physical address. 0 or -errno. */
 MUST_CHECK int board_start(struct board *board, uint64_t *rsdp);
 /* All devices to their power-on state. No vCPU may run. */
 void board_reset(struct board *board);

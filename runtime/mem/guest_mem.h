@@ -13,6 +13,8 @@
 
 #include "base/types.h"
 
+/* Conventional memory ends at 639 KiB: the last KiB is where firmware keeps its extended data area. */
+#define GUEST_LOW_END 0x9fc00u
 #define GUEST_LOW_RAM_END 0xc0000000ull
 #define GUEST_HIGH_RAM_START 0x100000000ull
 #define GUEST_NO_RAM UINT64_MAX

@@ -45,6 +45,9 @@ REAL(real_store,
 REAL(real_int, "xor %ax, %ax\n\tmov %ax, %ds\n\tmovw $0x2000, 0x84\n\tmovw $0, 0x86\n\tmovb $0xcf, "
                "0x2000\n\tstc\n\tsti\n\t"
                "int $0x21\n\tpushf\n\tpop %ax\n\tcli\n\tmov $7, %bx");
+REAL(real_bios_memory, "int $0x12");
+REAL(real_bios_absent, "mov $0xe820, %eax\n\tclc\n\tint $0x15\n\tsetc %bl");
+REAL(real_bios_unused, "mov $0x1234, %ax\n\tstc\n\tint $0x65\n\tsetc %bl");
 REAL(real_divide, "xor %ax, %ax\n\txor %cx, %cx\n\tdiv %cx");
 REAL(real_ud, "ud2");
 REAL(real_int3, "int3");
@@ -150,6 +153,9 @@ static const struct real_case cases[] = {
     CASE("jcxz and jecxz", real_jcxz, DONE, NONE, 5, 0),
     CASE("cwd and cwde", real_cwd, DONE, NONE, 0xffff8000, 0xffff),
     CASE("xlat", real_xlat, DONE, NONE, 0x5a, 0x2000),
+    CASE("the BIOS's memory size", real_bios_memory, DONE, NONE, 639, 0),
+    CASE("a BIOS service that there is not", real_bios_absent, DONE, NONE, 0x8620, 1),
+    CASE("a vector of the BIOS that nobody took", real_bios_unused, DONE, NONE, 0x1234, 1),
     CASE("iretl", real_iretl, DONE, NONE, 6, 0),
     CASE("int n beyond the vector table", real_idt_end, 13, 6, 0, 0),
     CASE("bswap and movzx", real_bswap, DONE, NONE, 0x44332211, 0x11),
@@ -185,8 +191,12 @@ void kernel_main(void) {
     uint32_t vectors = REAL_BASE + (uint32_t)(real_vectors - real_start);
     for (unsigned i = 0; real_start + i < real_end; i++)
         ((volatile uint8_t *)REAL_BASE)[i] = real_start[i];
-    for (unsigned i = 0; i < 256; i++)
+    for (unsigned i = 0; i < 256; i++) {
+        /* The firmware's own, that the cases of the BIOS call. */
+        if (i == 0x12 || i == 0x15 || i == 0x65)
+            continue;
         *(volatile uint32_t *)(unsigned long)(4 * i) = vectors + 8 * i;
+    }
     check_cases();
     checks_finish("real16");
 }

@@ -19,7 +19,7 @@ The script is every line of FILE that holds "CONSOLE:"; what follows is one of
 When the VMM has ended, none of the processes that it was seen with may be left.
 Everything the guest printed goes to standard output (for FileCheck) in whole lines, what the VMM said on standard error likewise
 to standard error. "{port}" in a script and in arguments is the port of the web server that --serve starts on the loopback,
-"{free}" a free TCP port. --add puts a file into the guest by appending to a copy of the initrd.
+"{free}" a free TCP port. --add puts a file into the guest by appending to a copy of the (last) initrd.
 
 The VMM is `nestor run`, or with NESTOR_VMM=tcg the QEMU that stands in for it, which is how the guests and the tests are
 themselves tested: arguments are translated, those that QEMU has no like of are dropped.
@@ -376,7 +376,7 @@ def main():
         # A VMM that is started as another user reads its initrd here.
         os.chmod(directory, 0o755)
         if options.add:
-            at = arguments.index("--initrd") + 1
+            at = len(arguments) - arguments[::-1].index("--initrd")
             arguments[at] = initrd_with(arguments[at], options.add, directory)
         if options.engine and "--engine" not in arguments:
             arguments += ["--engine", options.engine]

@@ -4,6 +4,7 @@
 #     kernels/NAME/vmlinuz, kernels/NAME/modules   NAME: 6.1, 6.12, 686-pae
 #     busybox-NAME.cpio.gz                         an initramfs whose init loads virtio drivers and offers a shell
 #     memtest86+.bin
+#     xen/hypervisor, xen/vmlinuz                  Debian's Xen, and a kernel that can be its first domain
 #     debian12.img                                 an ext4 file system, no partition table
 #     bench.img                                    the same with real programs to measure and debug: made only when asked for
 #
@@ -115,6 +116,27 @@ guest_memtest() {
         rm -rf "$work"
     fi
     printf '%s\n' "$image"
+}
+
+# guest_xen: have xen/; prints its path. The cloud kernels cannot be a first domain.
+guest_xen() {
+    local directory work deb
+    directory=$(guest_dir)/xen
+    if [ ! -s "$directory/vmlinuz" ]; then
+        work=$(mktemp -d)
+        deb=$(fetch_deb amd64 xen-hypervisor-4.17-amd64)
+        dpkg-deb -x "$deb" "$work"
+        deb=$(fetch_deb amd64 "$(fetch_resolve amd64 linux-image-amd64)")
+        dpkg-deb --fsys-tarfile "$deb" | tar -x -C "$work" --wildcards './boot/vmlinuz-*'
+        rm -rf "$directory" "$directory.new"
+        mkdir "$directory.new"
+        gzip -dc "$work"/boot/xen-*-amd64.gz >"$directory.new/hypervisor"
+        mv "$work"/boot/vmlinuz-* "$directory.new/vmlinuz"
+        mv "$directory.new" "$directory"
+        # The kernel's package is large, and nothing else is taken from it.
+        rm -rf "$work" "$deb"
+    fi
+    printf '%s\n' "$directory"
 }
 
 # Runs a command where it is root over a range of user ids: as root itself, or in a user namespace.
