@@ -395,7 +395,7 @@ static uint64_t serve_helper(struct vcpu *vcpu, const struct site *site, const s
         jump_serve_flush(vcpu);
         jump_refresh_key(vcpu);
     }
-    bool stay = vcpu->mode == (mode & ~MODE_UNGROUPED) && epoch == dbt->host_writes &&
+    bool stay = host != NO_INDEX && vcpu->mode == (mode & ~MODE_UNGROUPED) && epoch == dbt->host_writes &&
                 generation == dbt->kernel_generation && !vcpu->code_flush.pages && !vcpu->code_flush.global &&
                 vcpu->run_state == RUN_ACTIVE && !vcpu->irq_shadow && !(vcpu->rflags & FLAG_DF) &&
                 !vcpu_must_serve(vcpu, __atomic_load_n(&vcpu->requests, __ATOMIC_RELAXED)) &&

@@ -58,8 +58,11 @@ bool portable_site_read(struct site *to, const struct ntc_site *from, uint32_t b
                         .flags_saved = !!(from->flags & PORTABLE_SITE_FLAGS_SAVED),
                         .plain = !!(from->flags & PORTABLE_SITE_PLAIN),
                         .group = !!(from->flags & PORTABLE_SITE_GROUP)};
-    if (kind == SITE_HELPER)
+    if (kind == SITE_HELPER) {
         to->reg = from->reg; /* two operands */
+        if (!from->host)
+            to->host = NO_INDEX; /* the unit ends there */
+    }
     if (has_link(kind)) {
         if (from->slot == NTC_NO_SLOT || from->target != (int32_t)from->target)
             return false;

@@ -98,8 +98,10 @@ int native_memory_fault(struct vcpu *vcpu, struct decoded *d, uint64_t linear) {
     memcpy(gpr, vcpu->gpr, sizeof gpr);
     memset(vcpu->interp->frame->bounce, 0, THUNK_BOUNCE_SIZE);
     int result = native_run(vcpu, d, vcpu->interp->frame->bounce + (linear & 63), 0);
-    /* A conversion's own exception comes before the store: what it had in MXCSR stays. */
-    bool is_numeric = result && vcpu->exception.vector == VECTOR_XM && d->memory_access == 2;
+    /* A conversion's own exception comes before the store, and what it had in MXCSR stays; not on AMD's
+     * processors, where the fault is first. */
+    bool is_numeric =
+        result && vcpu->exception.vector == VECTOR_XM && d->memory_access == 2 && !insn_host_is_amd();
     if (!is_numeric)
         memcpy(vcpu->xsave, image, vcpu->xsave_size);
     memcpy(vcpu->gpr, gpr, sizeof gpr);

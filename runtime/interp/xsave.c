@@ -259,23 +259,38 @@ static void init_component(struct vcpu *vcpu, unsigned index) {
         memset(xstate_component_for_write(vcpu, index), 0, visible);
 }
 
+/* In 64-bit code alignment comes before canonicality. */
+static bool is_misaligned(const struct vcpu *vcpu, const struct decoded *d, uint64_t offset) {
+    uint64_t base = d->segment >= SEG_FS ? vcpu->segment[d->segment].base : 0;
+    return cpu_is_code64(vcpu) && (base + offset) & 63;
+}
+
+/* The processor's order of faults: alignment, the area's first byte, the header, what the header says, the whole
+ * area that the header asks for (in the standard format whether it is in use or not), its MXCSR. */
 int xrstor_execute(struct vcpu *vcpu, struct decoded *d) {
-    uint64_t requested, offset, linear, header[8];
+    uint64_t requested, offset, linear, header_linear, header[8];
     uint8_t image[IMAGE_MAX];
     int result = begin(vcpu, d, &requested, &offset);
+    if (!result && is_misaligned(vcpu, d, offset))
+        result = fault_gp(vcpu);
     if (!result)
         result = memory_linear(vcpu, d->segment, offset, 1, VMEM_READ, &linear);
     if (!result && linear & 63)
         result = fault_gp(vcpu);
-    /* The form of the image says how large it is; only then is the whole of it looked at. */
-    uint64_t form;
     if (!result)
-        result = memory_read(vcpu, d->segment, offset + XSTATE_HEADER + 8, 8, &form);
+        result = vmem_probe(vcpu, linear, 1, VMEM_READ, AS_CURRENT);
+    if (!result)
+        result = memory_linear(vcpu, d->segment, offset + XSTATE_HEADER, sizeof header, VMEM_READ,
+                               &header_linear);
+    if (!result)
+        result = vmem_read(vcpu, header_linear, header, sizeof header, AS_CURRENT);
     if (result)
         return result;
-    if (form & COMPACTED && form & ~COMPACTED & ~vcpu->xcr0)
+    if (!header_is_valid(vcpu, header))
         return fault_gp(vcpu);
-    uint32_t size = image_size(vcpu, form & COMPACTED, form & vcpu->xcr0, requested);
+    bool compacted = header[1] & COMPACTED;
+    uint64_t components = header[1] & ~COMPACTED, loaded = requested & header[0];
+    uint32_t size = image_size(vcpu, compacted, components, compacted ? loaded : requested);
     if (size > IMAGE_MAX)
         return fault_gp(vcpu);
     result = image_linear(vcpu, d, offset, size, VMEM_READ, &linear);
@@ -283,12 +298,6 @@ int xrstor_execute(struct vcpu *vcpu, struct decoded *d) {
         result = vmem_read(vcpu, linear, image, size, AS_CURRENT);
     if (result)
         return result;
-    memcpy(header, image + XSTATE_HEADER, sizeof header);
-    header[1] = form; /* whatever another processor has written there since */
-    if (!header_is_valid(vcpu, header))
-        return fault_gp(vcpu);
-    bool compacted = header[1] & COMPACTED;
-    uint64_t components = header[1] & ~COMPACTED, loaded = requested & header[0];
 
     uint32_t mxcsr = MXCSR_INITIAL;
     bool set = compacted ? requested & XSTATE_SSE : requested & (XSTATE_SSE | XSTATE_AVX);
