@@ -174,20 +174,23 @@ bool dbt_handle_signal(struct vcpu *vcpu, int signal, siginfo_t *info, void *con
     uint64_t pc = (uint64_t)user->uc_mcontext.gregs[REG_RIP];
     if (!code_part_at(dbt, pc - (uint64_t)dbt->rx) && !cached_holds(dbt, pc))
         return false;
+    /* Some virtual hosts cannot return to a program whose RSP is not canonical: the guest's is kept here. */
+    struct dbt_hot *hot = &dbt->area->hot;
+    greg_t *rsp = &user->uc_mcontext.gregs[REG_RSP];
+    if (!dbt->remakes)
+        hot->save[GPR_RSP] = (uint64_t)*rsp;
+    *rsp = (greg_t)hot->host_rsp;
     uint64_t remake = block_remake(dbt, pc);
-    if (remake) { /* it faults again, with the flags live */
+    dbt->remakes = remake != 0;
+    if (dbt->remakes) { /* it faults again, with the flags live; no flags are made from RSP */
         user->uc_mcontext.gregs[REG_RIP] = (greg_t)remake;
         return true;
     }
-    struct dbt_hot *hot = &dbt->area->hot;
     hot->fault_pc = pc;
     hot->fault_is_poll =
         signal == SIGSEGV && is_poll_address(dbt, info->si_addr, offsetof(struct dbt_area, poll));
     hot->fault_is_sti_poll =
         signal == SIGSEGV && is_poll_address(dbt, info->si_addr, offsetof(struct dbt_area, sti_poll));
-    /* Some virtual hosts cannot return to a program whose RSP is not canonical: the guest's is kept here. */
-    hot->save[GPR_RSP] = (uint64_t)user->uc_mcontext.gregs[REG_RSP];
-    user->uc_mcontext.gregs[REG_RSP] = (greg_t)hot->host_rsp;
     user->uc_mcontext.gregs[REG_RIP] = (greg_t)dbt->stub_fault;
     return true;
 }

@@ -162,6 +162,7 @@ struct dbt_vcpu {
     bool fsgsbase;                 /* WRGSBASE is ours to use */
     bool xgetbv_in_use;            /* XGETBV with ECX = 1 is there: CPUID.(0DH, 1).EAX[2] */
     bool in_code;                  /* between dbt_run() and its return, on the vCPU thread */
+    bool remakes;                  /* a fault on the way, which makes flags first: see emit_remake.c */
 
     uint8_t *rx, *rw; /* two mappings of the code region */
     uint64_t size, stubs_end;
