@@ -256,8 +256,10 @@ enum kind unit_classify(struct unit *unit, struct item *item) {
         return KIND_COPY;
     if (!memory_allowed(unit, insn))
         return KIND_INTERPRET;
-    if (is_bit_test(insn))
-        return z->operand_width == 16 || (unit->code64 && z->address_width != 64) ? KIND_INTERPRET
-                                                                                  : KIND_BIT_MEMORY;
+    if (is_bit_test(insn)) {
+        /* In 32-bit code the sum of address and bit offset shows whether it wraps, unless a base is in it. */
+        bool is_flat = unit->code64 ? z->address_width == 64 : insn_segment(insn, &insn->op[0]) < SEG_FS;
+        return z->operand_width == 16 || !is_flat ? KIND_INTERPRET : KIND_BIT_MEMORY;
+    }
     return KIND_MEMORY;
 }

@@ -182,8 +182,7 @@ static bool restore(struct vcpu *vcpu, uint64_t linear, uint64_t requested) {
     uint64_t format = header[1] & ~COMPACTED, loaded = requested & header[0];
     /* In the standard format all that is requested must be there, in use or not.
      * (x87 takes no room behind the header, but keeps the format apart from the standard one) */
-    uint32_t size =
-        area_size(vcpu, compacted ? loaded : requested, compacted ? format | XSTATE_X87 : 0);
+    uint32_t size = area_size(vcpu, compacted ? loaded : requested, compacted ? format | XSTATE_X87 : 0);
     if (size > AREA_LEGACY) {
         if (!area_find(vcpu, linear, size, VMEM_READ, &area))
             return false;

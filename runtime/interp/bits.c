@@ -64,8 +64,12 @@ int bit_test_execute(struct vcpu *vcpu, struct decoded *d) {
         unsigned shift = 64 - bits;
         int64_t signed_offset = (int64_t)(gpr_get(vcpu, &d->op[1]) << shift) >> shift;
         offset = (uint64_t)signed_offset & (bits - 1);
-        address =
-            (address + (uint64_t)((signed_offset >> __builtin_ctz(bits)) * (int64_t)size)) & d->address_mask;
+        address += (uint64_t)((signed_offset >> __builtin_ctz(bits)) * (int64_t)size);
+        /* Around the end of 32-bit addresses: Intel's processors refuse, AMD's wrap. */
+        if (UNLIKELY(address > UINT32_MAX) && d->address_mask == UINT32_MAX && !cpu_is_code64(vcpu) &&
+            !insn_host_is_amd())
+            return cpu_fault(vcpu, d->segment == SEG_SS ? VECTOR_SS : VECTOR_GP, 0);
+        address &= d->address_mask;
     }
     uint64_t bit = 1ull << offset, old;
     int result;

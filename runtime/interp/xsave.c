@@ -265,8 +265,8 @@ static bool is_misaligned(const struct vcpu *vcpu, const struct decoded *d, uint
     return cpu_is_code64(vcpu) && (base + offset) & 63;
 }
 
-/* The processor's order of faults: alignment, the area's first byte, the header, what the header says, the whole
- * area that the header asks for (in the standard format whether it is in use or not), its MXCSR. */
+/* The processor's order of faults: alignment, the area's first byte, the header, what the header says, the
+ * whole area that the header asks for (in the standard format whether it is in use or not), its MXCSR. */
 int xrstor_execute(struct vcpu *vcpu, struct decoded *d) {
     uint64_t requested, offset, linear, header_linear, header[8];
     uint8_t image[IMAGE_MAX];
@@ -280,8 +280,8 @@ int xrstor_execute(struct vcpu *vcpu, struct decoded *d) {
     if (!result)
         result = vmem_probe(vcpu, linear, 1, VMEM_READ, AS_CURRENT);
     if (!result)
-        result = memory_linear(vcpu, d->segment, offset + XSTATE_HEADER, sizeof header, VMEM_READ,
-                               &header_linear);
+        result =
+            memory_linear(vcpu, d->segment, offset + XSTATE_HEADER, sizeof header, VMEM_READ, &header_linear);
     if (!result)
         result = vmem_read(vcpu, header_linear, header, sizeof header, AS_CURRENT);
     if (result)

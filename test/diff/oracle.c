@@ -41,6 +41,9 @@
 
 #define ALTERNATE_STACK_SIZE (64 * 1024)
 #define STREAM_TIMEOUT_MS 1000
+/* TSC ticks that a stream may take, one or two milliseconds: the interpreter needs a hundred times as long
+ * for a loop, and the engines have limits of their own. */
+#define STREAM_TICKS_MAX 4000000u
 
 /* Known to oracle_entry.S by offset. */
 struct oracle_io {
@@ -181,8 +184,11 @@ static void child_run(const struct diff_case *test, struct diff_state *state) {
     state->end = DIFF_END_NONE;
     __atomic_signal_fence(__ATOMIC_SEQ_CST);
     child_result = state;
+    uint64_t started = __builtin_ia32_rdtsc();
     oracle_enter();
     __atomic_signal_fence(__ATOMIC_SEQ_CST);
+    if (__builtin_ia32_rdtsc() - started > STREAM_TICKS_MAX)
+        state->end = DIFF_END_TIMEOUT;
     child_store(test, state);
 }
 

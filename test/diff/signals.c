@@ -3,8 +3,11 @@
 #include "signals.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <sys/mman.h>
 #include <sys/time.h>
+#include <ucontext.h>
+#include <unistd.h>
 
 #ifndef SS_AUTODISARM
 #define SS_AUTODISARM (1U << 31)
@@ -21,6 +24,10 @@ static struct {
 static void on_fault(int signal, siginfo_t *info, void *context) {
     if (running.vcpu && running.handler(running.vcpu, signal, info, context))
         return;
+    const ucontext_t *user = context;
+    dprintf(STDERR_FILENO, "nestor-diff: signal %d of its own at %#llx, stack %#llx, address %p\n", signal,
+            (unsigned long long)user->uc_mcontext.gregs[REG_RIP],
+            (unsigned long long)user->uc_mcontext.gregs[REG_RSP], info->si_addr);
     struct sigaction action = {.sa_handler = SIG_DFL};
     sigaction(signal, &action, NULL);
 }

@@ -287,6 +287,7 @@ bool special_before(struct generator *g, struct draft *draft) {
     if (writes_segment(draft))
         return before_segment_load(g, draft);
     bool must = mnemonic == ZYDIS_MNEMONIC_LAR || mnemonic == ZYDIS_MNEMONIC_LSL ||
+                mnemonic == ZYDIS_MNEMONIC_VERR || mnemonic == ZYDIS_MNEMONIC_VERW ||
                 rule_is_volatile(mnemonic) || strstr(ZydisMnemonicGetString(mnemonic), "save") ||
                 strstr(ZydisMnemonicGetString(mnemonic), "maskmov") || mnemonic == ZYDIS_MNEMONIC_FNSTENV ||
                 mnemonic == ZYDIS_MNEMONIC_POPF || mnemonic == ZYDIS_MNEMONIC_POPFD ||
