@@ -58,7 +58,7 @@ const struct cpu_feature cpu_features[] = {
     {"smep", 7, 0, REG_EBX, 7, OFFER_ALWAYS, 0, NULL},
     {"bmi2", 7, 0, REG_EBX, 8, OFFER_HOST, 3, NULL},
     {"erms", 7, 0, REG_EBX, 9, OFFER_ALWAYS, 0, NULL},
-    {"invpcid", 7, 0, REG_EBX, 10, OFFER_ALWAYS, 0, NULL},
+    {"invpcid", 7, 0, REG_EBX, 10, OFFER_ALWAYS, 0, "pcid"},
     {"zero_fcs_fds", 7, 0, REG_EBX, 13, OFFER_HOST, 0, NULL},
     {"avx512f", 7, 0, REG_EBX, 16, OFFER_HOST, 4, "avx2"},
     {"avx512dq", 7, 0, REG_EBX, 17, OFFER_HOST, 4, "avx512f"},
@@ -111,6 +111,7 @@ const struct cpu_feature cpu_features[] = {
     {"kvm_clock", 0x40000001, 0, REG_EAX, 3, OFFER_ALWAYS, 0, NULL},
     {"kvm_steal_time", 0x40000001, 0, REG_EAX, 5, OFFER_ALWAYS, 0, NULL},
     {"kvm_pv_eoi", 0x40000001, 0, REG_EAX, 6, OFFER_ALWAYS, 0, NULL},
+    {"kvm_pv_send_ipi", 0x40000001, 0, REG_EAX, 11, OFFER_ALWAYS, 0, "apic"},
     {"kvm_clock_stable", 0x40000001, 0, REG_EAX, 24, OFFER_ALWAYS, 0, "kvm_clock"},
 
     {"syscall", 0x80000001, 0, REG_EDX, 11, OFFER_ALWAYS, 1, NULL},

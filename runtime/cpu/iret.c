@@ -228,7 +228,10 @@ static int iret_protected(struct vcpu *vcpu, unsigned operand_size) {
 
 int cpu_iret(struct vcpu *vcpu, unsigned operand_size) {
     int result;
-    vcpu->nmi_blocked = 0; /* even when it faults: SDM vol. 3, 6.7.1 */
+    if (UNLIKELY(vcpu->nmi_blocked)) { /* even when it faults: SDM vol. 3, 6.7.1 */
+        vcpu->nmi_blocked = 0;
+        __atomic_fetch_and(&vcpu->nmis, ~NMI_IN_SERVICE, __ATOMIC_SEQ_CST);
+    }
     if (UNLIKELY(!(vcpu->cr0 & CR0_PE)))
         result = iret_real(vcpu, operand_size);
     else if (UNLIKELY(vcpu->rflags & FLAG_VM))

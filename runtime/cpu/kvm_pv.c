@@ -1,4 +1,4 @@
-/* KVM's clocks, steal time and paravirtual EOI.
+/* KVM's clocks, steal time, paravirtual EOI, and the hypercall that sends interrupts to many processors.
  *
  * The guest's system time is a pure function of the host's TSC: nanoseconds at model->tsc_hz. Its page
  * therefore changes only when tsc_offset does, and all vCPUs agree by construction (the STABLE bit). Pages
@@ -15,6 +15,13 @@
 #define STEAL_RESERVED 0x3eull
 #define FLAG_TSC_STABLE 1u
 #define PV_EOI_PENDING 1u
+
+#define CALL_SEND_IPI 10u
+#define KVM_NOT_PERMITTED (-1ull)
+#define KVM_INVALID (-22ull)
+#define KVM_NO_SUCH_CALL (-1000ull)
+#define ICR_NOT_PHYSICAL 0xc0800u /* logical, or a shorthand */
+#define APIC_ID_BROADCAST 0xffu   /* the bus has no higher IDs */
 
 struct pvclock_page {
     uint32_t version, pad0;
@@ -168,6 +175,36 @@ void kvm_pv_eoi_settle_armed(struct vcpu *vcpu) {
     page_written(vcpu, flag, sizeof *flag);
     if (!is_left)
         vcpu->env->eoi(vcpu->env->context);
+}
+
+/* Interrupts to the processors whose APIC IDs two sets of bits name, from a first ID on. The result is how
+ * many took it. */
+static uint64_t send_ipis(struct vcpu *vcpu, bool wide) {
+    unsigned width = wide ? 64 : 32;
+    uint64_t icr = vcpu->gpr[GPR_RSI], id = (uint32_t)vcpu->gpr[GPR_RDX], taken = 0;
+    const uint64_t sets[] = {vcpu->gpr[GPR_RBX], vcpu->gpr[GPR_RCX]};
+    if (icr & ICR_NOT_PHYSICAL)
+        return KVM_INVALID;
+    vcpu_fpu_park(vcpu);
+    for (unsigned i = 0; i < ARRAY_SIZE(sets); i++, id += width) {
+        for (uint64_t set = wide ? sets[i] : (uint32_t)sets[i]; set; set &= set - 1) {
+            uint64_t destination = id + (unsigned)__builtin_ctzll(set);
+            if (destination < APIC_ID_BROADCAST)
+                taken += vcpu->env->send_ipi(vcpu->env->context, (uint32_t)destination, icr >> 8 & 7,
+                                             (uint8_t)icr);
+        }
+    }
+    return taken;
+}
+
+void kvm_pv_hypercall(struct vcpu *vcpu) {
+    bool wide = cpu_is_code64(vcpu);
+    uint64_t call = wide ? vcpu->gpr[GPR_RAX] : (uint32_t)vcpu->gpr[GPR_RAX], result = KVM_NO_SUCH_CALL;
+    if (vcpu->cpl)
+        result = KVM_NOT_PERMITTED;
+    else if (call == CALL_SEND_IPI && offers(vcpu, KVM_FEATURE_PV_SEND_IPI) && vcpu->env->send_ipi)
+        result = send_ipis(vcpu, wide);
+    vcpu->gpr[GPR_RAX] = wide ? result : (uint32_t)result;
 }
 
 /* The feature that an MSR comes with; 0: there is no such MSR. */

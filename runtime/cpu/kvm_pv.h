@@ -1,5 +1,5 @@
-/* KVM's paravirtual interface as guests know it: clocks and steal time through MSRs and shared memory (Linux,
- * Documentation/virt/kvm/x86/msr.rst and cpuid.rst). */
+/* KVM's paravirtual interface as guests know it: clocks and steal time through MSRs and shared memory, and
+ * hypercalls (Linux, Documentation/virt/kvm/x86/msr.rst, cpuid.rst and hypercalls.rst). */
 #ifndef NESTOR_CPU_KVM_PV_H
 #define NESTOR_CPU_KVM_PV_H
 
@@ -24,6 +24,7 @@
 #define KVM_FEATURE_CLOCKSOURCE2 (1u << 3)
 #define KVM_FEATURE_STEAL_TIME (1u << 5)
 #define KVM_FEATURE_PV_EOI (1u << 6)
+#define KVM_FEATURE_PV_SEND_IPI (1u << 11)
 #define KVM_FEATURE_CLOCKSOURCE_STABLE (1u << 24)
 
 static inline bool is_kvm_pv_msr(uint32_t index) {
@@ -34,6 +35,9 @@ static inline bool is_kvm_pv_msr(uint32_t index) {
 /* The MSRs of the family; CPU_FAULT (#GP) where the model does not offer one or the value is malformed. */
 MUST_CHECK int kvm_pv_read(struct vcpu *vcpu, uint32_t index, uint64_t *value);
 MUST_CHECK int kvm_pv_write(struct vcpu *vcpu, uint32_t index, uint64_t value);
+/* VMCALL or VMMCALL: the call's number and arguments are in the vCPU's registers, its result goes to RAX
+ * (Linux, Documentation/virt/kvm/x86/hypercalls.rst). */
+void kvm_pv_hypercall(struct vcpu *vcpu);
 /* Write the guest's clock page again: after tsc_offset changed. */
 void kvm_pv_update_clock(struct vcpu *vcpu);
 /* Bring the guest's steal time up to date, at most once a millisecond: what passed since the last time less

@@ -26,6 +26,8 @@
 #define MSR_MTRR_FIX_16K 0x258u
 #define MSR_MTRR_FIX_4K 0x268u
 #define MSR_MTRR_DEF_TYPE 0x2ffu
+#define MSR_AMD_COUNTER_FIRST 0xc0010000u /* PerfEvtSel0 to 3, PerfCtr0 to 3 */
+#define MSR_AMD_COUNTER_LAST 0xc0010007u
 #define MSR_AMD_SYSCFG 0xc0010010u
 #define MSR_AMD_HWCR 0xc0010015u
 #define MSR_AMD_MMIO_CONF 0xc0010058u
@@ -45,8 +47,7 @@
 #define AMD_DE_CFG_LFENCE_SERIALIZES 2ull
 #define DEBUGCTL_ACCEPTED 3ull                /* LBR and BTF: accepted, without effect */
 #define SPEC_CTRL_DEFINED (7ull | 1ull << 10) /* IBRS, STIBP, SSBD; BHI_DIS_S */
-#define PRED_CMD_IBPB 1ull
-#define MISC_ENABLE_FIXED 0x1800ull /* BTS and PEBS are not there */
+#define MISC_ENABLE_FIXED 0x1800ull           /* BTS and PEBS are not there */
 #define MISC_ENABLE_WRITABLE 0x400c50009ull
 
 static int general_protection(struct vcpu *vcpu) {
@@ -148,6 +149,9 @@ static int read_amd(struct vcpu *vcpu, uint32_t index, uint64_t *value) {
     case MSR_AMD_DE_CFG:
         *value = AMD_DE_CFG_LFENCE_SERIALIZES;
         return CPU_OK;
+    /* No CPUID bit tells of the first four counters, so whoever resets them does it unasked. These never
+     * count. */
+    case MSR_AMD_COUNTER_FIRST ... MSR_AMD_COUNTER_LAST:
     case MSR_AMD_SYSCFG:
     case MSR_AMD_HWCR:
     case MSR_AMD_NB_CFG:
@@ -261,6 +265,7 @@ static int write_amd(struct vcpu *vcpu, uint32_t index) {
     switch (index) {
     case MSR_UCODE_REV:
     case MSR_AMD_PATCH_LOADER:
+    case MSR_AMD_COUNTER_FIRST ... MSR_AMD_COUNTER_LAST:
     case MSR_AMD_SYSCFG:
     case MSR_AMD_HWCR:
     case MSR_AMD_NB_CFG:
@@ -296,8 +301,6 @@ static int write_register(struct vcpu *vcpu, uint32_t index, uint64_t value) {
             return general_protection(vcpu);
         vcpu->spec_ctrl = value;
         return CPU_OK;
-    case MSR_PRED_CMD:
-        return !vcpu->model->arch_capabilities || value & ~PRED_CMD_IBPB ? general_protection(vcpu) : CPU_OK;
     case MSR_MCG_STATUS:
     case MSR_UCODE_REV:
         return value ? general_protection(vcpu) : CPU_OK;

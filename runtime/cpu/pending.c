@@ -17,10 +17,18 @@ static void deliver_irq(struct vcpu *vcpu) {
         __atomic_fetch_or(&vcpu->requests, REQUEST_IRQ, __ATOMIC_SEQ_CST);
 }
 
+/* One NMI goes from waiting to being in service, in one step: a sender in between would count wrongly. The
+ * request may come after what it was made for was taken, so it does not say that one waits. */
 static void deliver_nmi(struct vcpu *vcpu) {
     __atomic_fetch_and(&vcpu->requests, ~REQUEST_NMI, __ATOMIC_SEQ_CST);
+    uint32_t nmis = __atomic_load_n(&vcpu->nmis, __ATOMIC_SEQ_CST);
+    do {
+        if (!(nmis & NMIS_WAITING))
+            return;
+    } while (!__atomic_compare_exchange_n(&vcpu->nmis, &nmis, (nmis - 1) | NMI_IN_SERVICE, false,
+                                          __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST));
     cpu_deliver_nmi(vcpu);
-    if (__atomic_fetch_sub(&vcpu->nmis, 1, __ATOMIC_SEQ_CST) > 1)
+    if ((nmis & NMIS_WAITING) > 1)
         __atomic_fetch_or(&vcpu->requests, REQUEST_NMI, __ATOMIC_SEQ_CST);
 }
 

@@ -65,6 +65,11 @@ enum run_state {
     64u /* another processor wrote code that this one may have translated: serve_code_requests() */
 #define REQUEST_QUIESCE 32u /* stand at an instruction boundary until released */
 
+/* vcpu->nmis: how many wait (at most 2), and whether one is in service: nmi_blocked, as other threads see it.
+ */
+#define NMIS_WAITING 3u
+#define NMI_IN_SERVICE 4u
+
 /* What the vCPU sees of the machine around it. All are called on the vCPU thread with the extended state
  * parked. size is 1, 2, 4 or 8 bytes. */
 struct vcpu_env {
@@ -92,6 +97,9 @@ struct vcpu_env {
     /* End the service of the highest interrupt, as a write to the local APIC's EOI register does: the guest
      * has said so through PV EOI. NULL: the APIC does not do that. */
     void (*eoi)(void *context);
+    /* Send an interrupt message to the local APIC with that ID; mode is the delivery mode of an ICR's bits
+     * 10:8. How many took it. */
+    unsigned (*send_ipi)(void *context, uint32_t apic_id, unsigned mode, uint8_t vector);
     /* IA32_APIC_BASE, IA32_TSC_DEADLINE and the x2APIC range; false: #GP. */
     bool (*apic_msr_read)(void *context, uint32_t msr, uint64_t *value);
     bool (*apic_msr_write)(void *context, uint32_t msr, uint64_t value);
@@ -142,7 +150,7 @@ struct vcpu {
     struct exception delivering; /* that event */
     enum run_state run_state;    /* (any thread reads) */
     uint8_t sipi_vector;         /* (any thread, before REQUEST_SIPI) */
-    uint32_t nmis;               /* (any thread) that wait: see vcpu_send_nmi() */
+    uint32_t nmis;               /* (any thread) NMIS_WAITING, NMI_IN_SERVICE: see vcpu_send_nmi() */
     bool is_bsp;
 
     /* -- surroundings -- */

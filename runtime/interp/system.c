@@ -1,4 +1,5 @@
 /* System instructions: privilege, operands, and the call into runtime/cpu that does them. */
+#include "cpu/kvm_pv.h"
 #include "cpu/model.h"
 #include "interp/flags.h"
 #include "interp/memory.h"
@@ -201,12 +202,10 @@ int serialize_execute(struct vcpu *vcpu, struct decoded *d) {
     return CPU_OK;
 }
 
-/* VMCALL and VMMCALL under KVM's signature: no hypercall is offered (-KVM_ENOSYS; from user mode -KVM_EPERM).
- */
+/* VMCALL and VMMCALL under KVM's signature. */
 int hypercall_execute(struct vcpu *vcpu, struct decoded *d) {
     (void)d;
-    uint64_t result = not_kernel(vcpu) ? -1ull : -1000ull;
-    vcpu->gpr[GPR_RAX] = cpu_is_code64(vcpu) ? result : (uint32_t)result;
+    kvm_pv_hypercall(vcpu);
     return CPU_OK;
 }
 

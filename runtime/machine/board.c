@@ -97,6 +97,11 @@ static void ioapic_message(void *context, uint32_t destination, bool logical, un
                       level_triggered);
 }
 
+unsigned board_send_ipi(struct board *board, uint32_t apic_id, unsigned delivery_mode, uint8_t vector) {
+    return lapic_set_deliver(board->lapics, apic_id, false, (enum lapic_delivery)delivery_mode, vector,
+                             false);
+}
+
 static void msi_message(void *context, uint64_t address, uint32_t data) {
     struct board *board = context;
     lapic_set_msi(board->lapics, address, data);

@@ -51,6 +51,8 @@ void board_destroy(struct board *board);
 
 /* LAPIC of vCPU index; connect it with lapic_connect() before the vCPU runs. */
 struct lapic *board_lapic(struct board *board, unsigned index);
+/* An edge-triggered interrupt message to the local APIC with that ID; how many took it. */
+unsigned board_send_ipi(struct board *board, uint32_t apic_id, unsigned delivery_mode, uint8_t vector);
 struct timer_queue *board_timers(struct board *board);
 struct pci_root *board_pci(struct board *board);
 /* Where interrupt messages go, for senders that are not PCI functions. */

@@ -78,6 +78,12 @@ static void eoi(void *context) {
     lapic_eoi(link->lapic);
 }
 
+static unsigned send_ipi(void *context, uint32_t apic_id, unsigned mode, uint8_t vector) {
+    struct cpu_link *link = context;
+    settle_eoi(link);
+    return board_send_ipi(link->board, apic_id, mode, vector);
+}
+
 static void init_taken(void *context) {
     struct cpu_link *link = context;
     settle_eoi(link);
@@ -165,6 +171,7 @@ void cpu_link_connect(struct cpu_link *link, struct vm *vm, struct board *board,
         .tpr_read = tpr_read,
         .tpr_write = tpr_write,
         .eoi = eoi,
+        .send_ipi = send_ipi,
         .apic_msr_read = apic_msr_read,
         .apic_msr_write = apic_msr_write,
     };

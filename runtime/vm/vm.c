@@ -97,9 +97,10 @@ void vcpu_request(struct vcpu *vcpu, uint32_t bits) {
 }
 
 void vcpu_send_nmi(struct vcpu *vcpu) {
-    uint32_t limit = vcpu->nmi_blocked ? 1 : 2, before = __atomic_load_n(&vcpu->nmis, __ATOMIC_SEQ_CST);
-    while (before < limit && !__atomic_compare_exchange_n(&vcpu->nmis, &before, before + 1, false,
-                                                          __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
+    uint32_t before = __atomic_load_n(&vcpu->nmis, __ATOMIC_SEQ_CST);
+    while ((before & NMIS_WAITING) < (before & NMI_IN_SERVICE ? 1 : 2) &&
+           !__atomic_compare_exchange_n(&vcpu->nmis, &before, before + 1, false, __ATOMIC_SEQ_CST,
+                                        __ATOMIC_SEQ_CST))
         ;
     vcpu_request(vcpu, REQUEST_NMI);
 }

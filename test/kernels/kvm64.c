@@ -50,6 +50,7 @@ static void check_leaves(void) {
     check(features.a & BIT(3), BIT(3), "it has a clock by the new registers");
     check(features.a & BIT(5), BIT(5), "it has steal time");
     check(features.a & BIT(6), BIT(6), "it has PV EOI");
+    check(features.a & BIT(11), BIT(11), "it has a call that sends interrupts");
     check(features.a & BIT(24), BIT(24), "its clock is stable");
 }
 
@@ -201,6 +202,31 @@ static void check_pv_eoi(const char *mode) {
     write_msr(MSR_PV_EOI, 0);
 }
 
+/* The call that sends an interrupt to the processors of two sets of bits, from an APIC ID on. */
+static long send(uint64_t low, uint64_t high, uint64_t first, uint64_t icr) {
+    long result;
+    asm volatile("vmcall" : "=a"(result) : "a"(10ul), "b"(low), "c"(high), "d"(first), "S"(icr) : "memory");
+    return result;
+}
+
+static void check_send(const char *mode) {
+    trap_handle(VECTOR_A, handler_plain);
+    taken = flagged = 0;
+    check((uint64_t)send(1, 0, 0, VECTOR_A), 1, "%s: interrupts by a call: its result", mode);
+    window();
+    check(taken, 1, "%s: interrupts by a call: it comes", mode);
+    check((uint64_t)send(~2ul, ~0ul, 0, VECTOR_A), 1, "%s: interrupts by a call: IDs that nobody has", mode);
+    window();
+    check(taken, 2, "%s: interrupts by a call: one of many", mode);
+    check((uint64_t)send(0xffffffff, 0, 0xffffffff, 0), 0, "%s: interrupts by a call: to nobody", mode);
+    check((uint64_t)send(1, 0, 0, 0x800 | VECTOR_A), -22ul, "%s: interrupts by a call: not logically", mode);
+    check((uint64_t)send(1, 0, 0, 0x40000 | VECTOR_A), -22ul, "%s: interrupts by a call: no shorthands",
+          mode);
+    window();
+    check(taken, 2, "%s: interrupts by a call: no more come", mode);
+    taken = flagged = 0;
+}
+
 void kernel_main(void) {
     apic_enable();
     check_leaves();
@@ -211,8 +237,10 @@ void kernel_main(void) {
     check_steal();
     taken = flagged = 0;
     check_pv_eoi("xAPIC");
+    check_send("xAPIC");
     write_msr(MSR_APIC_BASE, read_msr(MSR_APIC_BASE) | APIC_BASE_X2);
     apic_enable();
     check_pv_eoi("x2APIC");
+    check_send("x2APIC");
     checks_finish("kvm64");
 }

@@ -11,6 +11,8 @@
 #define MSR_MISC_ENABLE 0x1a0
 #define MSR_MCG_CAP 0x179
 #define MSR_MC0_CTL 0x400
+#define MSR_PRED_CMD 0x49
+#define MSR_AMD_COUNTERS 0xc0010000
 #define BANKS_MOST 28
 
 static unsigned write_try(uint32_t msr, uint64_t value) {
@@ -54,6 +56,21 @@ static void check_plain(void) {
     }
     check(keeps(MSR_SFMASK, 0xffffffff, 0), true, "SFMASK");
     check(read_try(0x12345), VECTOR_GP, "an MSR that there is not");
+}
+
+/* AMD's first four counters and their controls have no bit in CPUID: every guest may clear them. */
+static void check_counters(void) {
+    struct tally tally;
+    bool are_there = !cpu_is_intel();
+    tally_begin(&tally, "performance counters without a bit in CPUID");
+    for (unsigned i = 0; i < 8; i++) {
+        tally_case(&tally, write_try(MSR_AMD_COUNTERS + i, 0), are_there ? NO_TRAP : VECTOR_GP, "write %u",
+                   i);
+        tally_case(&tally, read_try(MSR_AMD_COUNTERS + i), are_there ? NO_TRAP : VECTOR_GP, "read %u", i);
+    }
+    tally_end(&tally);
+    check(write_try(MSR_PRED_CMD, 1), cpuid(7, 0).d >> 26 & 1 ? NO_TRAP : VECTOR_GP,
+          "PRED_CMD is there if CPUID says so");
 }
 
 static void check_machine_check(void) {
@@ -174,6 +191,7 @@ static void check_cache_lines(void) {
 
 void kernel_main(void) {
     check_plain();
+    check_counters();
     check_machine_check();
     check_hypercalls();
     check_cache_lines();

@@ -24,6 +24,7 @@ static void test_names(void) {
     CHECK_EQUAL(model.xcr0_mask, 3);
     model = model_of("host,-pcid,-kvm_pv_eoi", 1, 0);
     CHECK(!model.has_pcid && !(model.cr4_mask & CR4_PCIDE) && !cpu_model_has(&model, "kvm_pv_eoi"));
+    CHECK(!model.has_invpcid); /* no processor has the one without the other */
     model = model_of("x86-64-v2", 1, 0);
     CHECK(cpu_model_has(&model, "sse4_2") && !cpu_model_has(&model, "avx") && cpu_model_has(&model, "smep"));
     model_of("pentium", 1, -22);
@@ -65,7 +66,7 @@ static void test_leaves(void) {
     cpuid(&guest, 0x40000000, 0, out);
     CHECK(!memcmp(out + 1, "KVMKVMKVM\0\0\0", 12));
     cpuid(&guest, 0x40000001, 0, out);
-    CHECK_EQUAL(out[0], 1u << 24 | 1u << 6 | 1u << 5 | 1u << 3 | 1u << 1 | 1u << 0);
+    CHECK_EQUAL(out[0], 1u << 24 | 1u << 11 | 1u << 6 | 1u << 5 | 1u << 3 | 1u << 1 | 1u << 0);
     cpuid(&guest, 0x80000008, 0, out);
     CHECK_EQUAL(out[0], 40 | 48 << 8);
     cpuid(&guest, 0, 0, highest);
