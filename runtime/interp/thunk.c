@@ -16,7 +16,8 @@
  *     mov  rsp, [F + host_rsp]
  *     pop  r15-r12, rbp, rbx ; cld ; ret
  *
- * A fault leaves all registers as they were, F included: the signal handler only moves the pc to `exit`.
+ * A fault leaves all registers as they were, F included: the signal handler only moves the pc to `exit`, with
+ * the host's RSP.
  */
 #define _GNU_SOURCE
 #include "interp/thunk.h"

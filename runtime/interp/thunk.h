@@ -12,6 +12,7 @@
 #include "interp/internal.h"
 
 #define THUNK_BOUNCE_SIZE 1024
+#define THUNK_RSP_SAVE_LENGTH 7 /* behind the instruction, if it names RSP: mov [F + gpr rsp], rsp */
 
 /* Offsets of the first fields are known to the generator. */
 struct thunk_frame {
