@@ -352,6 +352,79 @@ static void check_pcid(void) {
     check(TRY("mov %0, %%cr3", : : "r"(root | keep) : "memory"), VECTOR_GP, "cr3 bit 63 without PCIDE");
 }
 
+/* Code in one page that calls directly into the next, after a flush or none; the next page changes. */
+#define NEXT (WINDOW + 0x1000)
+enum calls_entry { CALLS_CR3 = 0x300, CALLS_INVLPG = 0x340, CALLS_PLAIN = 0x380 };
+
+static void calls_fill(uint8_t *frame) {
+    static const struct {
+        unsigned at, bytes;
+        uint8_t code[3];
+    } entries[] = {
+        {CALLS_CR3, 3, {0x0f, 0x22, 0xdf}},    /* mov %rdi, %cr3 */
+        {CALLS_INVLPG, 3, {0x0f, 0x01, 0x3f}}, /* invlpg (%rdi) */
+        {CALLS_PLAIN, 0, {0}},
+    };
+    for (unsigned i = 0; i < ARRAY_SIZE(entries); i++) {
+        uint8_t *code = frame + entries[i].at;
+        for (unsigned k = 0; k < entries[i].bytes; k++)
+            *code++ = entries[i].code[k];
+        *code = 0xe8; /* call NEXT + 0x200 */
+        *(volatile uint32_t *)(code + 1) = (uint32_t)(frame + 0x1200 - (code + 5));
+        *(volatile uint8_t *)(code + 5) = 0xc3;
+    }
+}
+
+static unsigned calls(enum calls_entry entry, uint64_t argument) {
+    return ((unsigned (*)(uint64_t))(void *)(WINDOW + (unsigned)entry))(argument);
+}
+
+static void check_direct_calls(uint64_t global, uint64_t pcid) {
+    uint8_t *frame = page_alloc();
+    uint64_t *other = page_alloc();
+    const struct address_space second = {other, 4, 8};
+    calls_fill(frame);
+    page_map(space, WINDOW, (unsigned long)frame, OPEN | global, 1);
+    for (unsigned i = 0; i < 512; i++)
+        other[i] = ((volatile uint64_t *)space->root)[i];
+    other[WINDOW >> 39 & 511] = 0;
+    page_map(&second, WINDOW, (unsigned long)frame, OPEN | global, 1);
+    uint64_t root = read_cr3() & ~0xfffull, cr3_a = root | pcid, cr3_b = (unsigned long)other | pcid << 1;
+    struct tally tally;
+    tally_begin(&tally, global ? "direct calls out of a global page" : "direct calls between pages");
+    for (unsigned round = 0; round < 8; round++) {
+        page_map(space, NEXT, (unsigned long)frame_a, OPEN, 1);
+        page_map(&second, NEXT, (unsigned long)frame_b, OPEN, 1);
+        for (unsigned i = 0; i < 8; i++) {
+            tally_case(&tally, calls(CALLS_CR3, cr3_a), 1, "the first space, round %u", round);
+            tally_case(&tally, calls(CALLS_PLAIN, 0), 1, "staying there, round %u", round);
+            if (round & 1) {
+                tally_case(&tally, calls(CALLS_CR3, cr3_b), 2, "the second space, round %u", round);
+                tally_case(&tally, calls(CALLS_PLAIN, 0), 2, "staying there, round %u", round);
+            }
+        }
+        tally_case(&tally, calls(CALLS_CR3, cr3_a), 1, "back in the first space, round %u", round);
+        for (unsigned i = 0; i < 8; i++)
+            tally_case(&tally, calls(CALLS_PLAIN, 0), 1, "staying there, round %u", round);
+        page_map(space, NEXT, (unsigned long)frame_b, OPEN, 1);
+        if (round & 2) {
+            tally_case(&tally, calls(CALLS_CR3, cr3_a), 2, "another page, CR3, round %u", round);
+            tally_case(&tally, page_entry_read(space, NEXT, 1) & PTE_A, PTE_A, "accessed, CR3");
+            page_map(space, NEXT, (unsigned long)frame_b, OPEN, 1);
+            tally_case(&tally, calls(CALLS_CR3, cr3_a), 2, "A cleared, CR3, round %u", round);
+            tally_case(&tally, page_entry_read(space, NEXT, 1) & PTE_A, PTE_A, "A cleared, CR3");
+        } else {
+            tally_case(&tally, calls(CALLS_INVLPG, NEXT), 2, "another page, INVLPG, round %u", round);
+            tally_case(&tally, page_entry_read(space, NEXT, 1) & PTE_A, PTE_A, "accessed, INVLPG");
+        }
+        tally_case(&tally, calls(CALLS_PLAIN, 0), 2, "staying there, round %u", round);
+    }
+    tally_end(&tally);
+    write_cr3(root);
+    page_entry_write(space, NEXT, 1, 0);
+    flush_pge();
+}
+
 SNIPPET(tlb_invpcid, "invpcid (%rdi), %rax");
 
 static void check_invpcid_faults(void) {
@@ -401,10 +474,16 @@ void kernel_main(void) {
     check_accessed_dirty();
     check_large();
     check_sweep();
-    if (has_pcid)
+    check_direct_calls(0, 0);
+    check_direct_calls(has_pge ? PTE_G : 0, 0);
+    if (has_pcid) {
         check_pcid();
-    else
+        write_cr4(read_cr4() | CR4_PCIDE);
+        check_direct_calls(0, 1);
+        write_cr4(read_cr4() & ~CR4_PCIDE);
+    } else {
         check_skip("PCID", "no feature");
+    }
     if (has_invpcid)
         check_invpcid_faults();
     else
