@@ -1,4 +1,5 @@
-/* What real-mode code finds of a BIOS: vectors that return, and say that a service does not exist. */
+/* What real-mode code finds of a BIOS: vectors that return, say that a service does not exist, or end a
+ * hardware interrupt. */
 #ifndef NESTOR_DEVICES_FIRMWARE_BIOS_H
 #define NESTOR_DEVICES_FIRMWARE_BIOS_H
 
@@ -7,7 +8,7 @@
 /* The interrupt vectors and the BIOS data area, from guest-physical address 0. */
 #define FIRMWARE_BIOS_DATA_SIZE 0x500
 /* Offset in the last 64 KiB below 1 MiB, from which on firmware_bios_code() fills. */
-#define FIRMWARE_BIOS_CODE 0xff40
+#define FIRMWARE_BIOS_CODE 0xfea0
 
 /* Write FIRMWARE_BIOS_DATA_SIZE bytes. low_end: where conventional memory ends, in bytes, a multiple of 1 KiB
  * below 1 MiB. */

@@ -71,6 +71,7 @@ struct boot_state {
     struct segment segment[SEG_COUNT];
     struct segment ldtr, tr;
     struct descriptor_table gdtr, idtr; /* the GDT is in guest memory */
+    bool bios_clock;                    /* the kernel may expect the timer to run as a BIOS leaves it */
     bool long_mode;                     /* 64-bit code; else 32-bit protected mode without paging */
     /* For people: what was loaded and how it is entered, e.g. "Linux 6.1.0 (lz4), 64-bit boot protocol". */
     char summary[160];

@@ -280,6 +280,9 @@ int multiboot_boot(const struct boot_source *source, struct boot_layout *layout,
     result = place_info(source, layout, state);
     if (result)
         return result;
+    /* "The boot loader must leave the PIC programmed with the normal BIOS/DOS values" (3.2), and the rest of
+     * the machine in working order. */
+    state->bios_clock = true;
     snprintf(state->summary, sizeof state->summary, "Multiboot entry at 0x%llx",
              (unsigned long long)state->rip);
     return entry_state_flat32(layout, state->rip, state);

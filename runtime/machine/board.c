@@ -17,6 +17,8 @@
 #include "machine/board_private.h"
 
 #define FERR_IRQ 13
+#define TIMER_IRQ 0
+#define PIT_SQUARE_WAVE 0x36 /* counter 0, both bytes, mode 3 */
 
 static const uint8_t pci_pic_irqs[BOARD_PCI_WIRES] = {10, 11, 10, 11};
 
@@ -385,6 +387,13 @@ int board_start(struct board *board, uint64_t *rsdp) {
     }
     int result = pci_root_assign(board->pci, &windows);
     return result ? result : tables_write(board, rsdp);
+}
+
+void board_start_clock(struct board *board) {
+    i8254_write(board->pit, 3, PIT_SQUARE_WAVE);
+    i8254_write(board->pit, 0, 0); /* 65536 ticks */
+    i8254_write(board->pit, 0, 0);
+    i8259_write(board->pic, 0, 1, (uint8_t) ~(1u << TIMER_IRQ));
 }
 
 void board_reset(struct board *board) {

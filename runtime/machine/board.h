@@ -64,6 +64,8 @@ MUST_CHECK int board_attach_pci(struct board *board, struct pci_device *device, 
  * interrupt vectors and BIOS data area at 0. Once all functions are attached, and again after each
  * board_reset(). *rsdp: its guest-physical address. 0 or -errno. */
 MUST_CHECK int board_start(struct board *board, uint64_t *rsdp);
+/* The timer as a BIOS leaves it: IRQ 0 comes 18.2 times a second, by the interrupt controllers alone. */
+void board_start_clock(struct board *board);
 /* All devices to their power-on state. No vCPU may run. */
 void board_reset(struct board *board);
 

@@ -394,9 +394,12 @@ static void apply_boot_state(struct vcpu *vcpu, const struct boot_state *state) 
 static int load_guest(struct machine *machine) {
     struct boot_state state;
     int result = boot_source_load(machine->boot, &machine->mem, machine->rsdp, &state);
-    if (!result)
-        apply_boot_state(vm_vcpu(machine->vm, 0), &state);
-    return result;
+    if (result)
+        return result;
+    apply_boot_state(vm_vcpu(machine->vm, 0), &state);
+    if (state.bios_clock)
+        board_start_clock(machine->board);
+    return 0;
 }
 
 static int reboot(struct machine *machine) {

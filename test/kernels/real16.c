@@ -46,6 +46,9 @@ REAL(real_int, "xor %ax, %ax\n\tmov %ax, %ds\n\tmovw $0x2000, 0x84\n\tmovw $0, 0
                "0x2000\n\tstc\n\tsti\n\t"
                "int $0x21\n\tpushf\n\tpop %ax\n\tcli\n\tmov $7, %bx");
 REAL(real_bios_memory, "int $0x12");
+REAL(real_bios_clock, "mov $0xfe, %al\n\tout %al, $0x21\n\txor %cx, %cx\n\tmov %cx, %ds\n\tmov 0x46c, "
+                      "%ecx\n1:\tsti\n\thlt\n\tcli\n\tmov 0x46c, %eax\n\tsub %ecx, %eax\n\tcmp $2, "
+                      "%eax\n\tjb 1b\n\tmov $0xff, %al\n\tout %al, $0x21\n\tmov $2, %ax");
 REAL(real_bios_absent, "mov $0xe820, %eax\n\tclc\n\tint $0x15\n\tsetc %bl");
 REAL(real_bios_unused, "mov $0x1234, %ax\n\tstc\n\tint $0x65\n\tsetc %bl");
 REAL(real_divide, "xor %ax, %ax\n\txor %cx, %cx\n\tdiv %cx");
@@ -154,6 +157,7 @@ static const struct real_case cases[] = {
     CASE("cwd and cwde", real_cwd, DONE, NONE, 0xffff8000, 0xffff),
     CASE("xlat", real_xlat, DONE, NONE, 0x5a, 0x2000),
     CASE("the BIOS's memory size", real_bios_memory, DONE, NONE, 639, 0),
+    CASE("the BIOS's clock", real_bios_clock, DONE, NONE, 2, 0),
     CASE("a BIOS service that there is not", real_bios_absent, DONE, NONE, 0x8620, 1),
     CASE("a vector of the BIOS that nobody took", real_bios_unused, DONE, NONE, 0x1234, 1),
     CASE("iretl", real_iretl, DONE, NONE, 6, 0),
@@ -193,7 +197,7 @@ void kernel_main(void) {
         ((volatile uint8_t *)REAL_BASE)[i] = real_start[i];
     for (unsigned i = 0; i < 256; i++) {
         /* The firmware's own, that the cases of the BIOS call. */
-        if (i == 0x12 || i == 0x15 || i == 0x65)
+        if (i == 0x08 || i == 0x12 || i == 0x15 || i == 0x1c || i == 0x65)
             continue;
         *(volatile uint32_t *)(unsigned long)(4 * i) = vectors + 8 * i;
     }
