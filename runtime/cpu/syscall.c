@@ -85,7 +85,9 @@ int cpu_sysret(struct vcpu *vcpu, unsigned operand_size) {
         mode_changed_in_64(vcpu);
     else
         cpu_mode_changed(vcpu);
-    return CPU_OK;
+    /* TF counts as SYSRET leaves it, not as it was: the trap comes before the first instruction in user mode.
+     * Undocumented, but kernels avoid SYSRET for it. */
+    return UNLIKELY(vcpu->rflags & FLAG_TF) ? cpu_fault_debug(vcpu, DR6_BS) : CPU_OK;
 }
 
 int cpu_sysenter(struct vcpu *vcpu) {

@@ -17,6 +17,7 @@
 /* Record an exception of the current instruction; always returns CPU_FAULT. */
 int cpu_fault(struct vcpu *vcpu, uint8_t vector, uint32_t error); /* with error code */
 int cpu_fault_plain(struct vcpu *vcpu, uint8_t vector);           /* without */
+#define DR6_BS (1ull << 14)                                       /* single step */
 int cpu_fault_debug(struct vcpu *vcpu, uint64_t dr6_bits);        /* #DB */
 /* Deliver vcpu->exception through the IDT (or IVT): pushes vcpu->rip, serves double and triple faults
  * (RUN_SHUTDOWN). RF is set in the pushed image for fault-class exceptions (SDM vol. 3, 17.3.1.1). */

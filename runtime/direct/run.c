@@ -22,7 +22,6 @@
 #include <unistd.h>
 
 #define STOP_SYSCALL (SIGTRAP | 0x80)
-#define DR6_BS (1ull << 14)
 #define EMULATED_INTERVAL 16 /* round trips for each stop that only has something emulated */
 #define EMULATED_BURST 64
 #define STEPS_KEPT_OUT 256 /* instructions that are worth interpreting to stay out of the DBT */

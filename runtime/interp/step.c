@@ -11,7 +11,6 @@
 
 /* Iterations of a REP instruction between two looks at the vCPU's requests. */
 #define REPEAT_LIMIT 4096
-#define DR6_BS (1ull << 14)
 
 int interp_vcpu_create(struct vcpu *vcpu) {
     struct interp_vcpu *interp = calloc(1, sizeof *interp);
@@ -103,10 +102,11 @@ static uint64_t code_linear(const struct vcpu *vcpu) {
     return cpu_is_code64(vcpu) ? vcpu->rip : (uint32_t)(vcpu->segment[SEG_CS].base + vcpu->rip);
 }
 
-/* Software interrupts clear TF on their way: no trap follows them (SDM vol. 3, 17.3.1.4). */
-static bool enters_handler(interp_handler *handler) {
+/* No trap follows software interrupts, which clear TF on their way (SDM vol. 3, 17.3.1.4), nor SYSRET, which
+ * has its own. */
+static bool is_untrapped(interp_handler *handler) {
     return handler == int_execute || handler == int3_execute || handler == into_execute ||
-           handler == icebp_execute;
+           handler == icebp_execute || handler == sysret_execute;
 }
 
 /* A step under TF or with breakpoints enabled. */
@@ -131,7 +131,7 @@ static enum interp_result step_watched(struct vcpu *vcpu) {
      * stack. */
     uint64_t dr6 = interp->last == icebp_execute ? 0 : interp->pending_dr6;
     bool silent =
-        enters_handler(interp->last) || (interp->last == syscall_execute && !(vcpu->rflags & FLAG_TF));
+        is_untrapped(interp->last) || (interp->last == syscall_execute && !(vcpu->rflags & FLAG_TF));
     if (single && !silent)
         dr6 |= DR6_BS;
     if (!dr6)

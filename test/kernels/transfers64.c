@@ -70,6 +70,22 @@ static void check_syscall(void) {
         check(c.ip, (unsigned long)user_pointer(landing) + 3, "%s: rip", name);
         check(c.flags, user_flags | FLAG_NT | FLAG_IOPL(3), "%s: flags", name);
         check(c.sp, sp, "%s: rsp", name);
+        /* TF counts as SYSRET leaves it. */
+        c = context_kernel(narrow ? sys_return32 : sys_return);
+        c.cx = (unsigned long)user_pointer(landing);
+        c.r11 = user_flags | FLAG_TF;
+        context_run(&c);
+        check_end(&c, VECTOR_DB, 0, name);
+        check(c.ip, (unsigned long)user_pointer(landing), "%s: TF traps before the first instruction", name);
+        check(c.cs, narrow ? USER_CS32 : USER_CS, "%s: TF traps in user mode", name);
+        check(c.flags & (FLAG_TF | FLAG_RF), FLAG_TF, "%s: flags of that trap", name);
+        check(read_dr6() & BIT(14), BIT(14), "%s: dr6 of that trap", name);
+        c = context_kernel(narrow ? sys_return32 : sys_return);
+        c.cx = (unsigned long)user_pointer(landing);
+        c.flags |= FLAG_TF;
+        c.r11 = user_flags;
+        context_run(&c);
+        check_end(&c, VECTOR_DONE, 0, "a traced sysret that clears TF");
     }
     c = context_user(sys_return);
     context_run(&c);
