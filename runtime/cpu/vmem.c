@@ -48,31 +48,19 @@ static struct vtlb_view *view_of(struct vcpu *vcpu, enum vmem_as as) {
 static void fill(struct vcpu *vcpu, struct vtlb_view *view, uint64_t linear, uint64_t ram_offset,
                  const struct translation *translation) {
     uint64_t page = linear & PAGE_MASK, ram_page = ram_offset & PAGE_MASK;
-    unsigned index = linear >> PAGE_SHIFT & (VTLB_ENTRIES - 1);
-    struct vtlb_entry *entry = &view->entry[index];
     if (UNLIKELY(!guest_mem_is_touched(vcpu->mem, ram_page)))
         guest_mem_touch(vcpu->mem, ram_page, PAGE_SIZE);
-    view->used[index / VTLB_CHUNK / 64] |= 1ull << index / VTLB_CHUNK % 64;
-    entry->tag_write = VTLB_INVALID;
-    entry->info = ram_page | (translation->executable ? VTLB_INFO_EXECUTABLE : 0) |
-                  (translation->global ? VTLB_INFO_GLOBAL : 0) |
-                  (translation->size > PAGE_SIZE ? VTLB_INFO_LARGE : 0);
-    entry->addend = (uint64_t)vcpu->mem->base + ram_page - page;
-    entry->tag_read = page;
     if (translation->size > PAGE_SIZE) {
         unsigned bit = vtlb_large_bit(linear, (unsigned)__builtin_ctzll(translation->size));
         vcpu->space->large[linear >> 63][bit / 64] |= 1ull << bit % 64;
     }
-    if (translation->writable) {
-        uint16_t *hint = &vcpu->write_hint[ram_page >> PAGE_SHIFT];
-        if (*hint != index + 1)
-            __atomic_store_n(hint, *hint == WRITE_HINT_NONE ? index + 1 : WRITE_HINT_SEVERAL,
-                             __ATOMIC_SEQ_CST);
-        /* Publish the tag, then look at the state: a page that starts to hold code does the reverse. */
-        __atomic_store_n(&entry->tag_write, page, __ATOMIC_SEQ_CST);
-        if (__atomic_load_n(&vcpu->mem->state[ram_page >> PAGE_SHIFT], __ATOMIC_SEQ_CST))
-            __atomic_store_n(&entry->tag_write, VTLB_INVALID, __ATOMIC_RELAXED);
-    }
+    const struct vtlb_entry entry = {.tag_read = page,
+                                     .tag_write = translation->writable ? page : VTLB_INVALID,
+                                     .addend = (uint64_t)vcpu->mem->base + ram_page - page,
+                                     .info = ram_page | (translation->executable ? VTLB_INFO_EXECUTABLE : 0) |
+                                             (translation->global ? VTLB_INFO_GLOBAL : 0) |
+                                             (translation->size > PAGE_SIZE ? VTLB_INFO_LARGE : 0)};
+    vtlb_fill(vcpu, view, &entry);
 }
 
 /* Behind a page that follows one known already: fill the pages that come next, as a processor may (SDM vol.
@@ -105,16 +93,20 @@ static void fill_ahead(struct vcpu *vcpu, struct vtlb_view *view, uint64_t linea
     }
 }
 
+static bool grants(const struct vtlb_entry *entry, uint64_t page, enum vmem_access access) {
+    return access == VMEM_WRITE   ? entry->tag_write == page
+           : access == VMEM_FETCH ? entry->tag_read == page && entry->info & VTLB_INFO_EXECUTABLE
+                                  : entry->tag_read == page;
+}
+
 /* Resolve an access inside one page. */
 static int resolve(struct vcpu *vcpu, uint64_t linear, enum vmem_access access, enum vmem_as as,
                    struct piece *piece) {
     struct vtlb_view *view = view_of(vcpu, as);
     const struct vtlb_entry *entry = &view->entry[linear >> PAGE_SHIFT & (VTLB_ENTRIES - 1)];
     uint64_t page = linear & PAGE_MASK;
-    bool hit = access == VMEM_WRITE   ? entry->tag_write == page
-               : access == VMEM_FETCH ? entry->tag_read == page && entry->info & VTLB_INFO_EXECUTABLE
-                                      : entry->tag_read == page;
-    if (LIKELY(hit)) {
+    if (LIKELY(grants(entry, page, access)) ||
+        (entry->tag_read != page && vtlb_recall(vcpu, view, linear) && grants(entry, page, access))) {
         piece->host = (void *)(linear + entry->addend);
         return CPU_OK;
     }

@@ -1,4 +1,5 @@
-/* The software TLB's bookkeeping: which views exist, and what flushes take from them. Filling is vmem.c's. */
+/* The software TLB's bookkeeping: which views exist, how entries come and move, and what flushes take from
+ * them. The walks are vmem.c's. */
 #define _GNU_SOURCE
 #include "cpu/vtlb.h"
 #include "base/pages.h"
@@ -96,8 +97,8 @@ int vtlb_create(struct vcpu *vcpu) {
     }
     for (unsigned i = 0; i < VTLB_SPACES; i++) {
         for (unsigned kind = 0; kind < VIEW_KINDS; kind++)
-            for (unsigned word = 0; word < VTLB_USED_WORDS; word++)
-                vcpu->spaces[i].view[kind].used[word] = ~0ull;
+            for (unsigned chunk = 0; chunk < VTLB_CHUNKS; chunk++)
+                vcpu->spaces[i].view[kind].used[chunk / 64] |= 1ull << chunk % 64;
         space_clear(vcpu, &vcpu->spaces[i]);
     }
     vcpu->space = &vcpu->spaces[0];
@@ -135,15 +136,19 @@ void vtlb_flush_space(struct vcpu *vcpu, uint16_t pcid) {
         vcpu->code_flush.global = true;
 }
 
-static struct vtlb_entry *entry_of(struct vtlb_view *view, uint64_t linear) {
-    return &view->entry[linear >> PAGE_SHIFT & (VTLB_ENTRIES - 1)];
+static bool chunk_is_used(const struct vtlb_view *view, unsigned index) {
+    return view->used[index / VTLB_CHUNK / 64] >> index / VTLB_CHUNK % 64 & 1;
 }
 
 static void drop_page(struct vtlb_space *space, uint64_t page) {
+    unsigned index = page >> PAGE_SHIFT & (VTLB_ENTRIES - 1), set = vtlb_set(index);
     for (unsigned kind = 0; kind < VIEW_KINDS; kind++) {
-        struct vtlb_entry *entry = entry_of(&space->view[kind], page);
-        if (entry->tag_read == page || entry->tag_write == page)
-            entry_drop(entry);
+        struct vtlb_view *view = &space->view[kind];
+        if (view->entry[index].tag_read == page)
+            entry_drop(&view->entry[index]);
+        for (unsigned i = set; chunk_is_used(view, set) && i < set + VTLB_WAYS; i++)
+            if (view->entry[i].tag_read == page)
+                entry_drop(&view->entry[i]);
     }
 }
 
@@ -151,7 +156,7 @@ static void drop_page(struct vtlb_space *space, uint64_t page) {
 static void drop_large(struct vtlb_space *space, uint64_t linear, unsigned shift) {
     for (unsigned kind = 0; kind < VIEW_KINDS; kind++) {
         struct vtlb_view *view = &space->view[kind];
-        for (unsigned i = 0; i < VTLB_ENTRIES; i++) {
+        for (unsigned i = 0; i < VTLB_ALL; i++) {
             struct vtlb_entry *entry = &view->entry[i];
             if (entry->info & VTLB_INFO_LARGE &&
                 (entry->tag_read >> shift == linear >> shift || entry->tag_write >> shift == linear >> shift))
@@ -242,13 +247,87 @@ void vtlb_select_view(struct vcpu *vcpu) {
     vcpu->view = &vcpu->space->view[kind];
 }
 
+static void mark_used(struct vtlb_view *view, unsigned index) {
+    view->used[index / VTLB_CHUNK / 64] |= 1ull << index / VTLB_CHUNK % 64;
+}
+
+/* Write an entry of the first level. */
+static void enter(struct vcpu *vcpu, struct vtlb_view *view, unsigned index, const struct vtlb_entry *from) {
+    struct vtlb_entry *entry = &view->entry[index];
+    mark_used(view, index);
+    __atomic_store_n(&entry->tag_write, VTLB_INVALID, __ATOMIC_RELAXED);
+    entry->info = from->info;
+    entry->addend = from->addend;
+    entry->tag_read = from->tag_read;
+    if (from->tag_write == VTLB_INVALID)
+        return;
+    uint64_t ram_page = from->info >> PAGE_SHIFT;
+    uint16_t *hint = &vcpu->write_hint[ram_page];
+    if (*hint != index + 1)
+        __atomic_store_n(hint, *hint == WRITE_HINT_NONE ? index + 1 : WRITE_HINT_SEVERAL, __ATOMIC_SEQ_CST);
+    /* Publish the tag, then look at the state: a page that starts to hold code does the reverse. */
+    __atomic_store_n(&entry->tag_write, from->tag_write, __ATOMIC_SEQ_CST);
+    if (__atomic_load_n(&vcpu->mem->state[ram_page], __ATOMIC_SEQ_CST))
+        __atomic_store_n(&entry->tag_write, VTLB_INVALID, __ATOMIC_RELAXED);
+}
+
+/* Write an entry of the second level. Nobody takes its write tag away: enter() asks when it comes back. */
+static void put_away(struct vtlb_view *view, unsigned way, const struct vtlb_entry *from) {
+    mark_used(view, way);
+    view->entry[way] = *from;
+}
+
+static struct vtlb_entry entry_read(const struct vtlb_entry *entry) {
+    return (struct vtlb_entry){.tag_read = entry->tag_read,
+                               .tag_write = __atomic_load_n(&entry->tag_write, __ATOMIC_RELAXED),
+                               .addend = entry->addend,
+                               .info = entry->info};
+}
+
+/* Where page is in a set, or VTLB_ALL. */
+static unsigned set_find(const struct vtlb_view *view, unsigned set, uint64_t page) {
+    for (unsigned i = set; i < set + VTLB_WAYS; i++)
+        if (view->entry[i].tag_read == page)
+            return i;
+    return VTLB_ALL;
+}
+
+void vtlb_fill(struct vcpu *vcpu, struct vtlb_view *view, const struct vtlb_entry *entry) {
+    unsigned index = entry->tag_read >> PAGE_SHIFT & (VTLB_ENTRIES - 1), set = vtlb_set(index);
+    const struct vtlb_entry old = entry_read(&view->entry[index]);
+    if (old.tag_read != entry->tag_read) {
+        unsigned way = set_find(view, set, entry->tag_read);
+        if (way != VTLB_ALL)
+            entry_drop(&view->entry[way]);
+        if (old.tag_read != VTLB_INVALID) {
+            if (way == VTLB_ALL)
+                way = set_find(view, set, VTLB_INVALID);
+            if (way == VTLB_ALL)
+                way = set + view->next_way++ % VTLB_WAYS;
+            put_away(view, way, &old);
+        }
+    }
+    enter(vcpu, view, index, entry);
+}
+
+bool vtlb_recall(struct vcpu *vcpu, struct vtlb_view *view, uint64_t linear) {
+    uint64_t page = linear & PAGE_MASK;
+    unsigned index = page >> PAGE_SHIFT & (VTLB_ENTRIES - 1), way = set_find(view, vtlb_set(index), page);
+    if (way == VTLB_ALL)
+        return false;
+    const struct vtlb_entry found = view->entry[way], old = entry_read(&view->entry[index]);
+    put_away(view, way, &old); /* which may be none */
+    enter(vcpu, view, index, &found);
+    return true;
+}
+
 static void protect_entry(struct vtlb_entry *entry, uint64_t ram_page_offset) {
     if ((entry->info & PAGE_MASK) == ram_page_offset)
         __atomic_store_n(&entry->tag_write, VTLB_INVALID, __ATOMIC_RELAXED);
 }
 
 static void protect_in_view(struct vtlb_view *view, uint64_t ram_page_offset) {
-    for (unsigned word = 0; word < VTLB_USED_WORDS; word++) {
+    for (unsigned word = 0; word < VTLB_ENTRIES / VTLB_CHUNK / 64; word++) { /* the first level */
         for (uint64_t used = view->used[word]; used; used &= used - 1) {
             struct vtlb_entry *entry = chunk_of(view, word, used);
             for (unsigned i = 0; i < VTLB_CHUNK; i++)

@@ -5,8 +5,12 @@
  *   tag_write; host address = address + entry.addend. An access that crosses a page therefore always misses.
  * tag_write is valid only when a store needs no bookkeeping: PTE.D is set and the page's state is 0.
  * Pages that are not RAM never enter a view. An entry may vanish at any time; only its own vCPU thread adds.
- * Another thread may only set tag_write to VTLB_INVALID (when a page starts to hold code).
- * Translated code keeps copies of entries (dbt/emit_memo.c): vcpu->tlb_lost says when they are void.
+ * What a fill throws out of the table goes to its second level, behind it: sets of VTLB_WAYS entries that
+ * several indices share. Who misses asks there before he walks (vtlb_recall()), and what is found changes
+ * places with what was in the way. So hot pages that share an index do not throw each other out. A page is in
+ * one of the two levels at most. Other threads leave the second level alone: write tags there hold only once
+ * they have come back. Another thread may only set tag_write to VTLB_INVALID (when a page starts to hold
+ * code). Translated code keeps copies of entries (dbt/emit_memo.c): vcpu->tlb_lost says when they are void.
  */
 #ifndef NESTOR_CPU_VTLB_H
 #define NESTOR_CPU_VTLB_H
@@ -15,8 +19,13 @@
 
 #define VTLB_BITS 12
 #define VTLB_ENTRIES (1u << VTLB_BITS)
+#define VTLB_SET_BITS 6
+#define VTLB_SETS (1u << VTLB_SET_BITS) /* of the second level */
+#define VTLB_WAYS 4u
+#define VTLB_ALL (VTLB_ENTRIES + VTLB_SETS * VTLB_WAYS)
 #define VTLB_CHUNK 16 /* entries that one bit of vtlb_view.used stands for */
-#define VTLB_USED_WORDS (VTLB_ENTRIES / VTLB_CHUNK / 64)
+#define VTLB_CHUNKS (VTLB_ALL / VTLB_CHUNK)
+#define VTLB_USED_WORDS ((VTLB_CHUNKS + 63) / 64)
 /* Never equal to the page of any address. */
 #define VTLB_INVALID 1ull
 
@@ -31,13 +40,14 @@ struct vtlb_entry {
     uint64_t info;      /* RAM offset of the page | VTLB_INFO_* */
 };
 
-/* vcpu->write_hint: where a page of RAM may have write tags in this vCPU's views. */
+/* vcpu->write_hint: where a page of RAM may have write tags in the first levels of this vCPU's views. */
 #define WRITE_HINT_NONE 0
 #define WRITE_HINT_SEVERAL 0xffffu
 
 struct vtlb_view {
-    struct vtlb_entry entry[VTLB_ENTRIES];
-    uint64_t used[VTLB_USED_WORDS]; /* one bit per chunk that may hold a valid entry */
+    struct vtlb_entry entry[VTLB_ALL]; /* what translated code probes, then the second level */
+    uint64_t used[VTLB_USED_WORDS];    /* one bit per chunk that may hold a valid entry */
+    unsigned next_way;                 /* of a set that is full, to be used again */
 };
 
 /* The views of one address space. */
@@ -80,6 +90,11 @@ struct code_flush {
 
 struct vcpu;
 
+/* Index in vtlb_view.entry of the set where entries of that index in the first level go. */
+static inline unsigned vtlb_set(unsigned index) {
+    return VTLB_ENTRIES + index % VTLB_SETS * VTLB_WAYS;
+}
+
 /* Allocate and free the spaces of a vCPU, whose mem is set: 0 or -ENOMEM. */
 MUST_CHECK int vtlb_create(struct vcpu *vcpu);
 void vtlb_destroy(struct vcpu *vcpu);
@@ -95,6 +110,12 @@ void vtlb_invpcid_page(struct vcpu *vcpu, uint16_t pcid, uint64_t linear);
 void vtlb_switch_space(struct vcpu *vcpu, uint16_t pcid, bool keep);
 /* CPL, AC, SMAP or CR0.PG changed: point vcpu->view at the right view. */
 void vtlb_select_view(struct vcpu *vcpu);
+/* Enter a page into the view, whose tag_write says whether it may be written. The second level gets what was
+ * there. */
+void vtlb_fill(struct vcpu *vcpu, struct vtlb_view *view, const struct vtlb_entry *entry);
+/* Bring a page that the first level does not have back from the second, with the rights that it has. False:
+ * it is not there. */
+bool vtlb_recall(struct vcpu *vcpu, struct vtlb_view *view, uint64_t linear);
 /* A page of RAM starts to hold code or to be logged: take away its write tags in this vCPU's views. Any
  * thread. */
 void vtlb_write_protect(struct vcpu *vcpu, uint64_t ram_page_offset);

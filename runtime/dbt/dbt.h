@@ -22,7 +22,8 @@ struct dbt_stats {
     uint64_t blocks, guest_instructions, guest_bytes, host_bytes; /* translated */
     uint64_t flushes, evictions,
         invalidations; /* of the whole code cache; of a part of it; of single blocks */
-    uint64_t exits, tlb_slow, tlb_fills, interpreted, polls, links, jump_misses, interrupts, exceptions;
+    uint64_t exits, tlb_recalls, tlb_slow, tlb_fills, interpreted, polls, links, jump_misses, interrupts,
+        exceptions;
     uint64_t translate_ns, translate_ring0_ns; /* the second is part of the first */
     uint64_t
         cached_blocks; /* places, each counted once, that were asked for and entered in a persistent cache */

@@ -130,6 +130,7 @@ static void add_vcpu(cJSON *array, const struct vcpu *vcpu) {
         {"links", stats->links},
         {"exits", stats->exits},
         {"jump_misses", stats->jump_misses},
+        {"tlb_recalls", stats->tlb_recalls},
         {"tlb_slow", stats->tlb_slow},
         {"tlb_fills", stats->tlb_fills},
         {"polls", stats->polls},

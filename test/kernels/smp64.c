@@ -290,6 +290,45 @@ static void check_cross_modifying(void) {
     check(cross_wrong, 0, "code rewritten under a running CPU is never torn");
 }
 
+/* The other CPU writes code through one of several pages that a TLB with sets has in each other's way, while
+ * this one runs it: the right to write it is taken away wherever it is kept. */
+#define CONFLICTS 4
+#define CONFLICT_ROUNDS 100
+#define CONFLICT(i) (WINDOW + 0x10000000ull + (uint64_t)(i)*0x4000000)
+
+static void conflict_work(void) {
+    for (unsigned i = 1; !stop && i <= CONFLICT_ROUNDS; i++) {
+        *(volatile uint32_t *)(CONFLICT(i % 2) + 4) = i;
+        for (unsigned page = 0; page < CONFLICTS; page++) /* not code any more, until the other CPU sees it */
+            *(volatile uint32_t *)(CONFLICT(page) + 0x800) = i;
+        cross_wanted = i;
+        while (cross_got != i && !stop)
+            cpu_pause();
+    }
+}
+
+static void check_cross_conflicts(void) {
+    *(volatile uint32_t *)(code_page + 4) = 0;
+    for (unsigned i = 0; i < CONFLICTS; i++)
+        page_map(&boot_space, CONFLICT(i), (unsigned long)(i < 2 ? code_page : page_alloc()), OPEN, 1);
+    cross_wanted = cross_got = cross_wrong = 0;
+    work_begin(conflict_work);
+    uint64_t start = read_tsc();
+    while (cross_got != CONFLICT_ROUNDS && read_tsc() - start < PATIENCE) {
+        unsigned wanted = cross_wanted;
+        if (wanted == cross_got)
+            continue;
+        cpuid(0, 0);
+        if (((unsigned (*)(void))(void *)code_page)() != wanted)
+            cross_wrong++;
+        cross_got = wanted;
+        start = read_tsc();
+    }
+    check(cross_got, CONFLICT_ROUNDS, "code rewritten through pages in each other's way is run");
+    work_end();
+    check(cross_wrong, 0, "code rewritten through pages in each other's way is seen");
+}
+
 static volatile unsigned halted;
 
 static void halt_work(void) {
@@ -403,6 +442,7 @@ void kernel_main(void) {
     check_time();
     check_shootdown();
     check_cross_modifying();
+    check_cross_conflicts();
     logical_setup();
     work_begin(logical_setup);
     wait_until_zero(&mailbox, 8);

@@ -2,6 +2,7 @@
  * TLB semantics: after an invalidation no stale translation may be used, for data or for code. Whether a
  * stale one is used before is the machine's affair and is not judged. Source: Intel SDM volume 3, 4.10.
  */
+#include "tlb64.h"
 #include "paging.h"
 #include "runtime.h"
 
@@ -11,15 +12,6 @@
 static const struct address_space *const space = &boot_space;
 static uint8_t *frame_a, *frame_b;
 static bool has_pcid, has_invpcid, has_pge;
-
-struct invpcid_descriptor {
-    uint64_t pcid, address;
-};
-
-static inline void invpcid(unsigned long type, uint64_t pcid, uint64_t address) {
-    struct invpcid_descriptor descriptor = {pcid, address};
-    asm volatile("invpcid %0, %1" : : "m"(descriptor), "r"(type) : "memory");
-}
 
 static void flush_invlpg(void) {
     invlpg((void *)WINDOW);
@@ -474,6 +466,7 @@ void kernel_main(void) {
     check_accessed_dirty();
     check_large();
     check_sweep();
+conflicts_check(has_pge, has_pcid, has_invpcid);
     check_direct_calls(0, 0);
     check_direct_calls(has_pge ? PTE_G : 0, 0);
     if (has_pcid) {
