@@ -466,7 +466,7 @@ void kernel_main(void) {
     check_accessed_dirty();
     check_large();
     check_sweep();
-conflicts_check(has_pge, has_pcid, has_invpcid);
+    conflicts_check(has_pge, has_pcid, has_invpcid);
     check_direct_calls(0, 0);
     check_direct_calls(has_pge ? PTE_G : 0, 0);
     if (has_pcid) {
