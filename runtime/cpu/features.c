@@ -109,6 +109,8 @@ const struct cpu_feature cpu_features[] = {
     {"kvm_clock_old", 0x40000001, 0, REG_EAX, 0, OFFER_ALWAYS, 0, NULL},
     {"kvm_nop_io_delay", 0x40000001, 0, REG_EAX, 1, OFFER_ALWAYS, 0, NULL},
     {"kvm_clock", 0x40000001, 0, REG_EAX, 3, OFFER_ALWAYS, 0, NULL},
+    /* Guest memory that the host has paged out is waited for unseen: nothing is ever reported through it. */
+    {"kvm_asyncpf", 0x40000001, 0, REG_EAX, 4, OFFER_ALWAYS, 0, "apic"},
     {"kvm_steal_time", 0x40000001, 0, REG_EAX, 5, OFFER_ALWAYS, 0, NULL},
     {"kvm_pv_eoi", 0x40000001, 0, REG_EAX, 6, OFFER_ALWAYS, 0, NULL},
     {"kvm_pv_send_ipi", 0x40000001, 0, REG_EAX, 11, OFFER_ALWAYS, 0, "apic"},

@@ -13,6 +13,7 @@
 #define NS_PER_SECOND 1000000000ull
 #define ENABLE 1ull
 #define STEAL_RESERVED 0x3eull
+#define ASYNC_PF_RESERVED 0x3cull /* also the two ways of delivery that features of their own would bring */
 #define FLAG_TSC_STABLE 1u
 #define PV_EOI_PENDING 1u
 
@@ -216,6 +217,8 @@ static uint32_t feature_of(uint32_t index) {
     case MSR_KVM_WALL_CLOCK:
     case MSR_KVM_SYSTEM_TIME:
         return KVM_FEATURE_CLOCKSOURCE2;
+    case MSR_KVM_ASYNC_PF:
+        return KVM_FEATURE_ASYNC_PF;
     case MSR_KVM_STEAL_TIME:
         return KVM_FEATURE_STEAL_TIME;
     case MSR_KVM_EOI:
@@ -237,6 +240,9 @@ int kvm_pv_read(struct vcpu *vcpu, uint32_t index, uint64_t *value) {
     case MSR_KVM_SYSTEM_TIME:
         *value = vcpu->kvm_system_time;
         break;
+    case MSR_KVM_ASYNC_PF:
+        *value = vcpu->kvm_async_pf;
+        break;
     case MSR_KVM_STEAL_TIME:
         *value = vcpu->kvm_steal_time;
         break;
@@ -252,6 +258,8 @@ static uint64_t reserved_bits(uint32_t index) {
     case MSR_KVM_WALL_CLOCK_OLD:
     case MSR_KVM_WALL_CLOCK:
         return 3;
+    case MSR_KVM_ASYNC_PF:
+        return ASYNC_PF_RESERVED;
     case MSR_KVM_STEAL_TIME:
         return STEAL_RESERVED;
     default:
@@ -272,6 +280,9 @@ int kvm_pv_write(struct vcpu *vcpu, uint32_t index, uint64_t value) {
     case MSR_KVM_SYSTEM_TIME:
         vcpu->kvm_system_time = value;
         kvm_pv_update_clock(vcpu);
+        break;
+    case MSR_KVM_ASYNC_PF:
+        vcpu->kvm_async_pf = value;
         break;
     case MSR_KVM_STEAL_TIME:
         vcpu->kvm_steal_time = value;

@@ -56,7 +56,7 @@ static void reset_power_on(struct vcpu *vcpu) {
     for (unsigned i = 0; i < ARRAY_SIZE(vcpu->mtrr_variable); i++)
         ((volatile uint64_t *)vcpu->mtrr_variable)[i] = 0;
     vcpu->kvm_system_time = vcpu->kvm_wall_clock = vcpu->kvm_steal_time = 0;
-    vcpu->kvm_pv_eoi = 0;
+    vcpu->kvm_async_pf = vcpu->kvm_pv_eoi = 0;
     vcpu->pv_eoi_armed = false;
     vcpu->kvm_poll_control = 1;
     reset_extended_state(vcpu);

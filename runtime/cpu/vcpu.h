@@ -137,7 +137,7 @@ struct vcpu {
     uint64_t pat, tsc_aux, tsc_adjust, misc_enable, spec_ctrl;
     uint64_t mtrr_def_type, mtrr_fixed[11], mtrr_variable[16];
     uint64_t tsc_offset; /* guest TSC = host TSC + tsc_offset */
-    uint64_t kvm_system_time, kvm_wall_clock, kvm_steal_time, kvm_pv_eoi, kvm_poll_control;
+    uint64_t kvm_system_time, kvm_wall_clock, kvm_async_pf, kvm_steal_time, kvm_pv_eoi, kvm_poll_control;
     bool pv_eoi_armed;      /* the guest's PV EOI flag was set and not taken back: kvm_pv_eoi_settle() */
     uint64_t blocked_ticks; /* TSC ticks that this vCPU's thread has waited by its own will */
     struct steal_clock {    /* kvm_pv_account_steal() */

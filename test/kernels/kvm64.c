@@ -8,6 +8,7 @@
 
 #define MSR_WALL_CLOCK 0x4b564d00
 #define MSR_SYSTEM_TIME 0x4b564d01
+#define MSR_ASYNC_PF 0x4b564d02
 #define MSR_STEAL_TIME 0x4b564d03
 #define MSR_PV_EOI 0x4b564d04
 #define OLD_MSR_WALL_CLOCK 0x11
@@ -48,6 +49,7 @@ static void check_leaves(void) {
     check(signature.a >= 0x40000001, true, "its highest leaf");
     check(features.a & BIT(0), BIT(0), "it has a clock by the old registers");
     check(features.a & BIT(3), BIT(3), "it has a clock by the new registers");
+    check(features.a & BIT(4), BIT(4), "it has asynchronous page faults");
     check(features.a & BIT(5), BIT(5), "it has steal time");
     check(features.a & BIT(6), BIT(6), "it has PV EOI");
     check(features.a & BIT(11), BIT(11), "it has a call that sends interrupts");
@@ -202,6 +204,21 @@ static void check_pv_eoi(const char *mode) {
     write_msr(MSR_PV_EOI, 0);
 }
 
+/* A guest may ask for them; none come, since it is never shown that a page is away. */
+static void check_async_faults(void) {
+    static volatile uint32_t reason[16] __attribute__((aligned(64)));
+    check(write_vector(MSR_ASYNC_PF, (uint64_t)reason | 3), NO_TRAP, "asynchronous page faults: on");
+    check(read_msr(MSR_ASYNC_PF), (uint64_t)reason | 3,
+          "asynchronous page faults: the register is read back");
+    check(write_vector(MSR_ASYNC_PF, (uint64_t)reason | 0x10), VECTOR_GP,
+          "asynchronous page faults: a reserved bit");
+    check(write_vector(MSR_ASYNC_PF, (uint64_t)reason | 9), VECTOR_GP,
+          "asynchronous page faults: not by interrupts");
+    *(volatile uint8_t *)page_alloc() = 1;
+    check(reason[0], 0, "asynchronous page faults: none");
+    check(write_vector(MSR_ASYNC_PF, 0), NO_TRAP, "asynchronous page faults: off");
+}
+
 /* The call that sends an interrupt to the processors of two sets of bits, from an APIC ID on. */
 static long send(uint64_t low, uint64_t high, uint64_t first, uint64_t icr) {
     long result;
@@ -235,6 +252,7 @@ void kernel_main(void) {
     trap_handle(SPURIOUS_VECTOR, handler_plain);
     flag = page_alloc();
     check_steal();
+    check_async_faults();
     taken = flagged = 0;
     check_pv_eoi("xAPIC");
     check_send("xAPIC");

@@ -66,7 +66,7 @@ static void test_leaves(void) {
     cpuid(&guest, 0x40000000, 0, out);
     CHECK(!memcmp(out + 1, "KVMKVMKVM\0\0\0", 12));
     cpuid(&guest, 0x40000001, 0, out);
-    CHECK_EQUAL(out[0], 1u << 24 | 1u << 11 | 1u << 6 | 1u << 5 | 1u << 3 | 1u << 1 | 1u << 0);
+    CHECK_EQUAL(out[0], 1u << 24 | 1u << 11 | 1u << 6 | 1u << 5 | 1u << 4 | 1u << 3 | 1u << 1 | 1u << 0);
     cpuid(&guest, 0x80000008, 0, out);
     CHECK_EQUAL(out[0], 40 | 48 << 8);
     cpuid(&guest, 0, 0, highest);
