@@ -292,20 +292,28 @@ static unsigned set_find(const struct vtlb_view *view, unsigned set, uint64_t pa
     return VTLB_ALL;
 }
 
+/* Where to put an entry while page leaves the set: in its place if it is there, in an empty one, or in turn.
+ */
+static unsigned set_room(struct vtlb_view *view, unsigned set, uint64_t page) {
+    unsigned room = VTLB_ALL;
+    for (unsigned i = set; i < set + VTLB_WAYS; i++) {
+        if (view->entry[i].tag_read == page)
+            return i;
+        if (view->entry[i].tag_read == VTLB_INVALID)
+            room = i;
+    }
+    return room != VTLB_ALL ? room : set + view->next_way++ % VTLB_WAYS;
+}
+
 void vtlb_fill(struct vcpu *vcpu, struct vtlb_view *view, const struct vtlb_entry *entry) {
     unsigned index = entry->tag_read >> PAGE_SHIFT & (VTLB_ENTRIES - 1), set = vtlb_set(index);
     const struct vtlb_entry old = entry_read(&view->entry[index]);
-    if (old.tag_read != entry->tag_read) {
+    if (old.tag_read == VTLB_INVALID) {
         unsigned way = set_find(view, set, entry->tag_read);
         if (way != VTLB_ALL)
             entry_drop(&view->entry[way]);
-        if (old.tag_read != VTLB_INVALID) {
-            if (way == VTLB_ALL)
-                way = set_find(view, set, VTLB_INVALID);
-            if (way == VTLB_ALL)
-                way = set + view->next_way++ % VTLB_WAYS;
-            put_away(view, way, &old);
-        }
+    } else if (old.tag_read != entry->tag_read) {
+        put_away(view, set_room(view, set, entry->tag_read), &old);
     }
     enter(vcpu, view, index, entry);
 }
