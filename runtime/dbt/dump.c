@@ -47,6 +47,7 @@ static const char *const kind_names[] = {
     [KIND_JMP_INDIRECT] = "jmp-indirect",
     [KIND_CALL_INDIRECT] = "call-indirect",
     [KIND_RET] = "ret",
+    [KIND_RETPOLINE] = "retpoline",
     [KIND_INTERPRET] = "interpret",
     [KIND_HELPER_END] = "helper-end",
 };

@@ -65,6 +65,7 @@ void emit_jump(struct unit *unit, const struct item *item) {
     emit_jump_lookup(unit, miss);
     struct site *site = unit_site(unit, SITE_JUMP_MISS, item);
     site->flags_saved = true;
+    site->retpoline = item && item->kind == KIND_RETPOLINE;
     for (unsigned i = 0; i < MISSES; i++)
         if (miss[i])
             unit_cold(unit, miss[i], SITE_JUMP_MISS, unit_site_index(unit, site));

@@ -51,6 +51,7 @@ static bool item_use(const struct unit *unit, const struct item *item, struct us
     case KIND_PUSH:
     case KIND_PUSHF:
     case KIND_CALL:
+    case KIND_RETPOLINE:
         *use = (struct use){.base = GPR_RSP, .index = -1, .disp = -8, .size = 8, .access = VMEM_WRITE};
         return item->insn.memory < 0;
     case KIND_POP:

@@ -306,6 +306,7 @@ void emit_rsp_before(struct unit *unit, const struct item *item) {
         break;
     case KIND_CALL:
     case KIND_RET:
+    case KIND_RETPOLINE:
         waits = true;
         break;
     default:

@@ -117,6 +117,7 @@ static bool is_plain(enum kind kind) {
     case KIND_JMP:
     case KIND_CALL:
     case KIND_RET:
+    case KIND_RETPOLINE:
     case KIND_JMP_INDIRECT:
     case KIND_CALL_INDIRECT:
         return true;

@@ -259,6 +259,7 @@ static uint64_t go(struct vcpu *vcpu, struct origin origin) {
 /* An indirect branch to a non-canonical address faults on the branch itself: undo its stack pointer and
  * interpret it. */
 static uint64_t bad_target(struct vcpu *vcpu, const struct site *site, const struct block *block) {
+    /* (a retpoline has not moved it: its call is made, and its return goes wrong) */
     vcpu->rip = block->rip + site->guest;
     uint8_t first = 0, second = 0;
     uint8_t bytes[INSN_MAX_LENGTH] = {0};
@@ -276,7 +277,7 @@ static uint64_t bad_target(struct vcpu *vcpu, const struct site *site, const str
         vcpu->gpr[GPR_RSP] -= 8;
     else if (first == 0xc2)
         vcpu->gpr[GPR_RSP] -= 8u + (uint64_t)(bytes[site->length - 2] | bytes[site->length - 1] << 8);
-    else if (first == 0xe8 || (first == 0xff && (second >> 3 & 7) == 2))
+    else if ((first == 0xe8 && !site->retpoline) || (first == 0xff && (second >> 3 & 7) == 2))
         vcpu->gpr[GPR_RSP] += 8;
     interpret(vcpu);
     return go(vcpu, no_origin);

@@ -67,6 +67,7 @@ struct site {
     uint16_t state; /* MEMORY of a cached unit: where the registers are, a number in the file; LINK of a unit
                        that is made: 1 + number of the field that the target is, 0: none */
     uint8_t group : 1; /* MEMORY: a check for several accesses; when it cannot be met, go on without groups */
+    uint8_t retpoline : 1; /* JUMP_MISS: see emit_retpoline.c */
 };
 
 /* Where a host PC is in the guest's code. */

@@ -162,6 +162,13 @@ static unsigned next_item(struct unit *unit, unsigned offset) {
     item->helper = HELPER_NONE;
     item->disp_field = item->imm_field = -1;
     item->kind = unit_classify(unit, item);
+    if (item->kind == KIND_CALL) {
+        unsigned whole = retpoline_find(unit, item, offset);
+        if (whole) {
+            item->kind = KIND_RETPOLINE;
+            return whole;
+        }
+    }
     if (UNLIKELY(unit->fields))
         portable_find_fields(unit, item);
     return length;
@@ -366,6 +373,9 @@ static void emit_item(struct unit *unit, const struct item *item) {
         break;
     case KIND_RET:
         emit_ret(unit, item);
+        break;
+    case KIND_RETPOLINE:
+        emit_retpoline(unit, item);
         break;
     }
 }

@@ -56,6 +56,7 @@ enum kind {
     KIND_JMP_INDIRECT,
     KIND_CALL_INDIRECT,
     KIND_RET,
+    KIND_RETPOLINE,
     KIND_INTERPRET,
     KIND_HELPER_END,
 };
@@ -64,6 +65,7 @@ struct item {
     struct insn insn;
     enum kind kind;
     enum helper helper;
+    int8_t through; /* RETPOLINE: the register that holds the target */
     uint16_t guest; /* offset from the block's rip */
     int16_t disp_field,
         imm_field; /* numbers of the unit's fields that displacement and immediate are; -1: none */
@@ -343,6 +345,12 @@ bool item_steps(const struct item *item, int reg, int32_t *delta);
 void group_reset(struct unit *unit);
 /* No group is active any more. */
 void group_forget(struct unit *unit);
+
+/* -- emit_retpoline.c -- */
+
+/* Does the call at offset begin a retpoline? Its length in bytes, to the end of its return; 0: no. */
+unsigned retpoline_find(const struct unit *unit, struct item *item, unsigned offset);
+void emit_retpoline(struct unit *unit, const struct item *item);
 
 /* -- emit_return.c -- */
 /* Behind the push of a call: tell returns where its landing is. */
