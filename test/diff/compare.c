@@ -181,7 +181,7 @@ static uint64_t comparable_rflags(const struct diff_case *test, const struct dif
     /* Is RF set in the image of a single step between two rounds? Intel: yes, AMD: no. */
     if (expected->vector == VECTOR_DB && insn_host_is_amd() &&
         instruction_at(test, expected->regs.rip, &instruction, operand) &&
-        rule_is_repeated_store(&instruction))
+        (rule_is_repeated_store(&instruction) || rule_is_repeated_load(&instruction)))
         *undefined |= FLAG_RF;
     if (expected->vector == VECTOR_PF && instruction_at(test, expected->regs.rip, &instruction, operand) &&
         rule_is_repeated_comparison(&instruction))

@@ -76,6 +76,35 @@ static bool call_function(struct generator *g, struct draft *draft) {
     return true;
 }
 
+/* A retpoline to what follows it: CALL over a gap, MOV [rSP], reg, RET. */
+static bool retpoline(struct generator *g) {
+    static const uint8_t call[] = {0xe8, 0, 0, 0, 0}, gap[] = {0xf3, 0x90, 0x0f, 0xae, 0xe8, 0xeb, 0xf9},
+                         ret[] = {0xc3};
+    unsigned reg = choose_register(g, 1 << GPR_RSP), n = 0, from;
+    if (g->labels == LABELS_MAX || g->keeps_stack || (g->pinned | g->reserved) >> reg & 1)
+        return false;
+    uint8_t mov[6], store[4];
+    if (reg >= 8)
+        mov[n++] = 0x41;
+    mov[n++] = 0xb8 | (reg & 7);
+    memset(mov + n, 0, 4);
+    gen_emit(g, mov, n + 4, NULL, false);
+    unsigned target = g->at - 4;
+    gen_emit(g, call, sizeof call, NULL, false);
+    from = g->at - 4;
+    gen_emit(g, gap, 2 + rng_below(&g->rng, 2) * 5, NULL, false);
+    patch_relative(g, from);
+    n = 0;
+    if (g->mode == 64)
+        store[n++] = 0x48 | (reg & 8) >> 1;
+    store[n++] = 0x89;
+    store[n++] = 0x04 | (reg & 7) << 3;
+    store[n++] = 0x24;
+    gen_emit(g, store, n, NULL, false);
+    gen_emit(g, ret, 1, NULL, false);
+    return gen_label_add(g, LABEL_ABS32, target, 1 + rng_below(&g->rng, 3));
+}
+
 /* JMP and CALL through a register or memory; far ones through memory. */
 static bool indirect_branch(struct generator *g, struct draft *draft) {
     const ZydisDecodedOperand *operand = &draft->operand[0];
@@ -107,6 +136,8 @@ static bool indirect_branch(struct generator *g, struct draft *draft) {
         return gen_label_add(g, LABEL_ABS32, at, 1 + rng_below(&g->rng, 3));
     }
     int reg = register_number(operand->reg.value);
+    if (operand->type == ZYDIS_OPERAND_TYPE_REGISTER && !is_far && rng_permille(&g->rng, 400))
+        return retpoline(g);
     if (operand->type != ZYDIS_OPERAND_TYPE_REGISTER || reg < 0 || (g->pinned | g->reserved) >> reg & 1)
         return false;
     uint8_t mov[6];

@@ -41,6 +41,7 @@ bool rule_is_aligned_image(ZydisMnemonic mnemonic);
 /* True for a repeated store: when it overwrites itself, the processor decides at which iteration it sees
  * that. */
 bool rule_is_repeated_store(const ZydisDecodedInstruction *instruction);
+bool rule_is_repeated_load(const ZydisDecodedInstruction *instruction);
 /* True for a repeated comparison: a fault shows the flags from when it was last resumed, and an interrupt may
  * have done that at any iteration. */
 bool rule_is_repeated_comparison(const ZydisDecodedInstruction *instruction);
