@@ -190,7 +190,8 @@ static int add_tables(struct layout *layout, const struct ntc_writer *writer, st
             relocs[record->first_reloc + i].index = (uint16_t)writer->image[unit->relocs[i].index].number;
     struct ntc_field *fields = (struct ntc_field *)(void *)layout->section[NTC_SECTION_FIELDS].bytes;
     for (unsigned i = 0; i < unit->field_count; i++)
-        fields[record->first_field + i].image = (uint16_t)writer->image[unit->fields[i].image].number;
+        fields[record->first_field + i].image =
+            unit->fields[i].kind == NTC_FIELD_ANY ? 0 : (uint16_t)writer->image[unit->fields[i].image].number;
     return 0;
 }
 

@@ -16,6 +16,7 @@
 #define EXTABLE_ENTRY 12u
 #define ORC_ENTRY 6u
 #define CHOICE_ROUNDS 4
+#define LOADER_FUNCTION_ALIGN 16u
 
 struct walk {
     struct discovery *discovery;
@@ -74,6 +75,29 @@ static bool relative_target(const struct insn *insn, uint64_t next, uint64_t *ta
     return true;
 }
 
+/* In a loader, which has no symbols, functions that are only pointed to are found where their address is
+ * taken: relative to the instruction, of a place in the head, where there is no data, or of what is aligned
+ * as functions are and stands behind a function's end; or relative to a register that holds where it was
+ * copied.
+ */
+static void follow_address(struct walk *walk, const struct insn *insn, uint64_t next) {
+    const ZydisDecodedOperand *op = &insn->op[1];
+    unsigned section;
+    if (op->type != ZYDIS_OPERAND_TYPE_MEMORY || !op->mem.disp.has_displacement ||
+        op->mem.index != ZYDIS_REGISTER_NONE)
+        return;
+    bool relative = op->mem.base == ZYDIS_REGISTER_RIP;
+    uint64_t target = (uint64_t)op->mem.disp.value + (relative ? next : 0);
+    if (!flags_at(walk->discovery, target, &section))
+        return;
+    const struct patched_section *in = &walk->patched->section[section];
+    const uint8_t *bytes = in->bytes[walk->stage] + (target - in->address);
+    bool behind_end = target > in->address && (bytes[-1] == 0xcc || bytes[-1] == 0x90 || bytes[-1] == 0xc3);
+    bool head = section == 0, function = behind_end && target % LOADER_FUNCTION_ALIGN == 0;
+    if (relative ? head || function : !head && insn_gpr(op->mem.base) >= 0)
+        push(walk, target, CODE_ENTRY | CODE_FUNCTION);
+}
+
 /* Follow one instruction. False: execution does not go on behind it. */
 static bool follow(struct walk *walk, const struct insn *insn, uint64_t next, uint8_t *behind) {
     uint64_t target;
@@ -100,6 +124,10 @@ static bool follow(struct walk *walk, const struct insn *insn, uint64_t next, ui
     case ZYDIS_MNEMONIC_INT3:
     case ZYDIS_MNEMONIC_SYSEXIT:
         return false;
+    case ZYDIS_MNEMONIC_LEA:
+        if (walk->patched->image->loader)
+            follow_address(walk, insn, next);
+        return true;
     case ZYDIS_MNEMONIC_UD2: /* a warning is resumed behind it */
     case ZYDIS_MNEMONIC_UD1:
     case ZYDIS_MNEMONIC_UD0:

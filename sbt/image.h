@@ -51,8 +51,9 @@ struct image_field {
 struct image {
     char *path;
     bool module;
-    char release[64];              /* "6.1.0-56-cloud-amd64"; of a module, its name */
-    uint64_t entry;                /* a kernel's ELF entry point, as the address it is linked to */
+    bool loader;      /* what a bzImage runs before the kernel: it unpacks it; no symbols, links at 0 */
+    char release[64]; /* "6.1.0-56-cloud-amd64"; of a module, its name */
+    uint64_t entry;   /* a kernel's ELF entry point, as the address it is linked to */
     struct image_section *section; /* those that are loaded, sorted by address */
     unsigned sections;
     struct image_symbol *symbol; /* sorted by address; may be none */
@@ -79,6 +80,9 @@ struct image_table {
 /* Open a kernel: a bzImage with a payload, or an ELF vmlinux with or without symbols. 0, or -errno after one
  * diag_error() line. image_close() takes either back. */
 MUST_CHECK int image_open_kernel(struct image *image, const char *path);
+/* The loader of a bzImage: the code around its payload. -ENOENT: the file is no bzImage, or has none of 64
+ * bits. */
+MUST_CHECK int image_open_loader(struct image *image, const char *path);
 /* Open a relocatable module from its file's bytes, packed or not; path names it in messages, and its last
  * component gives the module's name. The bytes stay the caller's. */
 MUST_CHECK int image_open_module(struct image *image, const char *path, const uint8_t *bytes, size_t size);

@@ -13,6 +13,8 @@
 #include "boot/payload.h"
 #include "sbt/image_private.h"
 
+#define LOADER_ENTRY_64 0x200u /* boot.rst, "64-bit Boot Protocol" */
+
 static int no_memory(const char *path) {
     diag_error("image '%s': out of memory", path);
     return -ENOMEM;
@@ -214,6 +216,59 @@ int image_open_kernel(struct image *image, const char *path) {
     boot_file_close(&file);
     if (!result)
         result = load_elf(image, packed);
+    if (result)
+        image_close(image);
+    return result;
+}
+
+/* The linker puts the loader's head in front of the payload and all else behind it. It is one image: it
+ * copies itself as a whole. Where its code ends and its data begins is not known. */
+static int load_loader(struct image *image, const struct bzimage *bzimage, const struct boot_file *file) {
+    uint64_t head = bzimage->payload_offset - bzimage->kernel_offset;
+    uint64_t rest = head + bzimage->payload_size;
+    image->size = bzimage->kernel_size;
+    image->bytes = malloc(image->size);
+    image->section = calloc(2, sizeof *image->section);
+    if (!image->bytes || !image->section)
+        return no_memory(image->path);
+    int result = boot_file_read(file, bzimage->kernel_offset, image->bytes, image->size);
+    if (result)
+        return result;
+    image->section[image->sections++] = (struct image_section){
+        .name = ".head.text", .address = 0, .size = head, .data = image->bytes, .exec = true, .init = true};
+    if (rest < image->size)
+        image->section[image->sections++] = (struct image_section){.name = ".text",
+                                                                   .address = rest,
+                                                                   .size = image->size - rest,
+                                                                   .data = image->bytes + rest,
+                                                                   .exec = true,
+                                                                   .init = true};
+    image->entry = LOADER_ENTRY_64;
+    image->loader = image->fields_known = true; /* it finds out by itself where it is */
+    return 0;
+}
+
+int image_open_loader(struct image *image, const char *path) {
+    struct boot_file file;
+    struct bzimage bzimage = {0};
+    uint8_t head[0x290] = {0};
+    *image = (struct image){0};
+    int result = boot_file_open(&file, path, "kernel");
+    if (result)
+        return result;
+    size_t room = file.size < sizeof head ? file.size : sizeof head;
+    result = boot_file_read(&file, 0, head, room);
+    if (!result)
+        result = bzimage_probe(head, room) ? bzimage_parse(&bzimage, &file) : -ENOENT;
+    if (!result && (!bzimage.payload_size || !bzimage.has_entry_64 ||
+                    bzimage.payload_offset - bzimage.kernel_offset <= LOADER_ENTRY_64))
+        result = -ENOENT;
+    if (!result) {
+        memcpy(image->release, bzimage.release, sizeof image->release);
+        image->path = strdup(path);
+        result = image->path ? load_loader(image, &bzimage, &file) : no_memory(path);
+    }
+    boot_file_close(&file);
     if (result)
         image_close(image);
     return result;

@@ -212,6 +212,8 @@ static const struct pc_entry *pc_at(const struct dbt_vcpu *dbt, const struct blo
 
 uint64_t block_remake(struct dbt_vcpu *dbt, uint64_t host_pc) {
     uint64_t offset = host_pc - (uint64_t)dbt->rx;
+    if (cached_holds(dbt, host_pc))
+        return cached_remake(dbt, host_pc);
     uint32_t index = own_block_at(dbt, offset);
     if (index == NO_INDEX)
         return 0;

@@ -160,6 +160,28 @@ uint32_t cached_block_at(const struct dbt_vcpu *dbt, uint64_t host_pc, struct gu
     return NO_INDEX;
 }
 
+uint64_t cached_remake(const struct dbt_vcpu *dbt, uint64_t host_pc) {
+    for (unsigned i = 0; i < dbt->cached->count; i++) {
+        const struct ntc_mapping *mapping = &dbt->cached->file[i].mapping;
+        uint32_t number, offset;
+        struct ntc_unit unit;
+        struct ntc_point point, maker;
+        struct ntc_map_reader reader;
+        if (!ntc_mapping_find(mapping, host_pc, &number, &offset))
+            continue;
+        ntc_unit_again(mapping->view, number, &unit);
+        if (!ntc_map_find(&unit, offset, &point) || !(unit.states[point.state].flags & PORTABLE_STATE_REMADE))
+            return 0;
+        ntc_map_read(&reader, &unit);
+        while (ntc_map_next(&reader, &maker) > 0)
+            if (maker.guest == point.guest && maker.host < unit.code_length &&
+                maker.state < unit.state_count && unit.states[maker.state].flags & PORTABLE_STATE_REMAKES)
+                return (uint64_t)ntc_mapping_code(mapping, &unit) + maker.host;
+        return 0;
+    }
+    return 0;
+}
+
 /* The block with the site: their numbers ascend together. */
 static struct block *block_with_site(struct dbt_vcpu *dbt, uint32_t site) {
     const struct code_part *part = code_part_of_site(dbt, site);
@@ -549,7 +571,7 @@ static uint32_t find_again(struct vcpu *vcpu, uint64_t ram_offset, uint32_t mode
 
 uint32_t cached_find(struct vcpu *vcpu, uint64_t ram_offset, uint32_t mode, bool *global) {
     struct dbt_vcpu *dbt = vcpu->dbt;
-    if (!dbt_portable_mode(mode))
+    if (!dbt_portable_mode(mode | (dbt->cached_any_ring ? MODE_CPL0 : 0)))
         return NO_INDEX;
     uint64_t start = __builtin_ia32_rdtsc();
     uint32_t index = find_again(vcpu, ram_offset, mode, global);

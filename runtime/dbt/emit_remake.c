@@ -7,7 +7,8 @@
  *   - a check that fails: its cold path makes and saves them;
  *   - a fault on the host: its place in the block names a piece of code behind the block, to which the signal
  *     handler returns (dbt_handle_signal()). That makes the flags and faults once more, with them live.
- * Portable units do without.
+ * In a portable unit the map says of such a place that its flags are made again (PORTABLE_STATE_REMADE), and
+ * of the code that does it which instruction it is for (PORTABLE_STATE_REMAKES).
  */
 #include "dbt/unit.h"
 
@@ -19,12 +20,18 @@ static bool is_sum(const struct item *item) {
     return item->insn.z.mnemonic == ZYDIS_MNEMONIC_ADD || item->insn.z.mnemonic == ZYDIS_MNEMONIC_SUB;
 }
 
-/* The registers that the flags can be made from again; 0: they cannot. */
+static bool is_logical(const struct item *item) {
+    return item->insn.z.mnemonic == ZYDIS_MNEMONIC_AND || item->insn.z.mnemonic == ZYDIS_MNEMONIC_OR ||
+           item->insn.z.mnemonic == ZYDIS_MNEMONIC_XOR;
+}
+
+/* The registers that the flags can be made from again; 0: they cannot (by an immediate that is a field, only
+ * the result is known). */
 static uint16_t sources(const struct unit *unit, const struct item *item) {
     const struct insn *insn = &item->insn;
     const ZydisDecodedOperand *op = insn->op;
     uint16_t registers;
-    if (!is_register(&op[0]))
+    if (!is_register(&op[0]) || (item->imm_field >= 0 && !is_logical(item)))
         return 0;
     switch (insn->z.mnemonic) {
     case ZYDIS_MNEMONIC_CMP:
@@ -136,8 +143,7 @@ void emit_flags_lose(struct unit *unit, const struct item *item) {
     const struct dbt_vcpu *dbt = unit->dbt;
     if (unit->flags_saved || unit->remake)
         return;
-    if (!unit->maker || unit->portable || !unit->block->pcs || !is_plain(item->kind) ||
-        spoils(unit, item, unit->maker)) {
+    if (!unit->maker || !unit->block->pcs || !is_plain(item->kind) || spoils(unit, item, unit->maker)) {
         emit_flags_clobber(unit);
         return;
     }
@@ -167,10 +173,9 @@ const struct item *remake_after(const struct unit *unit, const struct item *item
 }
 
 /* For each place where flags are nowhere: what makes them, and a fault with them live. */
-void emit_remakes(struct unit *unit) {
+void emit_remakes(struct unit *unit, uint32_t first, uint32_t count) {
     struct dbt_vcpu *dbt = unit->dbt;
     struct code_buffer *c = &unit->code;
-    uint32_t first = unit->block->first_pc, count = unit->block->pcs;
     unsigned maker = 0, guest = 0, offset = 0; /* of the last one */
     int lag = 0;
     unit->flags_saved = false;
@@ -183,8 +188,9 @@ void emit_remakes(struct unit *unit) {
             guest = entry->guest;
             unit->rsp_lag = lag = entry->rsp_lag;
             offset = (unsigned)(c->at - c->start);
-            emit_remake(unit, &unit->item[maker - 1]);
             unit_note_pc(unit, guest);
+            dbt->pc[dbt->pcs - 1].remakes = true;
+            emit_remake(unit, &unit->item[maker - 1]);
             code_u8(c, 0x0f); /* ud2 */
             code_u8(c, 0x0b);
         }

@@ -29,6 +29,7 @@
 struct leader {
     uint32_t guest;
     bool entry, head, body_saved;
+    bool falls, indifferent; /* it goes on in the next block; it leaves the flags alone */
     struct item *item;
     unsigned items;
     uint64_t end_rip;
@@ -37,6 +38,7 @@ struct leader {
     uint8_t *body;  /* with the flags where the body wants them */
     uint8_t *other; /* with the flags in the other place; NULL: not made yet */
     uint32_t first_cold, colds;
+    uint32_t first_pc, pcs; /* of dbt->pc */
 };
 
 /* A rel32 that is to lead to a block. */
@@ -191,11 +193,14 @@ static int add_leader(struct unit *unit, uint32_t at) {
         return -ENOMEM;
     memcpy(function->item + function->items, unit->item, unit->items * sizeof *unit->item);
     enum kind last = unit->item[unit->items - 1].kind;
+    enum flags_wanted wanted = unit_flags_wanted(unit);
     struct leader *leader = &function->leader[function->leaders++];
     *leader = (struct leader){.guest = at,
                               .entry = function->at[at] & AT_ENTRY,
                               .head = function->at[at] & AT_HEAD,
-                              .body_saved = unit_wants_flags_saved(unit),
+                              .body_saved = wanted != FLAGS_WANTED_LIVE,
+                              .indifferent = wanted == FLAGS_WANTED_EITHER,
+                              .falls = last < KIND_JMP,
                               .items = unit->items,
                               .end_rip = unit->end_rip,
                               .t0 = unit->t0,
@@ -236,6 +241,15 @@ static int find_leaders(struct unit *unit, const struct portable_function *reque
         int result = add_leader(unit, at);
         if (result)
             return result;
+    }
+    for (uint32_t i = function->leaders;
+         i-- > 1;) { /* what leaves flags alone hands them on where they are wanted */
+        struct leader *before = &function->leader[i - 1];
+        if (before->falls && before->indifferent &&
+            before->end_rip == unit->block->rip + function->leader[i].guest) {
+            before->body_saved = function->leader[i].body_saved;
+            before->indifferent = function->leader[i].indifferent;
+        }
     }
     struct item *item = function->item;
     for (uint32_t i = 0; i < function->leaders; i++) {
@@ -322,7 +336,7 @@ static void take_up(struct unit *unit, const struct leader *leader) {
     unit->t2 = leader->t2;
     unit->used = leader->used;
     unit->spilled = leader->spilled;
-    unit->maker = unit->remake = NULL; /* portable units do without */
+    unit->maker = unit->remake = NULL;
     unit->loop = unit->twice = unit->narrow = false;
     group_reset(unit);
     for (unsigned i = 0; i < GROUPS; i++)
@@ -355,6 +369,8 @@ static int emit_bodies(struct unit *unit, uint16_t *pc_spilled) {
         unit_emit_body(unit, leader->entry || leader->head);
         fell = function->fell;
         note_spilled(unit, pc_spilled, pcs);
+        leader->first_pc = pcs;
+        leader->pcs = unit->dbt->pcs - pcs;
         if (!make_room((void **)&function->cold, &function->cold_room, function->colds + unit->colds,
                        sizeof *function->cold))
             return -ENOMEM;
@@ -382,6 +398,7 @@ static int emit_cold_parts(struct unit *unit, uint16_t *pc_spilled) {
         unit->flags_saved = true;
         unit_note_pc(unit, leader->guest);
         emit_colds(unit);
+        emit_remakes(unit, leader->first_pc, leader->pcs);
         note_spilled(unit, pc_spilled, pcs);
         if (unit->code.overflow)
             return -E2BIG;

@@ -161,8 +161,8 @@ void dbt_translator_destroy(struct vcpu *vcpu) {
 }
 
 /* The number of the state with these registers in the vCPU's own words. -1: more states than are kept. */
-static int state_number(struct translator *translator, uint16_t spilled, bool flags_saved) {
-    struct ntc_state state = {.flags = flags_saved ? NTC_STATE_FLAGS_SAVED : 0};
+static int state_number(struct translator *translator, uint16_t spilled, uint16_t flags) {
+    struct ntc_state state = {.flags = flags};
     for (unsigned reg = 0; reg < 16; reg++)
         state.where[reg] = (uint8_t)(spilled >> reg & 1 ? NTC_WHERE_VCPU : reg);
     for (unsigned i = 0; i < translator->states; i++)
@@ -183,14 +183,19 @@ static bool describe_sites(const struct unit *unit, struct translator *translato
     return true;
 }
 
+static uint16_t state_flags(const struct pc_entry *pc) {
+    return (uint16_t)((pc->flags_saved ? NTC_STATE_FLAGS_SAVED : 0) |
+                      (pc->remake ? PORTABLE_STATE_REMADE : 0) | (pc->remakes ? PORTABLE_STATE_REMAKES : 0));
+}
+
 static int describe_map(const struct unit *unit, struct translator *translator) {
     const struct block *block = unit->block;
     ntc_map_builder_reset(&translator->map);
     translator->states = 0;
-    (void)state_number(translator, 0, false); /* the file's first */
+    (void)state_number(translator, 0, 0); /* the file's first */
     for (unsigned i = 0; i < block->pcs; i++) {
         const struct pc_entry *pc = &unit->dbt->pc[block->first_pc + i];
-        int state = state_number(translator, translator->pc_spilled[i], pc->flags_saved);
+        int state = state_number(translator, translator->pc_spilled[i], state_flags(pc));
         if (state < 0)
             return -E2BIG;
         int result =
@@ -298,7 +303,8 @@ static bool keep_fields(const struct unit *work, struct translator *translator, 
 
 int dbt_portable_function(struct vcpu *vcpu, const struct portable_function *request, struct ntc_unit *unit) {
     struct dbt_vcpu *dbt = vcpu->dbt;
-    if (!dbt_portable_mode(request->code.mode) || !request->code.length)
+    if (!dbt_portable_mode(request->code.mode | (dbt->cached_any_ring ? MODE_CPL0 : 0)) ||
+        !request->code.length)
         return -ENOENT;
     if (request->code.length > FUNCTION_GUEST_MAX || request->fields > PORTABLE_FIELDS_MAX)
         return -E2BIG;

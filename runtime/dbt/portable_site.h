@@ -9,6 +9,11 @@
 #define PORTABLE_SITE_PLAIN 0x200u
 #define PORTABLE_SITE_GROUP 0x400u
 
+/* ntc_state.flags, the translator's part. The flags are nowhere: the code at the unit's point that
+ * REMAKES them for the same instruction makes them and faults again (emit_remake.c). */
+#define PORTABLE_STATE_REMADE 0x100u
+#define PORTABLE_STATE_REMAKES 0x200u
+
 /* base: where the block's code starts, as the offsets in the site count. */
 void portable_site_write(struct ntc_site *to, const struct site *from, uint32_t base);
 /* Of a unit whose code starts at base and whose first link slot is first_slot; false: not what write makes.

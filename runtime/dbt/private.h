@@ -80,8 +80,8 @@ struct guest_place {
 
 /* From host PC to guest PC, one per instruction, ascending. */
 struct pc_entry {
-    uint16_t host; /* from the block's start */
-    uint16_t guest : 15, flags_saved : 1;
+    uint16_t host;                                     /* from the block's start */
+    uint16_t guest : 14, flags_saved : 1, remakes : 1; /* remakes: here the flags are made again for others */
     uint16_t remake; /* not 0: where code begins, from the block's start, that makes the flags and faults
                         again (while the block is emitted: 1 + number of the item that made them) */
     int16_t rsp_lag; /* see struct unit */
@@ -205,6 +205,7 @@ struct dbt_vcpu {
     uint64_t local_generation; /* of the space, then */
 
     struct cached *cached;         /* the persistent caches; NULL: none */
+    bool cached_any_ring;          /* the tester's: they have code of ring 3, too */
     struct portable_log *log;      /* what is to be recorded; NULL: nothing is */
     struct translator *translator; /* of a vCPU that makes portable units */
     unsigned next_memo[2];         /* to be dealt out to reads, to writes */
@@ -257,6 +258,8 @@ uint64_t *cached_slot(const struct dbt_vcpu *dbt, const struct block *block, uin
 /* The block whose code in a cache host_pc lies in, and the guest's place there; NO_INDEX: none. */
 uint32_t cached_block_at(const struct dbt_vcpu *dbt, uint64_t host_pc, struct guest_place *place);
 bool cached_holds(const struct dbt_vcpu *dbt, uint64_t host_pc);
+/* block_remake() for code in a cache. */
+uint64_t cached_remake(const struct dbt_vcpu *dbt, uint64_t host_pc);
 void cached_destroy(struct dbt_vcpu *dbt);
 struct portable_seen;
 /* Every entry that was asked for. */

@@ -380,18 +380,18 @@ static void emit_item(struct unit *unit, const struct item *item) {
     }
 }
 
-/* Does the body want the flags saved: is the first thing that happens to them a check that clobbers them? */
-bool unit_wants_flags_saved(const struct unit *unit) {
+/* Saved: the first thing that happens to the flags is a check that clobbers them. */
+enum flags_wanted unit_flags_wanted(const struct unit *unit) {
     for (unsigned i = 0; i < unit->items; i++) {
         const struct item *item = &unit->item[i];
         switch (item->kind) {
         case KIND_COPY:
             if ((item->insn.flags_read | item->insn.flags_written) & FLAGS_ARITHMETIC)
-                return false;
+                return FLAGS_WANTED_LIVE;
             break;
         case KIND_JCC:
         case KIND_JCXZ:
-            return false;
+            return FLAGS_WANTED_LIVE;
         case KIND_MEMORY:
         case KIND_BIT_MEMORY:
         case KIND_PUSH:
@@ -400,12 +400,12 @@ bool unit_wants_flags_saved(const struct unit *unit) {
         case KIND_CPUID:
         case KIND_PUSHF:
         case KIND_REP:
-            return true;
+            return FLAGS_WANTED_SAVED;
         default:
             break;
         }
     }
-    return true;
+    return FLAGS_WANTED_EITHER;
 }
 
 void unit_emit_registers(struct unit *unit) {
@@ -419,7 +419,7 @@ void unit_emit_registers(struct unit *unit) {
 static void emit_entries(struct unit *unit) {
     struct code_buffer *c = &unit->code;
     uint8_t *entry[2];
-    unit->body_saved = unit_wants_flags_saved(unit);
+    unit->body_saved = unit_flags_wanted(unit) != FLAGS_WANTED_LIVE;
     if (!unit->body_saved) {
         entry[true] = c->at;
         emit_restore_flags(unit, BOUNDARY_SCRATCH);
@@ -481,7 +481,7 @@ static int idle_register(const struct unit *unit) {
 
 /* A load, where a register is free for it: no locked instruction waits until it is done. */
 static void emit_first_poll(struct unit *unit) {
-    int idle = unit->portable ? -1 : idle_register(unit);
+    int idle = idle_register(unit);
     unit_note_pc(unit, unit->item[0].guest);
     if (idle >= 0)
         asm_load32_gs(&unit->code, idle, (uint32_t)offsetof(struct dbt_area, poll));
@@ -559,7 +559,7 @@ static void emit_entries_apart(struct unit *unit, unsigned items) {
 static const struct item *loop_maker(const struct unit *unit) {
     const struct item *maker = NULL;
     if (!unit->loop || unit->portable || unit->items > BLOCK_MAX_INSNS / 2 - 2 ||
-        !is_loop_end(unit, &unit->item[unit->items - 1]) || !unit_wants_flags_saved(unit))
+        !is_loop_end(unit, &unit->item[unit->items - 1]) || unit_flags_wanted(unit) == FLAGS_WANTED_LIVE)
         return NULL;
     for (unsigned i = 0; i < unit->items; i++) {
         if (i + 1 < unit->items && is_loop_end(unit, &unit->item[i]))
@@ -603,7 +603,7 @@ static void emit_block(struct unit *unit) {
     }
     emit_colds(unit);
     emit_landing(unit);
-    emit_remakes(unit);
+    emit_remakes(unit, unit->block->first_pc, unit->block->pcs);
     /* A killed block's entry is overwritten with an exit: keep room for it. */
     while (c->at - c->start < 40)
         code_u8(c, 0x90);

@@ -186,8 +186,9 @@ void unit_begin(struct unit *unit, struct vcpu *vcpu, struct block *block, const
                 uint64_t room);
 /* Fill unit->item and what follows from it, from unit->from on. False: no instruction begins there. */
 MUST_CHECK bool unit_gather(struct unit *unit);
-/* Does the body want the flags saved? */
-bool unit_wants_flags_saved(const struct unit *unit);
+/* Where does the body want the flags? */
+enum flags_wanted { FLAGS_WANTED_EITHER, FLAGS_WANTED_LIVE, FLAGS_WANTED_SAVED };
+enum flags_wanted unit_flags_wanted(const struct unit *unit);
 /* Store and load what the convention inside blocks asks for. */
 void unit_emit_registers(struct unit *unit);
 /* The items, and the exit behind them. poll: look for interrupts first. */
@@ -325,8 +326,8 @@ void emit_flags_lose(struct unit *unit, const struct item *item);
 void remake_before(struct unit *unit, const struct item *item);
 /* What makes the flags again behind an item, if `maker` does before it. */
 const struct item *remake_after(const struct unit *unit, const struct item *item, const struct item *maker);
-/* Behind the block: what faults go to. */
-void emit_remakes(struct unit *unit);
+/* Behind the block: what faults at `count` of dbt->pc, from `first` on, go to. */
+void emit_remakes(struct unit *unit, uint32_t first, uint32_t count);
 
 /* -- emit_group.c -- */
 /* If the access of item is covered by a shared check (made now if that pays), say how the host reaches it. */

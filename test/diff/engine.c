@@ -32,7 +32,7 @@ static const struct diff_engine native_engine = {
 extern const struct diff_engine interp_engine;
 #endif
 #ifdef HAVE_DBT
-extern const struct diff_engine dbt_engine;
+extern const struct diff_engine dbt_engine, cached_engine;
 #endif
 #ifdef HAVE_LLVM
 extern const struct diff_engine llvm_engine;
@@ -44,7 +44,7 @@ const struct diff_engine *const diff_engines[] = {
     &interp_engine,
 #endif
 #ifdef HAVE_DBT
-    &dbt_engine,
+    &dbt_engine,    &cached_engine,
 #endif
 #ifdef HAVE_LLVM
     &llvm_engine,

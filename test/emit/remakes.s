@@ -16,8 +16,8 @@
 # CHECK-NEXT: emitted {{.*}} mov {{.*}}, rax
 # CHECK-NEXT: emitted {{.*}} lahf
 # A fault of the access:
-# CHECK: emitted {{.*}} cmp rax, rbx
-# CHECK-NEXT: emitted        guest 3:
+# CHECK: emitted        guest 3:
+# CHECK-NEXT: emitted {{.*}} cmp rax, rbx
 # CHECK-NEXT: emitted {{.*}} ud2
 cmp %rbx, %rax
 mov (%rdi), %rdx

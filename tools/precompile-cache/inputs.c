@@ -85,9 +85,15 @@ int precompile_open_kernel(struct precompile *p, const char *path) {
     int result = add_image(p, &image);
     if (!result)
         result = image_open_kernel(&image->image, path);
+    if (result)
+        return result;
+    p->images++;
+    result = add_image(p, &image);
+    if (!result)
+        result = image_open_loader(&image->image, path);
     if (!result)
         p->images++;
-    return result;
+    return result == -ENOENT ? 0 : result;
 }
 
 static bool is_module_name(const char *name) {

@@ -58,7 +58,7 @@ struct precompile {
     const struct precompile_options *options;
     struct cpu_model model;
     struct features features;
-    struct precompile_image *image; /* the kernel first */
+    struct precompile_image *image; /* the kernel first, then its loader if it has one */
     size_t images, image_room;
     struct ntc_profile profile;
     struct ntc_writer *writer;

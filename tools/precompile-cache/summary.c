@@ -46,6 +46,8 @@ void summary_print(const struct precompile *p, const struct ntc_writer_summary *
         sum.too_large += image->counts.too_large;
         sum.uncombined += image->counts.uncombined;
         sum.fixed += image->counts.fixed;
+        if (image->image.loader) /* text and data in one */
+            continue;
         text += image->discovery.text_bytes;
         covered += image->discovery.covered_bytes;
         padding += image->discovery.padding_bytes;

@@ -29,7 +29,7 @@ struct worker {
 };
 
 const char *precompile_image_name(const struct precompile_image *image) {
-    return image->image.module ? image->image.release : "vmlinux";
+    return image->image.module ? image->image.release : image->image.loader ? "loader" : "vmlinux";
 }
 
 /* In the first mode everything is made, unless the profile alone counts; in the others what it saw. */
@@ -103,10 +103,15 @@ static int describe_image(struct precompile *p, struct precompile_image *image) 
     }
     if (low >= high)
         return -ENOENT;
+    enum ntc_image_kind kind = image->image.module   ? NTC_IMAGE_MODULE
+                               : image->image.loader ? NTC_IMAGE_OTHER
+                                                     : NTC_IMAGE_KERNEL;
     const struct ntc_image_input input = {.link_base = low & PAGE_MASK,
                                           .link_length = align_up(high, PAGE_SIZE) - (low & PAGE_MASK),
-                                          .slide_align = image->image.module ? PAGE_SIZE : KERNEL_SLIDE_ALIGN,
-                                          .kind = image->image.module ? NTC_IMAGE_MODULE : NTC_IMAGE_KERNEL,
+                                          .slide_align = kind == NTC_IMAGE_MODULE   ? PAGE_SIZE
+                                                         : kind == NTC_IMAGE_KERNEL ? KERNEL_SLIDE_ALIGN
+                                                                                    : 1,
+                                          .kind = kind,
                                           .name = precompile_image_name(image),
                                           .version = image->image.module ? "" : image->image.release};
     return ntc_writer_add_image(p->writer, &input, &image->number);
