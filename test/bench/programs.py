@@ -7,8 +7,8 @@
 
 The disk is bench.img of DIRECTORY (tools/lib/guest.sh, guest_bench_disk); programs.sh beside this file is written into a copy.
 Natively it runs in that image's unpacked root by chroot, which takes root; without, leave native out. Everything runs on
-one CPU of the host, engines in turn; the results are medians in seconds and ratios. Needs e2fsprogs, and qemu-system-x86 for tcg.
-Standard library only.
+one CPU of the host, engines in turn; the results are medians in seconds and ratios. What it started ends with it, however it
+ends. Needs e2fsprogs, util-linux, and qemu-system-x86 for tcg. Standard library only.
 """
 import argparse
 import json
@@ -16,6 +16,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -31,6 +32,8 @@ PROMPT = r"root@nestor:~# $"
 NAMES = ("gcc", "xz", "python", "redis")
 PATH = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
 RESULT = re.compile(r"^PROGRAM (\w+) (\S+)$", re.MULTILINE)
+# A guest has a session of its own: it would outlive a benchmark that is killed.
+TIED = ["setpriv", "--pdeathsig", "KILL"]
 
 
 def debugfs(image, command, write=False):
@@ -53,7 +56,7 @@ def run_guest(options, engine, disk, work):
     results = {}
     with open(os.path.join(work, f"transcript-{engine}"), "w") as transcript:
         command = guest_command(options, engine, disk)
-        guest = console.Console(["taskset", "-c", options.cpu, *command] if options.cpus == "1" else command, transcript)
+        guest = console.Console([*TIED, *(["taskset", "-c", options.cpu] if options.cpus == "1" else []), *command], transcript)
         try:
             guest.expect(PROMPT, options.deadline)
             for name in options.names:
@@ -68,10 +71,20 @@ def run_guest(options, engine, disk, work):
 
 
 def run_native(options, root):
-    command = ["taskset", "-c", options.cpu, "chroot", root, "/bin/bash", "/root/programs.sh", *options.sizes.split(), *options.names]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True,
-                          env={"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LC_ALL": "C"})
-    return dict(RESULT.findall(done.stdout))
+    command = [*TIED, "taskset", "-c", options.cpu, "chroot", root, "/bin/bash", "/root/programs.sh", *options.sizes.split(),
+               *options.names]
+    programs = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True,
+                                env={"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root",
+                                     "LC_ALL": "C"})
+    try:
+        output = programs.communicate()[0]
+    finally:
+        if programs.poll() is None:
+            os.killpg(programs.pid, signal.SIGKILL)
+            programs.wait()
+    if programs.returncode:
+        raise subprocess.CalledProcessError(programs.returncode, command)
+    return dict(RESULT.findall(output))
 
 
 def unpack(disk, work):
@@ -115,6 +128,8 @@ def main():
     parser.add_argument("--deadline", type=float, default=1200)
     parser.add_argument("--json")
     options = parser.parse_args()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, frame: sys.exit(128 + number))
     options.names = options.only.split(",")
     options.sizes = f"{options.lines} {options.xz_mib} {options.redis_requests}"
     engines, failed = options.engines.split(","), False
