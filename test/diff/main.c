@@ -204,6 +204,21 @@ static int oracle_agrees_later(struct tester *tester, const struct diff_case *te
     return 0;
 }
 
+/* Where the engine is the processor, too, its run may be the one that was disturbed. 1, 0 or -errno. */
+static int processor_agrees_later(struct tester *tester, unsigned e, const struct diff_case *test,
+                                  const struct diff_state *expected) {
+    if (tester->engine[e] != diff_engines[0])
+        return 0;
+    for (unsigned attempt = 0; attempt < 3; attempt++) {
+        int error = tester->engine[e]->run(tester->context[e], test, tester->actual);
+        if (error)
+            return error;
+        if (compare_states(test, expected, tester->actual))
+            return 1;
+    }
+    return 0;
+}
+
 static int run_batch(struct tester *tester, struct form_table *forms, uint64_t first, unsigned count,
                      struct diff_case *batch, struct diff_state *states) {
     for (unsigned i = 0; i < count; i++) {
@@ -235,6 +250,8 @@ static int run_batch(struct tester *tester, struct form_table *forms, uint64_t f
             if (error || compare_states(&batch[i], &states[i], tester->actual))
                 continue;
             int agrees = oracle_agrees_later(tester, &batch[i]);
+            if (!agrees)
+                agrees = processor_agrees_later(tester, e, &batch[i], &states[i]);
             if (agrees) {
                 error = agrees < 0 ? agrees : 0;
                 tester->unsteady += agrees > 0;
