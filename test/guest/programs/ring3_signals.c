@@ -239,7 +239,8 @@ static void count_timer_again(int signo, siginfo_t *info, void *context) {
 static void timer_storm(void) {
     uint64_t expected = 0;
     ring3_handle(SIGALRM, count_timer_again, SA_RESTART);
-    for (int round = 0; round < 40; round++) {
+    /* On a busy host the first ticks may come later than 40 rounds take. */
+    for (int round = 0; round < 40 || (count <= 2 && round < 4000); round++) {
         uint64_t seed = 7, sum = 0;
         double total = 0;
         tick_in(round ? 500 : 0);
