@@ -168,11 +168,8 @@ static bool permitted(const struct vcpu *vcpu, const struct path *path, enum vme
 }
 
 static int walk_unpaged(struct vcpu *vcpu, uint64_t linear, struct translation *translation) {
-    *translation = (struct translation){.gpa = masked_a20(vcpu, (uint32_t)linear),
-                                        .size = PAGE_SIZE,
-                                        .writable = true,
-                                        .executable = true,
-                                        .accessed = true};
+    *translation = (struct translation){
+        .gpa = masked_a20(vcpu, (uint32_t)linear), .size = PAGE_SIZE, .writable = true, .executable = true};
     return CPU_OK;
 }
 
@@ -225,16 +222,11 @@ bool paging_peek(struct vcpu *vcpu, uint64_t linear, struct translation *transla
     walk_tables(vcpu, linear, &walk, &path, &fault);
     if (fault)
         return false;
-    bool accessed = true;
-    for (unsigned i = 0; i < path.depth; i++)
-        accessed &= !path.entry[i] || path.value[i] & PTE_A;
     *translation = (struct translation){.gpa = masked_a20(vcpu, leaf_address(&walk, &path, linear)),
                                         .size = 1ull << path.leaf_shift,
                                         .writable = path.writable,
-                                        .executable = permitted(vcpu, &path, VMEM_FETCH, false, false),
-                                        .global = vcpu->cr4 & CR4_PGE && path.value[path.depth - 1] & PTE_G,
-                                        .user = path.user,
-                                        .accessed = accessed};
+                                        .executable = !path.nx,
+                                        .global = vcpu->cr4 & CR4_PGE && path.value[path.depth - 1] & PTE_G};
     return true;
 }
 

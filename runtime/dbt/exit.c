@@ -156,33 +156,32 @@ struct origin {
 
 static const struct origin no_origin = {.site = NO_INDEX};
 
-/* Remember the pages of a kernel block. False: they cannot be, so nothing may lead to it from
+/* Remember the global pages of a kernel block. False: they cannot be, so nothing may lead to it from
  * elsewhere. */
-static bool rely_on(struct vcpu *vcpu, const struct block *block, bool global) {
-    return jump_rely(vcpu, block->rip, block->ram_offset, global) &&
-           (block->ram_page2 == GUEST_NO_RAM ||
-            jump_rely(vcpu, block->rip + PAGE_SIZE, block->ram_page2, global));
+static bool rely_on(struct dbt_vcpu *dbt, const struct block *block) {
+    return jump_rely(dbt, block->rip, block->ram_offset) &&
+           (block->ram_page2 == GUEST_NO_RAM || jump_rely(dbt, block->rip + PAGE_SIZE, block->ram_page2));
 }
 
 static void connect(struct vcpu *vcpu, const struct origin *origin, uint32_t index, bool global) {
     struct dbt_vcpu *dbt = vcpu->dbt;
     struct block *block = &dbt->block[index];
     bool kernel = !(block->mode & MODE_CPL3), two_pages = block->ram_page2 != GUEST_NO_RAM;
-    if (two_pages && !kernel)
+    if (two_pages && !(kernel && global))
         return;
     if (origin->site != NO_INDEX && origin->epoch == dbt->host_writes) {
         const struct site *site = block_site(dbt, origin->site);
         bool same_page = !((dbt->block[site->block].rip ^ block->rip) & PAGE_MASK) && !two_pages &&
                          dbt->block[site->block].ram_page2 == GUEST_NO_RAM;
         if (!((dbt->block[site->block].mode ^ block->mode) & ~MODE_UNGROUPED) &&
-            (same_page || (kernel && rely_on(vcpu, block, global)))) {
+            (same_page || (kernel && global && rely_on(dbt, block)))) {
             block_link(dbt, origin->site, index, vcpu->rip);
             return;
         }
     }
     if (block->mode & MODE_UNGROUPED)
         return;
-    if (two_pages && !rely_on(vcpu, block, global))
+    if (two_pages && !rely_on(dbt, block))
         return;
     jump_insert(vcpu, vcpu->rip, index, block_entry(dbt, block, vcpu->rip, true), global);
 }
@@ -377,7 +376,6 @@ static uint64_t serve_helper(struct vcpu *vcpu, const struct site *site, const s
     enum helper helper = (enum helper)site->access;
     /* Where kernel code is not relied on, C has to see after a flush where it stands now. */
     bool done, two_pages = block->ram_page2 != GUEST_NO_RAM, local = dbt->kernel_local;
-    bool elsewhere = two_pages || local || dbt->local_count; /* under other tables, maybe */
     vcpu->rip = block->rip + site->guest;
     if (run_helper(vcpu, site, next, &done)) {
         dbt->stats.exceptions++;
@@ -402,7 +400,8 @@ static uint64_t serve_helper(struct vcpu *vcpu, const struct site *site, const s
                 generation == dbt->kernel_generation && !vcpu->code_flush.pages && !vcpu->code_flush.global &&
                 vcpu->run_state == RUN_ACTIVE && !vcpu->irq_shadow && !(vcpu->rflags & FLAG_DF) &&
                 !vcpu_must_serve(vcpu, __atomic_load_n(&vcpu->requests, __ATOMIC_RELAXED)) &&
-                !(elsewhere && helper == HELPER_WRITE_CR);
+                /* Its other page may be another one under the new tables. */
+                !((two_pages || local) && helper == HELPER_WRITE_CR);
     if (stay && arm(vcpu, (uint64_t)dbt->rx + host))
         return RESUME_LOAD;
     return go(vcpu, no_origin);

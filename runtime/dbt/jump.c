@@ -11,14 +11,9 @@
  * table is emptied when its part of the code gets another key. For ring 3 that is all, since a flush of a
  * page from which ring 3 may have executed (user_bloom) renews the generation. For the kernel it is as long
  * as every page from which a call may have been executed since is relied on: such a page is entered by links
- * and jump-cache entries, which rely on it, or through C, which does it then. Where it cannot be relied on,
- * kernel_local says so, and any flush and any other address space empty the table, until C has seen again
- * where the code stands.
- *
- * Kernel pages that are not global (a hypervisor's own, or a kernel's that keeps its pages from user mode)
- * are relied on as well: they are looked at in each address space, and again after each flush of it, before
- * code goes on there. A kernel whose code stands elsewhere in every address space would lose all its links at
- * each switch, so that is paid with a credit which switches that change nothing earn.
+ * and jump-cache entries, which rely on it, or through C, which does it then. Where it cannot be relied on
+ * (it is not global), kernel_local says so, and any flush and any other address space empty the table, until
+ * C has seen again where the code stands.
  */
 #include "base/light.h"
 #include "cpu/paging.h"
@@ -43,7 +38,7 @@ static void clear_entries(struct dbt_vcpu *dbt) {
 void jump_clear(struct dbt_vcpu *dbt) {
     clear_entries(dbt);
     light_fill(dbt->relied, 0, sizeof dbt->relied);
-    dbt->relied_count = dbt->local_count = 0;
+    dbt->relied_count = 0;
     light_fill(dbt->user_bloom, 0, sizeof dbt->user_bloom);
 }
 
@@ -88,7 +83,7 @@ static void forget_local(struct dbt_vcpu *dbt) {
 
 void jump_enter_kernel(struct vcpu *vcpu, uint64_t linear, uint64_t ram_offset, bool global) {
     struct dbt_vcpu *dbt = vcpu->dbt;
-    if (jump_rely(vcpu, linear, ram_offset, global))
+    if (global && jump_rely(dbt, linear, ram_offset))
         return;
     dbt->kernel_local = true;
     dbt->local_generation = vcpu->space->generation;
@@ -103,75 +98,10 @@ void jump_forget_landing(struct dbt_vcpu *dbt, const struct block *block) {
     }
 }
 
-/* Does a relied-on kernel mapping still hold? */
-static bool still_holds(struct vcpu *vcpu, const struct relied_page *page) {
-    struct translation translation;
-    return paging_peek(vcpu, page->linear, &translation) &&
-           (page->local ? translation.accessed : translation.global) && translation.executable &&
-           guest_mem_offset(vcpu->mem, translation.gpa) == page->ram_page;
-}
-
-static void kernel_changed(struct dbt_vcpu *dbt) {
-    dbt->kernel_generation++;
-    block_unlink_cross_page(dbt);
-    light_fill(dbt->relied, 0, sizeof dbt->relied);
-    dbt->relied_count = dbt->local_count = 0;
-}
-
-#define LOCAL_CREDIT_MAX 10000
-#define LOCAL_CREDIT_CHANGE 100 /* what a change costs in switches without one */
-
-/* Pages of one large page are looked up once. */
-struct recent_region {
-    uint64_t linear, size, ram;
-    bool global;
-};
-#define REGIONS 4
-
-static struct recent_region look_up_region(struct vcpu *vcpu, uint64_t linear) {
-    struct translation translation;
-    if (!paging_peek(vcpu, linear, &translation) || !translation.executable || !translation.accessed)
-        return (struct recent_region){.linear = linear, .size = PAGE_SIZE, .ram = GUEST_NO_RAM};
-    uint64_t within = linear & (translation.size - 1), base = translation.gpa - within;
-    uint64_t first = guest_mem_offset(vcpu->mem, base);
-    uint64_t last = guest_mem_offset(vcpu->mem, base + translation.size - 1);
-    if (first != GUEST_NO_RAM && last == first + translation.size - 1)
-        return (struct recent_region){linear - within, translation.size, first, translation.global};
-    return (struct recent_region){linear, PAGE_SIZE, guest_mem_offset(vcpu->mem, translation.gpa),
-                                  translation.global};
-}
-
-/* Another address space, or another generation of it: do pages that are not global stand there, too? */
-static void check_local(struct vcpu *vcpu) {
-    struct dbt_vcpu *dbt = vcpu->dbt;
-    struct recent_region regions[REGIONS] = {0};
-    dbt->local_checked = vcpu->space->generation;
-    unsigned kept = 0;
-    for (unsigned i = 0; i < dbt->local_count; i++) {
-        struct relied_page *page = &dbt->relied[dbt->local[i]];
-        struct recent_region *region = &regions[page->linear >> 21 & (REGIONS - 1)];
-        if (page->linear - region->linear >= region->size)
-            *region = look_up_region(vcpu, page->linear);
-        if (region->ram == GUEST_NO_RAM || region->ram + (page->linear - region->linear) != page->ram_page) {
-            dbt->local_credit -= LOCAL_CREDIT_CHANGE;
-            kernel_changed(dbt);
-            return;
-        }
-        page->local = !region->global;
-        if (page->local)
-            dbt->local[kept++] = dbt->local[i];
-    }
-    dbt->local_count = kept;
-    if (dbt->local_credit < LOCAL_CREDIT_MAX)
-        dbt->local_credit++;
-}
-
 void jump_refresh_key(struct vcpu *vcpu) {
     struct dbt_vcpu *dbt = vcpu->dbt;
     if (dbt->kernel_local && dbt->local_generation != vcpu->space->generation)
         forget_local(dbt);
-    if (UNLIKELY(dbt->local_checked != vcpu->space->generation))
-        check_local(vcpu);
     bool kernel = !(vcpu->mode & MODE_CPL3);
     uint64_t generation = kernel ? dbt->kernel_generation : vcpu->space->generation;
     const struct jump_context *recent = dbt->recent[kernel];
@@ -209,26 +139,15 @@ static struct relied_page *relied_slot(struct dbt_vcpu *dbt, uint64_t page) {
     }
 }
 
-bool jump_rely(struct vcpu *vcpu, uint64_t linear, uint64_t ram_offset, bool global) {
-    struct dbt_vcpu *dbt = vcpu->dbt;
+bool jump_rely(struct dbt_vcpu *dbt, uint64_t linear, uint64_t ram_offset) {
     uint64_t page = linear & PAGE_MASK;
     struct relied_page *slot = relied_slot(dbt, page);
-    if (slot->linear && (global || slot->local))
+    if (slot->linear)
         return true;
-    if (!page) /* marks an empty slot */
+    if (dbt->relied_count >= RELIED_MAX)
         return false;
-    if (!global && (dbt->local_credit < 0 || dbt->local_count >= LOCAL_MAX || !(vcpu->cr0 & CR0_PG)))
-        return false;
-    if (!slot->linear) {
-        if (dbt->relied_count >= RELIED_MAX)
-            return false;
-        *slot = (struct relied_page){.linear = page, .ram_page = ram_offset & PAGE_MASK};
-        dbt->relied_count++;
-    }
-    if (!global) {
-        slot->local = true;
-        dbt->local[dbt->local_count++] = (uint16_t)(slot - dbt->relied);
-    }
+    *slot = (struct relied_page){.linear = page, .ram_page = ram_offset & PAGE_MASK};
+    dbt->relied_count++;
     return true;
 }
 
@@ -246,7 +165,7 @@ void jump_insert(struct vcpu *vcpu, uint64_t rip, uint32_t index, uint32_t host,
     struct dbt_vcpu *dbt = vcpu->dbt;
     const struct block *block = &dbt->block[index];
     if (!(vcpu->mode & MODE_CPL3)) {
-        if (!jump_rely(vcpu, block->rip, block->ram_offset, global))
+        if (!global || !jump_rely(dbt, block->rip, block->ram_offset))
             return;
     } else {
         bloom_set(dbt, rip);
@@ -285,6 +204,20 @@ void jump_forget_everywhere(struct dbt_vcpu *dbt, uint64_t rip) {
     for (unsigned i = 0; i < JUMP_CONTEXTS; i++)
         if (dbt->context[i].key)
             forget_key(dbt->area, rip ^ dbt->context[i].key);
+}
+
+/* Does a relied-on kernel mapping still hold? */
+static bool still_holds(struct vcpu *vcpu, const struct relied_page *page) {
+    struct translation translation;
+    return paging_peek(vcpu, page->linear, &translation) && translation.global && translation.executable &&
+           guest_mem_offset(vcpu->mem, translation.gpa) == page->ram_page;
+}
+
+static void kernel_changed(struct dbt_vcpu *dbt) {
+    dbt->kernel_generation++;
+    block_unlink_cross_page(dbt);
+    light_fill(dbt->relied, 0, sizeof dbt->relied);
+    dbt->relied_count = 0;
 }
 
 void jump_serve_flush(struct vcpu *vcpu) {

@@ -124,10 +124,8 @@ struct jump_context {
 struct relied_page {
     uint64_t linear; /* 0: empty */
     uint64_t ram_page;
-    bool local; /* not global: in dbt->local */
 };
 #define RELIED_BITS 13
-#define LOCAL_MAX 1024
 #define USER_BLOOM_WORDS 16
 
 /* The largest XSAVE area of the components that a guest may have (interp/xstate.h) is under 2.7 KiB. */
@@ -195,10 +193,6 @@ struct dbt_vcpu {
     uint64_t kernel_generation;
     struct relied_page relied[1u << RELIED_BITS];
     unsigned relied_count;
-    uint16_t local[LOCAL_MAX]; /* those that are not global, by index */
-    unsigned local_count;
-    uint64_t local_checked; /* the space's generation in which they were seen to hold */
-    int local_credit;       /* see jump.c */
     uint64_t user_bloom[USER_BLOOM_WORDS];
     uint64_t returns_key[2];   /* the jump key that each of area->returns is of; 0: it is empty */
     bool kernel_local;         /* see jump.c */
@@ -325,10 +319,9 @@ void jump_clear(struct dbt_vcpu *dbt);
 void jump_forget_code(struct dbt_vcpu *dbt, uint64_t from, uint64_t to);
 /* Drop what leads to rip in any context. */
 void jump_forget_everywhere(struct dbt_vcpu *dbt, uint64_t rip);
-/* A kernel mapping is to be relied on: remember it so that flushes, and for one that is not global changes of
- * the address space, can check it. False: the table is full, or such changes showed others too often; do not
- * rely on it. */
-MUST_CHECK bool jump_rely(struct vcpu *vcpu, uint64_t linear, uint64_t ram_offset, bool global);
+/* A kernel mapping is to be relied on: remember it so that flushes can check it. False: the table is full, do
+ * not rely on it. */
+MUST_CHECK bool jump_rely(struct dbt_vcpu *dbt, uint64_t linear, uint64_t ram_offset);
 /* Code of rings 0 to 2 is entered at linear, by nothing that relied on its page. */
 void jump_enter_kernel(struct vcpu *vcpu, uint64_t linear, uint64_t ram_offset, bool global);
 /* A block is dropped: no return lands in it any more. */
