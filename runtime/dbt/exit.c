@@ -532,10 +532,12 @@ static int store_by_hand(struct vcpu *vcpu, const struct block *block, const str
 
 /* Does the TLB's second level have what a check missed? No request is served and nothing dropped meanwhile,
  * so the block may go on whatever else it holds. */
-static bool recall_for(struct vcpu *vcpu, const struct site *site, uint64_t linear) {
+static bool recall_for(struct vcpu *vcpu, const struct site *site) {
+    if (!site->ready) /* nothing in it counts yet */
+        return false;
+    uint64_t linear = area_of(vcpu)->hot.save[site->reg], page = linear & PAGE_MASK;
     const struct vtlb_entry *entry = &vcpu->view->entry[linear >> PAGE_SHIFT & (VTLB_ENTRIES - 1)];
-    uint64_t page = linear & PAGE_MASK;
-    return site->ready && ((linear + site->size - 1) & PAGE_MASK) == page && entry->tag_read != page &&
+    return ((linear + site->size - 1) & PAGE_MASK) == page && entry->tag_read != page &&
            vtlb_recall(vcpu, vcpu->view, linear) &&
            (site->access == VMEM_WRITE ? entry->tag_write : entry->tag_read) == page;
 }
@@ -545,7 +547,7 @@ uint64_t dbt_exit_memory(struct vcpu *vcpu) {
     struct dbt_hot *hot = &dbt->area->hot;
     dump_exit(vcpu, DUMP_EXIT_RAW);
     const struct site *left_by = &dbt->site[hot->site];
-    if (recall_for(vcpu, left_by, hot->save[left_by->reg])) {
+    if (recall_for(vcpu, left_by)) {
         dbt->stats.tlb_recalls++;
         hot->resume = (uint64_t)dbt->rx + left_by->host;
         return RESUME_RAW;
