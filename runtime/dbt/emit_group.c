@@ -101,6 +101,12 @@ bool item_steps(const struct item *item, int reg, int32_t *delta) {
     return amount >= -GROUP_MAX_BYTES && amount <= GROUP_MAX_BYTES;
 }
 
+/* Do the scratches that hold addends keep them over an item? C, which does the rare cases of some, leaves R8
+ * to R11 as it likes. */
+static bool keeps_addends(enum kind kind) {
+    return kind < KIND_HELPER && kind != KIND_CPUID && kind != KIND_REP;
+}
+
 /* What an item does to a base register: true when it only adds *delta (perhaps 0). */
 static bool register_moves(const struct item *item, int base, int32_t *delta) {
     const struct insn *insn = &item->insn;
@@ -118,7 +124,7 @@ static bool register_moves(const struct item *item, int base, int32_t *delta) {
             return false;
     }
     if (!(insn->gprs_written >> base & 1))
-        return item->kind < KIND_HELPER;
+        return keeps_addends(item->kind);
     return item_steps(item, base, delta);
 }
 

@@ -222,6 +222,34 @@ static void check_device_operands(void) {
     check(TRY(".byte 0x0f, 0x38, 0xf0, 0xc0", : : : "eax"), VECTOR_UD, "movbe of a register");
 }
 
+/* What was pushed is popped, whatever comes between: CPUID of subleaves that nobody has asked for, copies
+ * over the end of a page. */
+static void check_stack_between(void) {
+    static uint8_t pages[4 * 4096] __attribute__((aligned(4096)));
+    struct tally tally;
+    tally_begin(&tally, "the stack around CPUID and REP MOVSB");
+    for (unsigned i = 0; i < 64; i++) {
+        unsigned long first, second, one = 0x1111000000000000 + i, two = 0x2222000000000000 + i;
+        unsigned leaf = 0, subleaf = 0x1000 + i;
+        asm volatile("push %4\n\tpush %5\n\tcpuid\n\tpop %1\n\tpop %0"
+                     : "=&r"(first), "=&r"(second), "+a"(leaf), "+c"(subleaf)
+                     : "r"(one), "r"(two)
+                     : "rbx", "rdx", "memory");
+        tally_case(&tally, first, one, "cpuid, first, %u", i);
+        tally_case(&tally, second, two, "cpuid, second, %u", i);
+        const uint8_t *from = pages + 4096 - i;
+        uint8_t *to = pages + 3 * 4096 - 7;
+        unsigned long count = 16;
+        asm volatile("push %5\n\tpush %6\n\trep movsb\n\tpop %1\n\tpop %0"
+                     : "=&r"(first), "=&r"(second), "+S"(from), "+D"(to), "+c"(count)
+                     : "r"(one), "r"(two)
+                     : "memory");
+        tally_case(&tally, first, one, "rep movsb, first, %u", i);
+        tally_case(&tally, second, two, "rep movsb, second, %u", i);
+    }
+    tally_end(&tally);
+}
+
 void kernel_main(void) {
     apic_enable();
     check_tsc();
@@ -229,5 +257,6 @@ void kernel_main(void) {
     check_watched();
     check_xcrs();
     check_device_operands();
+    check_stack_between();
     checks_finish("corners64");
 }
