@@ -245,9 +245,9 @@ static void dump_block(struct vcpu *vcpu, uint32_t index) {
     trace_text_begin(&text, vcpu->trace);
     trace_text_add(&text,
                    "cpu%u block %u at %#" PRIx64 " mode %#x ram %#" PRIx64
-                   ": %u instructions, %u bytes -> %u bytes\n",
+                   ": %u instructions, %u bytes -> %u bytes at +%#x\n",
                    vcpu->index, index, block->rip, block->mode, block->ram_offset, unit->items,
-                   block->guest_length, block->host_size);
+                   block->guest_length, block->host_size, block->host);
     if (vcpu->trace_subjects & DUMP_GUEST)
         add_guest(&text, unit);
     if (vcpu->trace_subjects & DUMP_DECODED)
