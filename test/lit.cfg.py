@@ -4,6 +4,7 @@
 # NESTOR_VMM=tcg in the environment boots the guest tests under QEMU instead, which tests the tests.
 import os
 import shutil
+import subprocess
 import sys
 
 import lit.formats
@@ -50,6 +51,11 @@ for feature, path in (("guests", "busybox-6.1.cpio.gz"), ("debian-disk", "debian
                       ("bench-disk", "bench.img"), ("xen", "xen/vmlinuz"), ("selftests", "selftests-x86.tar")):
     if os.path.exists(os.path.join(guests, path)):
         config.available_features.add(feature)
+
+# A small file system of a test's own, that fills up or is read-only.
+if shutil.which("unshare") and not subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "-o", "size=64k", "none", "/mnt"],
+                                                  stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode:
+    config.available_features.add("tmpfs")
 
 python = "/usr/bin/python3" if os.path.exists("/usr/bin/python3") else sys.executable
 # In this order: lit replaces one after the other, so no name may be the beginning of a later one.

@@ -20,7 +20,7 @@ static uint64_t now_ns(void) {
 }
 
 int trace_open(struct trace *trace, uint32_t subjects, const char *path) {
-    *trace = (struct trace){.subjects = subjects, .fd = STDERR_FILENO, .start_ns = now_ns()};
+    *trace = (struct trace){.subjects = subjects, .fd = STDERR_FILENO, .start_ns = now_ns(), .path = path};
     if (!path)
         return 0;
     trace->fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_APPEND | O_CLOEXEC, 0644);
@@ -41,14 +41,24 @@ void trace_close(struct trace *trace) {
     *trace = (struct trace){.fd = STDERR_FILENO};
 }
 
-/* A log that cannot be written (a full disk) is no reason to stop the VM. */
+/* A log that cannot be written (a full disk) is no reason to stop the VM: one line tells of the first loss. Of
+ * standard error there is nobody to tell. */
+static void tell_loss(const struct trace *trace, int error) {
+    bool *told = &((struct trace *)trace)->told;
+    if (trace->path && !__atomic_exchange_n(told, true, __ATOMIC_RELAXED))
+        diag_warn("--trace: '%s' cannot be written: %s; what does not fit is lost", trace->path,
+                  strerror(error));
+}
+
 static void put(const struct trace *trace, const char *bytes, size_t count) {
     while (count) {
         ssize_t done = write(trace->fd, bytes, count);
         if (done < 0 && errno == EINTR)
             continue;
-        if (done <= 0)
+        if (done <= 0) {
+            tell_loss(trace, done ? errno : EIO);
             return;
+        }
         bytes += done;
         count -= (size_t)done;
     }

@@ -37,10 +37,12 @@ struct trace {
     int fd;
     bool owns_fd;
     uint64_t start_ns; /* CLOCK_MONOTONIC: lines carry the time since then */
+    const char *path;  /* the caller's; NULL: standard error */
+    bool told;         /* that the log cannot be written: the one word that changes */
 };
 
-/* Open a log of subjects; path NULL: standard error. An existing file is emptied. 0, or -errno after one
- * diag_error() line. */
+/* Open a log of subjects; path (which must outlive the log) NULL: standard error. An existing file is emptied.
+ * 0, or -errno after one diag_error() line. */
 MUST_CHECK int trace_open(struct trace *trace, uint32_t subjects, const char *path);
 void trace_close(struct trace *trace);
 

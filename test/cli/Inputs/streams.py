@@ -31,6 +31,8 @@ def run(name, *more, **streams):
 
 
 run("full disk", "--stats", "/dev/full")
+run("full disk for the trace", "--trace", "pio,file=/dev/full")
+run("full disk for the serial line", "--serial", "stdio", stdout=open("/dev/full", "wb"))
 
 first, second = start("--name", "same"), start("--name", "same")
 try:
