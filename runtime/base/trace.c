@@ -41,8 +41,8 @@ void trace_close(struct trace *trace) {
     *trace = (struct trace){.fd = STDERR_FILENO};
 }
 
-/* A log that cannot be written (a full disk) is no reason to stop the VM: one line tells of the first loss. Of
- * standard error there is nobody to tell. */
+/* A log that cannot be written (a full disk) is no reason to stop the VM: one line tells of the first loss.
+ * Of standard error there is nobody to tell. */
 static void tell_loss(const struct trace *trace, int error) {
     bool *told = &((struct trace *)trace)->told;
     if (trace->path && !__atomic_exchange_n(told, true, __ATOMIC_RELAXED))

@@ -41,8 +41,8 @@ struct trace {
     bool told;         /* that the log cannot be written: the one word that changes */
 };
 
-/* Open a log of subjects; path (which must outlive the log) NULL: standard error. An existing file is emptied.
- * 0, or -errno after one diag_error() line. */
+/* Open a log of subjects; path (which must outlive the log) NULL: standard error. An existing file is
+ * emptied. 0, or -errno after one diag_error() line. */
 MUST_CHECK int trace_open(struct trace *trace, uint32_t subjects, const char *path);
 void trace_close(struct trace *trace);
 

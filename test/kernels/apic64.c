@@ -4,6 +4,7 @@
  */
 #include "apic.h"
 
+#include "paging.h"
 #include "runtime.h"
 
 #define VECTOR_A 0x51
@@ -102,6 +103,7 @@ static void handler_nest(struct context *frame) {
     apic_eoi();
 }
 
+#define SHADOW_WINDOW 0x0000523440200000ull
 SNIPPET(shadow_sti, "sti\n\tnop\n\tnop\n\tcli");
 SNIPPET(shadow_popf, "pushf\n\torl $0x200, (%rsp)\n\tpopf\n\tnop\n\tcli");
 SNIPPET(shadow_cli, "sti\n\tcli\n\tnop");
@@ -159,6 +161,22 @@ static void check_priority(void) {
         check(counts[VECTOR_A], shadows[i].count, "%s", shadows[i].name);
         if (shadows[i].count)
             check(last_ip - (unsigned long)shadows[i].code, shadows[i].ip, "%s: rip", shadows[i].name);
+        interrupts_window();
+    }
+    /* STI as the last byte of a page. */
+    uint8_t *page = page_alloc();
+    *(volatile uint8_t *)(page + 0xfff) = 0xfb;
+    page_map(&boot_space, SHADOW_WINDOW, (unsigned long)page, PTE_P | PTE_W, 1);
+    page = page_alloc();
+    *(volatile uint32_t *)page = 0xfa909090; /* nop; nop; nop; cli */
+    *(volatile uint32_t *)(page + 4) = 0xcd | VECTOR_DONE << 8;
+    page_map(&boot_space, SHADOW_WINDOW + 0x1000, (unsigned long)page, PTE_P | PTE_W, 1);
+    for (unsigned i = 0; i < 3; i++) {
+        counts_clear();
+        apic_ipi(0, ICR_SELF | ICR_ASSERT | VECTOR_A);
+        struct context c = context_kernel((void *)(SHADOW_WINDOW + 0xfff));
+        context_run(&c);
+        check(counts[VECTOR_A] == 1 ? last_ip - SHADOW_WINDOW : 0, 0x1001, "sti at the end of a page, %u", i);
         interrupts_window();
     }
     check(last_flags & FLAG_RF, 0, "an interrupt between instructions pushes RF clear");

@@ -42,6 +42,8 @@ static void handler_trace(struct context *frame) {
         frame->flags |= FLAG_RF;
 }
 
+SNIPPET(resumed_pushf, "pushf\n\tpop %rax");
+
 static struct context traced(const void *code, unsigned long flags, bool user) {
     struct context c = user ? context_user(code) : context_kernel(code);
     trace.count = 0;
@@ -186,6 +188,12 @@ static void check_execution(void) {
         write_dr7(DR7_FIXED | DR7_LOCAL(0) | DR7_KIND(0, EXECUTE, 0));
         c = traced(break_code + 2, FLAG_RF, user);
         check(trace.count, 0, "RF set by iret holds off the first instruction's breakpoint");
+        write_dr7(DR7_FIXED);
+        c = user ? context_user(resumed_pushf) : context_kernel(resumed_pushf);
+        c.flags |= FLAG_RF;
+        context_run(&c);
+        check(c.vector == VECTOR_DONE ? c.ax & FLAG_RF : 1, 0,
+              "RF set by iret is gone when the first instruction pushes it");
         write_dr7(DR7_FIXED | DR7_KIND(0, EXECUTE, 0));
         c = traced(break_code, 0, user);
         check(trace.count, 0, "a breakpoint that is not enabled");

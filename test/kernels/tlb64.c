@@ -417,6 +417,48 @@ static void check_direct_calls(uint64_t global, uint64_t pcid) {
     flush_pge();
 }
 
+/* The same with both pages global: the next one becomes another, not executable, or not global. */
+static void check_global_calls(void) {
+    uint8_t *frame = page_alloc();
+    const uint64_t global = OPEN | PTE_G;
+    struct tally tally;
+    tally_begin(&tally, "direct calls between global pages");
+    calls_fill(frame);
+    page_map(space, WINDOW, (unsigned long)frame, global, 1);
+    flush_invlpg();
+    for (unsigned round = 0; round < 6; round++) {
+        page_map(space, NEXT, (unsigned long)frame_a, global, 1);
+        invlpg((void *)NEXT);
+        for (unsigned i = 0; i < 4; i++)
+            tally_case(&tally, calls(CALLS_PLAIN, 0), 1, "before, round %u", round);
+        page_map(space, NEXT, (unsigned long)frame_b, global, 1);
+        if (round & 1)
+            flush_pge();
+        else
+            invlpg((void *)NEXT);
+        for (unsigned i = 0; i < 4; i++)
+            tally_case(&tally, calls(CALLS_PLAIN, 0), 2, "another page, round %u", round);
+        page_map(space, NEXT, (unsigned long)frame_b, global | PTE_NX, 1);
+        invlpg((void *)NEXT);
+        struct context c = context_kernel((void *)(WINDOW + CALLS_PLAIN));
+        context_run(&c);
+        tally_case(&tally, c.vector == VECTOR_PF ? c.ip : 0, NEXT + 0x200, "not executable, round %u", round);
+        page_map(space, NEXT, (unsigned long)frame_a, global, 1);
+        invlpg((void *)NEXT);
+        tally_case(&tally, calls(CALLS_PLAIN, 0), 1, "back, round %u", round);
+        page_map(space, NEXT, (unsigned long)frame_a, OPEN, 1);
+        invlpg((void *)NEXT);
+        for (unsigned i = 0; i < 4; i++)
+            tally_case(&tally, calls(CALLS_PLAIN, 0), 1, "not global, round %u", round);
+        page_map(space, NEXT, (unsigned long)frame_b, OPEN, 1);
+        flush_cr3();
+        tally_case(&tally, calls(CALLS_PLAIN, 0), 2, "not global, another page, round %u", round);
+    }
+    tally_end(&tally);
+    page_entry_write(space, NEXT, 1, 0);
+    flush_pge();
+}
+
 SNIPPET(tlb_invpcid, "invpcid (%rdi), %rax");
 
 static void check_invpcid_faults(void) {
@@ -469,6 +511,8 @@ void kernel_main(void) {
     conflicts_check(has_pge, has_pcid, has_invpcid);
     check_direct_calls(0, 0);
     check_direct_calls(has_pge ? PTE_G : 0, 0);
+    if (has_pge)
+        check_global_calls();
     if (has_pcid) {
         check_pcid();
         write_cr4(read_cr4() | CR4_PCIDE);
