@@ -11,10 +11,9 @@ struct site *unit_site(struct unit *unit, enum site_kind kind, const struct item
     *site = (struct site){.ready = true,
                           .block = unit->index,
                           .linked_to = NO_INDEX,
-                          .next_incoming = NO_INDEX,
-                          .kind = (uint8_t)kind,
+                          .kind = kind & 15,
                           .guest = item ? item->guest : 0,
-                          .length = item ? item->insn.length : 0};
+                          .length = item ? item->insn.length & 15 : 0};
     unit->block->sites++;
     return site;
 }

@@ -101,10 +101,10 @@ bool item_steps(const struct item *item, int reg, int32_t *delta) {
     return amount >= -GROUP_MAX_BYTES && amount <= GROUP_MAX_BYTES;
 }
 
-/* Do the scratches that hold addends keep them over an item? C, which does the rare cases of some, leaves R8
- * to R11 as it likes. */
+/* Do the scratches that hold addends keep them over an item, and do these go on to hold? C, which does the
+ * rare cases of some, leaves R8 to R11 as it likes; behind CLAC the pages of ring 3 are shut. */
 static bool keeps_addends(enum kind kind) {
-    return kind < KIND_HELPER && kind != KIND_CPUID && kind != KIND_REP;
+    return kind < KIND_HELPER && kind != KIND_CPUID && kind != KIND_REP && kind != KIND_CLAC;
 }
 
 /* What an item does to a base register: true when it only adds *delta (perhaps 0). */

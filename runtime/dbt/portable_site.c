@@ -47,7 +47,6 @@ bool portable_site_read(struct site *to, const struct ntc_site *from, uint32_t b
     if (kind == ARRAY_SIZE(kinds))
         return false;
     *to = (struct site){.linked_to = NO_INDEX,
-                        .next_incoming = NO_INDEX,
                         .host = base + from->host,
                         .guest = from->guest,
                         .length = from->length,

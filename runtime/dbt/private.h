@@ -53,22 +53,25 @@ struct site {
     uint32_t host;  /* LINK: the jump to patch (a rel32's place, or a slot); MEMORY: retry; HELPER: resume */
     uint32_t cold;  /* LINK: what the jump leads to while not linked; MEMORY of a group: a jump as in LINK */
     int32_t target; /* LINK: target rip - block rip; MEMORY of a group: what `cold` is patched to */
-    uint32_t next_incoming; /* LINK: list of the links into one block */
-    uint32_t linked_to;     /* LINK: block, or NO_INDEX */
-    uint16_t guest;         /* rip of the instruction - block rip */
-    uint8_t length;         /* of the instruction */
-    uint8_t kind;
+    union {
+        uint32_t next_incoming; /* LINK, while it is linked: list of the links into one block */
+        uint16_t state; /* MEMORY of a cached unit: where the registers are, a number in the file; LINK of a
+                           unit that is made: 1 + number of the field that the target is, 0: none */
+    };
+    uint32_t linked_to; /* LINK: block, or NO_INDEX */
+    uint16_t guest;     /* rip of the instruction - block rip */
+    uint16_t size;      /* MEMORY: bytes; HELPER: operand size in bits */
+    uint8_t length : 4; /* of the instruction */
+    uint8_t kind : 4;
     uint8_t reg;             /* MEMORY: host register with the linear address; HELPER: operand */
-    uint16_t size;           /* MEMORY: bytes; HELPER: operand size in bits */
     uint8_t access;          /* MEMORY: enum vmem_access; HELPER: enum helper */
     uint8_t flags_saved : 1; /* where the guest's flags are when the site is left: hot.flags, or the host's */
     uint8_t plain : 1;       /* MEMORY: a fault of this access is the instruction's fault */
     uint8_t ready : 1;       /* filled in; a cached unit's is when it is first asked for */
-    uint16_t state; /* MEMORY of a cached unit: where the registers are, a number in the file; LINK of a unit
-                       that is made: 1 + number of the field that the target is, 0: none */
     uint8_t group : 1; /* MEMORY: a check for several accesses; when it cannot be met, go on without groups */
     uint8_t retpoline : 1; /* JUMP_MISS: see emit_retpoline.c */
 };
+_Static_assert(sizeof(struct site) == 32, "there are half a million in a full code cache");
 
 /* Where a host PC is in the guest's code. */
 struct guest_place {
@@ -169,6 +172,7 @@ struct dbt_vcpu {
     uint64_t size, stubs_end;
     uint64_t used;      /* of the part that is being filled; so are blocks, sites and pcs */
     uint64_t populated; /* up to here pages of rw were asked for */
+    uint64_t released;  /* stats.host_bytes when pages of rw were last given back */
     int code_fd;
     uint8_t *stub_enter, *stub_load, *stub_exit, *stub_exit_live, *stub_memory, *stub_fault, *stub_look_up;
     uint8_t *stub_return;

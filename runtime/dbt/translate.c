@@ -17,9 +17,8 @@
 #define POPULATE_BYTES (256 * KIB)
 #define NARROW_SCRATCHES 1
 #define FLAGS_DIE_ITEMS 4 /* that are worth being emitted twice */
-#define RELEASE_BYTES (1 * MIB)
-#define RELEASE_KEPT_BYTES (8 * MIB)
-#define RELEASE_ALL_BYTES (16 * MIB)
+#define RELEASE_BYTES (4 * MIB)
+#define RELEASE_KEPT_BYTES (1 * MIB)
 
 static bool ends_block(enum kind kind) {
     return kind >= KIND_JMP;
@@ -609,18 +608,18 @@ static void emit_block(struct unit *unit) {
         code_u8(c, 0x90);
 }
 
-/* Both mappings of the code region count as resident. The writing one of what was finished long ago is given
- * back; a later patch faults its page in again. From time to time all of those pages go again. */
-static void release_written(struct dbt_vcpu *dbt, uint64_t before) {
-    uint64_t from = before & ~(RELEASE_BYTES - 1), to = dbt->used & ~(RELEASE_BYTES - 1);
-    if (dbt->used < RELEASE_KEPT_BYTES)
+/* Both mappings of the code region count as resident. From time to time the writing one is given back, but
+ * for what was written last and what is populated for what comes next; a later patch faults its page in
+ * again. */
+static void release_written(struct dbt_vcpu *dbt) {
+    uint64_t from = dbt->used & PAGE_MASK, to = align_up(dbt->populated, PAGE_SIZE);
+    if (dbt->stats.host_bytes - dbt->released < RELEASE_BYTES)
         return;
-    from = from < RELEASE_KEPT_BYTES ? 0 : from - RELEASE_KEPT_BYTES;
-    to -= RELEASE_KEPT_BYTES;
-    if (before / RELEASE_ALL_BYTES != dbt->used / RELEASE_ALL_BYTES)
-        from = 0;
-    if (from < to)
-        (void)madvise(dbt->rw + from, to - from, MADV_DONTNEED);
+    dbt->released = dbt->stats.host_bytes;
+    if (from > RELEASE_KEPT_BYTES)
+        (void)madvise(dbt->rw, from - RELEASE_KEPT_BYTES, MADV_DONTNEED);
+    if (to < dbt->size)
+        (void)madvise(dbt->rw + to, dbt->size - to, MADV_DONTNEED);
 }
 
 /* Pages for what is written next, many at a time. */
@@ -633,11 +632,8 @@ static void populate_ahead(struct dbt_vcpu *dbt) {
 }
 
 static bool make_room(struct dbt_vcpu *dbt) {
-    const struct code_part *before = dbt->filling;
     if (!code_make_room(dbt, BLOCK_MAX_HOST, 1, BLOCK_MAX_INSNS * 4, BLOCK_MAX_INSNS * 6 + 2))
         return false;
-    if (before != dbt->filling && dbt->filling == dbt->part && dbt->size > RELEASE_KEPT_BYTES)
-        (void)madvise(dbt->rw + RELEASE_KEPT_BYTES, dbt->size - RELEASE_KEPT_BYTES, MADV_DONTNEED);
     populate_ahead(dbt);
     return true;
 }
@@ -704,14 +700,13 @@ uint32_t dbt_translate(struct vcpu *vcpu, uint64_t ram_offset, uint32_t mode) {
     unit->code64 = cpu_is_code64(vcpu);
     if (!unit_translate(unit))
         return NO_INDEX;
-    uint64_t before = dbt->used;
     dbt->used = align_up(dbt->used + block->host_size, 16);
-    release_written(dbt, before);
     dbt->blocks++;
     dbt->stats.blocks++;
     dbt->stats.guest_instructions += unit->items;
     dbt->stats.guest_bytes += block->guest_length;
     dbt->stats.host_bytes += block->host_size;
+    release_written(dbt);
     if (UNLIKELY(dbt->log))
         portable_log_add(vcpu, block);
     block_publish(vcpu, index);

@@ -159,7 +159,7 @@ static void fill_decoded(struct decoded *d, uint64_t linear, const struct insn_o
 }
 
 static struct decoded *cache_slot(struct interp_vcpu *interp, uint64_t linear) {
-    return &interp->cache[(linear ^ linear >> 12) & (DECODE_CACHE_ENTRIES - 1)];
+    return &interp->cache[(linear ^ linear >> 12) & interp->cache_mask];
 }
 
 /* Decode from bytes; on anything but success the fault is set. short_fault: vcpu->exception already holds

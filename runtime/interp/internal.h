@@ -81,6 +81,7 @@ struct decoded {
 };
 
 #define DECODE_CACHE_ENTRIES 4096u
+#define DECODE_CACHE_FEW 1024u /* beside a translator */
 
 struct thunk_arena;
 struct thunk_frame;
@@ -88,7 +89,8 @@ struct xstate_layout;
 struct insn_offer;
 
 struct interp_vcpu {
-    struct decoded *cache; /* DECODE_CACHE_ENTRIES of them */
+    struct decoded *cache; /* cache_mask + 1 of them, a power of two */
+    uint32_t cache_mask;
     struct thunk_arena *thunks;
     struct thunk_frame *frame;
     struct xstate_layout *xstate;

@@ -17,6 +17,9 @@
 MUST_CHECK int interp_vcpu_create(struct vcpu *vcpu);
 void interp_vcpu_destroy(struct vcpu *vcpu);
 
+/* Another tier does most of the work: remember fewer decoded instructions. Before the first one. */
+void interp_vcpu_assist(struct vcpu *vcpu);
+
 struct insn;
 /* Has the guest's CPU model this instruction? When not, no other tier may execute it: the interpreter raises
  * #UD or does what a processor without it does. One table lookup. */

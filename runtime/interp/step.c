@@ -23,6 +23,7 @@ int interp_vcpu_create(struct vcpu *vcpu) {
     interp->frame = aligned_alloc(64, align_up(sizeof *interp->frame, 64));
     interp->xstate = calloc(1, sizeof *interp->xstate);
     interp->offer = calloc(1, sizeof *interp->offer);
+    interp->cache_mask = DECODE_CACHE_ENTRIES - 1;
     vcpu->interp = interp;
     if (interp->cache == MAP_FAILED || !interp->thunks || !interp->frame || !interp->xstate ||
         !interp->offer) {
@@ -35,12 +36,19 @@ int interp_vcpu_create(struct vcpu *vcpu) {
     return 0;
 }
 
+void interp_vcpu_assist(struct vcpu *vcpu) {
+    struct interp_vcpu *interp = vcpu->interp;
+    uint64_t kept = align_up(DECODE_CACHE_FEW * sizeof *interp->cache, PAGE_SIZE);
+    munmap((uint8_t *)interp->cache + kept, DECODE_CACHE_ENTRIES * sizeof *interp->cache - kept);
+    interp->cache_mask = DECODE_CACHE_FEW - 1;
+}
+
 void interp_vcpu_destroy(struct vcpu *vcpu) {
     struct interp_vcpu *interp = vcpu->interp;
     if (!interp)
         return;
     if (interp->cache != MAP_FAILED)
-        munmap(interp->cache, DECODE_CACHE_ENTRIES * sizeof *interp->cache);
+        munmap(interp->cache, (interp->cache_mask + 1ull) * sizeof *interp->cache);
     thunk_arena_destroy(interp->thunks);
     free(interp->frame);
     free(interp->xstate);

@@ -275,6 +275,8 @@ static int create_cpu(struct vm *vm, unsigned index) {
     struct dbt_options dbt = {.code_cache_size = vm->options.code_cache_size};
     if (!result)
         result = dbt_vcpu_create(vcpu, &dbt);
+    if (!result && vm->options.engine != VM_ENGINE_INTERP)
+        interp_vcpu_assist(vcpu);
     if (!result)
         result = create_direct(vcpu, &vm->options);
     if (result)

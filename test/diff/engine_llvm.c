@@ -157,7 +157,6 @@ static bool install(struct vcpu *vcpu, const struct ntc_unit *unit, uint64_t rip
                                                     .block = dbt->blocks,
                                                     .kind = SITE_DEAD,
                                                     .linked_to = NO_INDEX,
-                                                    .next_incoming = NO_INDEX,
                                                     .flags_saved = true};
             block->sites = 1;
         }

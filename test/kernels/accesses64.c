@@ -177,8 +177,9 @@ static void check_stack_smap(void) {
     struct tally tally;
     tally_begin(&tally, "a stack under SMAP");
     write_cr4(read_cr4() | CR4_SMAP);
+    const uint8_t *frame = page_alloc(); /* that never held code */
     for (unsigned i = 0; i < ARRAY_SIZE(codes) * ROUNDS; i++) {
-        map(WINDOW, frame_a, OPEN);
+        map(WINDOW, frame, OPEN);
         struct context c = on_stack(codes[i % ARRAY_SIZE(codes)], WINDOW + 0x800, 1);
         context_run(&c);
         tally_case(&tally, c.vector << 32 | c.error, (unsigned long)VECTOR_PF << 32 | WRITE_REFUSED,
@@ -224,11 +225,11 @@ SNIPPET(accesses_adds, LOOP("add %esi, 0x100(%rdi)"));
 /* More loops than there can be memories of them. */
 SNIPPET(accesses_many_reads, ".rept 80\n\t" LOOP("mov 0x100(%rdi), %eax") ".endr");
 SNIPPET(accesses_many_writes, ".rept 80\n\t" LOOP("mov %esi, 0x100(%rdi)") ".endr");
-/* All registers but one are in use: reads on two pages. */
-SNIPPET(accesses_crowded, LOOP("add (%rdi), %rax\n\tadd %rax, %rbx\n\tadd %rbx, %rdx\n\tadd %rdx, "
-                               "%rbp\n\tadd %rbp, %r8\n\tadd %r8, %r9\n\t"
-                               "add %r9, %r10\n\tadd %r10, %r11\n\tadd %r11, %r12\n\tadd %r12, %r13\n\tadd "
-                               "%r13, %r14\n\tadd (%rsi), %rax"));
+/* All registers but one are in use; RSI steps over the end of a page. */
+SNIPPET(accesses_crowded,
+        "mov $6, %ecx\n1:\tadd (%rdi), %rax\n\tadd %rax, %rbx\n\tadd %rbx, %rdx\n\tadd %rdx, %rbp\n\t"
+        "add %rbp, %r8\n\tadd %r8, %r9\n\tadd %r9, %r10\n\tadd %r10, %r11\n\tadd %r11, %r12\n\t"
+        "add %r12, %r13\n\tadd %r13, %r14\n\tadd (%rsi), %rax\n\tadd $8, %rsi\n\tdec %ecx\n\tjnz 1b");
 
 static struct context loop(const char *code, uint64_t at, uint64_t value) {
     struct context c = context_user(code);
@@ -349,40 +350,55 @@ static void check_loops_rights(void) {
 }
 
 static void check_loops_crowded(void) {
+    enum { TURNS = 6, TURN_OF_FAULT = 3 };
+    static const struct {
+        const char *name;
+        bool first, last; /* are the pages there? */
+        unsigned turns;
+    } cases[] = {{"all there", true, true, TURNS},
+                 {"the first page gone", false, true, 0},
+                 {"the last page gone", true, false, TURN_OF_FAULT}};
     struct tally tally;
     tally_begin(&tally, "loops with all registers in use");
-    for (unsigned i = 0; i < 3 * ROUNDS; i++) {
-        map(WINDOW, frame_a, i % 3 == 1 ? 0 : OPEN);
-        map(NEXT, frame_b, i % 3 == 2 ? 0 : OPEN);
-        word_set(frame_a, 0, 3);
-        word_set(frame_b, 0, 5);
-        struct context c = context_user(accesses_crowded), want;
+    for (unsigned i = 0; i < ARRAY_SIZE(cases) * ROUNDS; i++) {
+        const unsigned which = i % ARRAY_SIZE(cases);
+        map(WINDOW, frame_a, cases[which].first ? OPEN : 0);
+        map(NEXT, frame_b, OPEN);
+        map(NEXT + 0x1000, frame_a, cases[which].last ? OPEN : 0);
+        struct context c = context_user(accesses_crowded);
         c.di = WINDOW;
-        c.si = NEXT;
+        c.si = NEXT + 0x1000 - 8 * TURN_OF_FAULT;
         c.bx = c.dx = c.bp = 1000;
         c.r8 = c.r9 = c.r10 = c.r11 = c.r12 = c.r13 = c.r14 = 2000 + i;
-        c.ax = 0;
-        want = c;
+        for (unsigned k = 0; k < TURNS; k++) {
+            word_set(frame_a, 8 * k, 3);
+            word_set(frame_b, 0x1000 - 8 * TURNS + 8 * k, 5);
+        }
+        struct context want = c;
         unsigned long *chain[] = {&want.ax,  &want.bx,  &want.dx,  &want.bp,  &want.r8, &want.r9,
                                   &want.r10, &want.r11, &want.r12, &want.r13, &want.r14};
-        for (unsigned round = 0; round < 3; round++) {
-            if (i % 3 == 1)
-                break;
+        for (unsigned turn = 0; turn < TURNS && cases[which].first; turn++) {
             want.ax += 3;
             for (unsigned k = 1; k < ARRAY_SIZE(chain); k++)
                 *chain[k] += *chain[k - 1];
-            if (i % 3 == 2)
+            if (turn == cases[which].turns)
                 break;
-            want.ax += 5;
+            want.ax += turn < TURN_OF_FAULT ? 5 : 3;
+            want.si += 8;
         }
         context_run(&c);
-        tally_case(&tally, c.vector, i % 3 ? VECTOR_PF : VECTOR_DONE, "case %u", i % 3);
-        tally_case(&tally, c.cr2, i % 3 == 1 ? WINDOW : i % 3 == 2 ? NEXT : c.cr2, "address, case %u", i % 3);
+        tally_case(&tally, c.vector, cases[which].turns == TURNS ? VECTOR_DONE : VECTOR_PF, "%s",
+                   cases[which].name);
         const unsigned long got[] = {c.ax, c.bx, c.dx, c.bp, c.r8, c.r9, c.r10, c.r11, c.r12, c.r13, c.r14};
         for (unsigned k = 0; k < ARRAY_SIZE(chain); k++)
-            tally_case(&tally, got[k], *chain[k], "register %u, case %u", k, i % 3);
+            tally_case(&tally, got[k], *chain[k], "register %u, %s", k, cases[which].name);
+        tally_case(&tally, c.si, want.si, "RSI, %s", cases[which].name);
+        tally_case(&tally, c.di, want.di, "RDI, %s", cases[which].name);
+        tally_case(&tally, c.cx, TURNS - cases[which].turns, "RCX, %s", cases[which].name);
     }
     tally_end(&tally);
+    page_entry_write(space, NEXT + 0x1000, 1, 0);
+    invlpg((void *)(NEXT + 0x1000));
 }
 
 /* -- Several accesses off one register -- */
@@ -487,6 +503,32 @@ static void check_flags(void) {
     tally_end(&tally);
 }
 
+/* One page at several addresses, each written to before another of them is executed from. */
+static void check_aliases(void) {
+    enum { ALIASES = 4 };
+    struct tally tally;
+    tally_begin(&tally, "code written through other addresses of its page");
+    for (unsigned i = 0; i <= ALIASES; i++)
+        map(WINDOW + i * 0x5000, frame_a, OPEN);
+    for (unsigned i = 0; i < ALIASES * ROUNDS; i++) {
+        for (unsigned k = 0; k < ALIASES; k++) {
+            volatile uint8_t *at = (volatile uint8_t *)(WINDOW + k * 0x5000 + 0x400);
+            at[0] = 0xb8; /* mov $i, %eax; ret */
+            *(volatile uint32_t *)(at + 1) = i;
+            at[5] = 0xc3;
+        }
+        unsigned (*routine)(void) = (unsigned (*)(void))(WINDOW + ALIASES * 0x5000 + 0x400);
+        (void)cpuid(0, 0);
+        tally_case(&tally, routine(), i, "round %u", i);
+        *(volatile uint32_t *)(WINDOW + i % ALIASES * 0x5000 + 0x401) = i + 1000;
+        (void)cpuid(0, 0);
+        tally_case(&tally, routine(), i + 1000, "through address %u", i % ALIASES);
+        map(WINDOW + ALIASES * 0x5000, i & 1 ? frame_a : frame_b, OPEN); /* and no code for a while */
+        map(WINDOW + ALIASES * 0x5000, frame_a, OPEN);
+    }
+    tally_end(&tally);
+}
+
 static void check_groups(bool user) {
     struct tally tally;
     tally_begin(&tally, user ? "accesses off one register at CPL 3" : "accesses off one register at CPL 0");
@@ -570,6 +612,7 @@ void kernel_main(void) {
     check_reach(false);
     check_reach(true);
     check_store_across();
+    check_aliases();
     check_flags();
     checks_finish("accesses64");
 }

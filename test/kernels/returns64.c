@@ -54,6 +54,25 @@ static void check_unbalanced(void) {
     tally_end(&tally);
 }
 
+/* RET to where there can be no code: the word and what RET releases are still on the stack. */
+SNIPPET(return_nowhere, "movabs $0x8000000000000000, %rax\n\tmov %rsp, %rbx\n\tpush %rax\n\tret");
+SNIPPET(return_nowhere_release,
+        "movabs $0x8000000000000000, %rax\n\tmov %rsp, %rbx\n\tpush %rax\n\tret $0x128");
+
+static void check_nowhere(void) {
+    static const char *const codes[] = {return_nowhere, return_nowhere_release};
+    struct tally tally;
+    tally_begin(&tally, "returns to a non-canonical address");
+    for (unsigned i = 0; i < ARRAY_SIZE(codes) * ROUNDS; i++) {
+        struct context c = context_kernel(codes[i % 2]);
+        context_run(&c);
+        tally_case(&tally, c.vector << 32 | c.error, (uint64_t)VECTOR_GP << 32, "case %u", i % 2);
+        tally_case(&tally, c.sp, c.bx - 8, "stack pointer, case %u", i % 2);
+        tally_case(&tally, *(const uint8_t *)c.ip, i % 2 ? 0xc2 : 0xc3, "instruction, case %u", i % 2);
+    }
+    tally_end(&tally);
+}
+
 static void check_flags(void) {
     static const unsigned long values[] = {
         0, 1, 0x7f, 0x80, 0x7fffffffffffffff, 0x8000000000000000, ~0ul, 0x123456789};
@@ -293,6 +312,7 @@ void kernel_main(void) {
     frame_fill(frame_a, 1);
     frame_fill(frame_b, 2);
     check_unbalanced();
+    check_nowhere();
     check_flags();
     check_stack();
     check_remapped(OPEN);

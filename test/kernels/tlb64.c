@@ -6,10 +6,13 @@
 #include "paging.h"
 #include "runtime.h"
 
-#define WINDOW 0x0000323440200000ull
+#define LOW_WINDOW 0x0000323440200000ull
+#define HIGH_WINDOW 0xffffb23440200000ull
+#define WINDOW window
 #define OPEN (PTE_P | PTE_W | PTE_U)
 
 static const struct address_space *const space = &boot_space;
+static uint64_t window = LOW_WINDOW; /* the half of the addresses is a kernel of its own to some */
 static uint8_t *frame_a, *frame_b;
 static bool has_pcid, has_invpcid, has_pge;
 
@@ -248,13 +251,17 @@ static void check_large(void) {
 /* A sweep may bring in translations of pages further on, but only of those whose accessed bit is set, and
  * what is flushed is gone all the same. */
 static void check_sweep(void) {
-    const uint64_t seen = OPEN | PTE_A | PTE_D;
+    const uint64_t seen = OPEN | PTE_A | PTE_D, fifth[] = {OPEN | PTE_D, OPEN, OPEN | PTE_A};
     struct tally tally;
     tally_begin(&tally, "sweep over pages");
-    for (unsigned round = 0; round < 3; round++) {
+    for (unsigned round = 0; round < 6; round++) {
+        bool accessed = fifth[round % 3] & PTE_A;
         for (unsigned i = 0; i < 16; i++)
             page_map(space, WINDOW + i * 4096, (unsigned long)(i & 1 ? frame_b : frame_a),
-                     i == 5 ? OPEN : seen, 1);
+                     i == 5                ? fifth[round % 3]
+                     : i == 7 && round & 1 ? seen & ~(uint64_t)PTE_W
+                                           : seen,
+                     1);
         flush_cr3();
         for (unsigned i = 0; i < 3; i++) {
             volatile uint32_t *at = (volatile uint32_t *)(WINDOW + i * 4096 + 0x100);
@@ -266,7 +273,8 @@ static void check_sweep(void) {
         invlpg((void *)(WINDOW + 3 * 4096));
         page_entry_write(space, WINDOW + 4 * 4096, 1, 0);
         invlpg((void *)(WINDOW + 4 * 4096));
-        page_map(space, WINDOW + 5 * 4096, (unsigned long)frame_a, OPEN, 1); /* never accessed: no flush */
+        if (!accessed)
+            page_map(space, WINDOW + 5 * 4096, (unsigned long)frame_a, fifth[round % 3], 1); /* no flush */
         page_map(space, WINDOW + 6 * 4096, (unsigned long)frame_a, seen & ~(uint64_t)PTE_W, 1);
         invlpg((void *)(WINDOW + 6 * 4096));
         tally_case(&tally, *(volatile uint32_t *)(WINDOW + 3 * 4096 + 0x100), 1, "page mapped anew");
@@ -276,9 +284,23 @@ static void check_sweep(void) {
                        : "r"(WINDOW + 4 * 4096)
                        : "rax"),
                    VECTOR_PF, "page taken away");
-        tally_case(&tally, *(volatile uint32_t *)(WINDOW + 5 * 4096 + 0x100), 1, "page not accessed before");
+        if (accessed) {
+            *(volatile uint32_t *)(WINDOW + 5 * 4096 + 0x100) = 2;
+            tally_case(&tally, page_entry_read(space, WINDOW + 5 * 4096, 1) & PTE_D, PTE_D,
+                       "written, clean before");
+        } else {
+            tally_case(&tally, *(volatile uint32_t *)(WINDOW + 5 * 4096 + 0x100), 1,
+                       "page not accessed before");
+            tally_case(&tally, page_entry_read(space, WINDOW + 5 * 4096, 1) & PTE_A, PTE_A, "accessed now");
+        }
         tally_case(&tally, page_entry_read(space, WINDOW + 7 * 4096, 1) & PTE_A, PTE_A, "accessed");
         tally_case(&tally, *(volatile uint32_t *)(WINDOW + 6 * 4096 + 0x100), 1, "page made read-only");
+        tally_case(&tally,
+                   TRY("movl $2, 0x100(%0)",
+                       :
+                       : "r"(WINDOW + 7 * 4096)
+                       : "memory"),
+                   round & 1 ? VECTOR_PF : NO_TRAP, "page that is read-only");
     }
     tally_end(&tally);
     for (unsigned i = 1; i < 16; i++)
@@ -342,6 +364,92 @@ static void check_pcid(void) {
     flush_invlpg();
     check(window_read(), 2, "after PCIDE is cleared");
     check(TRY("mov %0, %%cr3", : : "r"(root | keep) : "memory"), VECTOR_GP, "cr3 bit 63 without PCIDE");
+}
+
+/* More PCIDs in use than a TLB may tell apart at a time, none of them ever flushed; a global page is one for
+ * all. */
+static void check_many_pcids(void) {
+    enum { COUNT = 23, ROOTS = 3 };
+    struct tally tally;
+    tally_begin(&tally, "many PCIDs");
+    unsigned long root[ROOTS], here = read_cr3();
+    const uint64_t address = WINDOW, beside = WINDOW + 0x1000;
+    uint8_t *frame[ROOTS];
+    for (unsigned i = 0; i < ROOTS; i++) {
+        uint64_t *table = page_alloc();
+        for (unsigned k = 0; k < 512; k++)
+            table[k] = ((volatile uint64_t *)space->root)[k];
+        table[address >> 39 & 511] = 0;
+        frame[i] = page_alloc();
+        frame_fill(frame[i], 10 + i);
+        const struct address_space one = {table, 4, 8};
+        page_map(&one, address, (unsigned long)frame[i], OPEN, 1);
+        page_map(&one, beside, (unsigned long)frame_a, OPEN | (has_pge ? PTE_G : 0), 1);
+        root[i] = (unsigned long)table;
+    }
+    write_cr4(read_cr4() | CR4_PCIDE);
+    for (unsigned step = 0; step < 3 * COUNT; step++) {
+        unsigned pcid = 1 + step % COUNT, which = pcid % ROOTS;
+        write_cr3(root[which] | pcid | BIT(63));
+        tally_case(&tally, window_read(), 10 + which, "read, PCID %u", pcid);
+        tally_case(&tally, window_call(), 10 + which, "call, PCID %u", pcid);
+        tally_case(&tally, *(volatile uint32_t *)(beside + 0x100), 1, "global, PCID %u", pcid);
+    }
+    for (unsigned i = 0; i < ROOTS && has_pge; i++) {
+        const struct address_space one = {(void *)root[i], 4, 8};
+        page_map(&one, beside, (unsigned long)frame_b, OPEN | PTE_G, 1);
+    }
+    if (has_pge) {
+        invlpg((void *)beside);
+        for (unsigned pcid = COUNT; pcid > COUNT - 6; pcid--) {
+            write_cr3(root[pcid % ROOTS] | pcid | BIT(63));
+            tally_case(&tally, *(volatile uint32_t *)(beside + 0x100), 2, "another global page, PCID %u",
+                       pcid);
+        }
+    }
+    write_cr3(here);
+    write_cr4(read_cr4() & ~CR4_PCIDE);
+    tally_end(&tally);
+}
+
+/* Code that flushes the page it is on, behind a change of that page's entry. */
+static void check_own_page(void) {
+    static const uint8_t flush[][3] = {{0x0f, 0x01, 0x3f} /* invlpg (%rdi) */,
+                                       {0x0f, 0x22, 0xd8} /* mov %rax, %cr3 */};
+    struct tally tally;
+    tally_begin(&tally, "code that flushes its own page");
+    for (unsigned i = 0; i < 8; i++) {
+        for (unsigned k = 0; k < 2; k++) {
+            volatile uint8_t *at = (k ? frame_b : frame_a) + 0x600;
+            const uint8_t code[] = {0x48,
+                                    0x89,
+                                    0x11,
+                                    flush[i & 1][0],
+                                    flush[i & 1][1],
+                                    flush[i & 1][2],
+                                    0xb8,
+                                    (uint8_t)(k + 1),
+                                    0,
+                                    0,
+                                    0,
+                                    0xcd,
+                                    VECTOR_DONE}; /* mov %rdx, (%rcx) first */
+            for (unsigned n = 0; n < sizeof(code); n++)
+                at[n] = code[n];
+        }
+        page_map(space, WINDOW, (unsigned long)frame_a, OPEN, 1);
+        flush_invlpg();
+        struct context c = context_kernel((void *)(WINDOW + 0x600));
+        c.cx = (unsigned long)page_entry(space, WINDOW, 1);
+        c.dx = (unsigned long)frame_b | OPEN;
+        c.di = WINDOW;
+        c.ax = read_cr3();
+        context_run(&c);
+        tally_case(&tally, c.vector == VECTOR_DONE ? c.ax : 0, 2, "round %u", i);
+    }
+    tally_end(&tally);
+    page_entry_write(space, WINDOW, 1, 0);
+    flush_invlpg();
 }
 
 /* Code in one page that calls directly into the next, after a flush or none; the next page changes. */
@@ -486,14 +594,7 @@ static void check_invpcid_faults(void) {
     check_end(&c, VECTOR_GP, 0, "invpcid at CPL 3");
 }
 
-void kernel_main(void) {
-    has_pcid = cpuid(1, 0).c & BIT(17);
-    has_invpcid = cpuid(7, 0).b & BIT(10);
-    has_pge = cpuid(1, 0).d & BIT(13);
-    frame_a = page_alloc();
-    frame_b = page_alloc();
-    frame_fill(frame_a, 1);
-    frame_fill(frame_b, 2);
+static void check_half(void) {
     for (unsigned pge = 0; pge <= has_pge; pge++) {
         write_cr4((read_cr4() & ~CR4_PGE) | (pge ? CR4_PGE : 0));
         for (unsigned i = 0; i < ARRAY_SIZE(flushes); i++) {
@@ -508,19 +609,34 @@ void kernel_main(void) {
     check_accessed_dirty();
     check_large();
     check_sweep();
-    conflicts_check(has_pge, has_pcid, has_invpcid);
+    check_own_page();
     check_direct_calls(0, 0);
     check_direct_calls(has_pge ? PTE_G : 0, 0);
     if (has_pge)
         check_global_calls();
     if (has_pcid) {
         check_pcid();
+        check_many_pcids();
         write_cr4(read_cr4() | CR4_PCIDE);
         check_direct_calls(0, 1);
         write_cr4(read_cr4() & ~CR4_PCIDE);
     } else {
         check_skip("PCID", "no feature");
     }
+}
+
+void kernel_main(void) {
+    has_pcid = cpuid(1, 0).c & BIT(17);
+    has_invpcid = cpuid(7, 0).b & BIT(10);
+    has_pge = cpuid(1, 0).d & BIT(13);
+    frame_a = page_alloc();
+    frame_b = page_alloc();
+    frame_fill(frame_a, 1);
+    frame_fill(frame_b, 2);
+    check_half();
+    window = HIGH_WINDOW;
+    check_half();
+    conflicts_check(has_pge, has_pcid, has_invpcid);
     if (has_invpcid)
         check_invpcid_faults();
     else
