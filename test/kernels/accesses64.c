@@ -190,6 +190,38 @@ static void check_stack_smap(void) {
     tally_end(&tally);
 }
 
+/* What was read may not be executed for that, and the other way round. */
+SNIPPET(accesses_read_run, "mov (%rdi), %ecx\n\tmov (%rdi), %edx\n\tcall *%rdi");
+SNIPPET(accesses_run_read, "call *%rdi\n\tmov %eax, %edx\n\tcall *%rdi\n\tmov (%rdi), %rcx");
+
+static void check_execution(void) {
+    const uint64_t routine = 0x9090c300000001b8; /* mov $1, %eax; ret */
+    struct tally tally;
+    tally_begin(&tally, "reads and execution of one page");
+    word_set(frame_a, 0x300, routine);
+    for (unsigned i = 0; i < ROUNDS; i++) {
+        map(WINDOW, frame_a, OPEN | PTE_NX);
+        struct context c = context_kernel(accesses_read_run);
+        c.di = WINDOW + 0x300;
+        context_run(&c);
+        tally_case(&tally, c.vector << 32 | c.error, (unsigned long)VECTOR_PF << 32 | 0x11, "not executable");
+        tally_case(&tally, c.ip, WINDOW + 0x300, "where");
+        tally_case(&tally, c.dx, (uint32_t)routine, "read");
+        if (!(cpuid(7, 0).b & BIT(20)))
+            continue;
+        write_cr4(read_cr4() | CR4_SMAP);
+        map(WINDOW, frame_a, OPEN);
+        c = context_kernel(accesses_run_read);
+        c.di = WINDOW + 0x300;
+        context_run(&c);
+        write_cr4(read_cr4() & ~CR4_SMAP);
+        tally_case(&tally, c.vector << 32 | c.error, (unsigned long)VECTOR_PF << 32 | 1,
+                   "executed under SMAP");
+        tally_case(&tally, c.dx, 1, "executed");
+    }
+    tally_end(&tally);
+}
+
 SNIPPET(accesses_user_push, "push %rsi\n\tpush %rsi\n\tpop %rax");
 
 /* CPL 3 with the stack pointer where ring 0 has just pushed. */
@@ -508,9 +540,10 @@ static void check_aliases(void) {
     enum { ALIASES = 4 };
     struct tally tally;
     tally_begin(&tally, "code written through other addresses of its page");
-    for (unsigned i = 0; i <= ALIASES; i++)
-        map(WINDOW + i * 0x5000, frame_a, OPEN);
     for (unsigned i = 0; i < ALIASES * ROUNDS; i++) {
+        const uint8_t *frame = page_alloc(); /* that never held code */
+        for (unsigned k = 0; k <= ALIASES; k++)
+            map(WINDOW + k * 0x5000, frame, OPEN);
         for (unsigned k = 0; k < ALIASES; k++) {
             volatile uint8_t *at = (volatile uint8_t *)(WINDOW + k * 0x5000 + 0x400);
             at[0] = 0xb8; /* mov $i, %eax; ret */
@@ -523,8 +556,6 @@ static void check_aliases(void) {
         *(volatile uint32_t *)(WINDOW + i % ALIASES * 0x5000 + 0x401) = i + 1000;
         (void)cpuid(0, 0);
         tally_case(&tally, routine(), i + 1000, "through address %u", i % ALIASES);
-        map(WINDOW + ALIASES * 0x5000, i & 1 ? frame_a : frame_b, OPEN); /* and no code for a while */
-        map(WINDOW + ALIASES * 0x5000, frame_a, OPEN);
     }
     tally_end(&tally);
 }
@@ -595,6 +626,7 @@ void kernel_main(void) {
     frame_b = page_alloc();
     write_cr0(read_cr0() | CR0_WP);
     gate_retype(VECTOR_PF, GATE_INTERRUPT | DESCRIPTOR_PRESENT, 1);
+    check_execution();
     check_stack_flushed();
     check_stack_spaces(false);
     if (cpuid(1, 0).c & BIT(17))
@@ -604,6 +636,11 @@ void kernel_main(void) {
     check_stack_smap();
     check_stack_levels();
     check_loops_flushed();
+    if (cpuid(1, 0).d & BIT(13)) {
+        write_cr4(read_cr4() | CR4_PGE);
+        check_stack_flushed();
+        check_loops_flushed();
+    }
     check_loops_spaces();
     check_loops_rights();
     check_loops_crowded();

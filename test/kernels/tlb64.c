@@ -214,6 +214,8 @@ static void check_large(void) {
         flush_pge();
         for (unsigned i = 0; i < ARRAY_SIZE(pages); i++)
             tally_case(&tally, *(volatile uint32_t *)(WINDOW + pages[i] * 4096 + 8), 100 + i, "joined");
+        if (round == 2)
+            flush_cr3(); /* which global pages survive */
         *pde = table;
         /* One INVLPG anywhere in a large page drops all of it (SDM 3, 4.10.4.2). */
         invlpg((void *)(WINDOW + pages[round] * 4096));
@@ -252,12 +254,15 @@ static void check_large(void) {
  * what is flushed is gone all the same. */
 static void check_sweep(void) {
     const uint64_t seen = OPEN | PTE_A | PTE_D, fifth[] = {OPEN | PTE_D, OPEN, OPEN | PTE_A};
+    uint8_t *frame[2] = {page_alloc(), page_alloc()}; /* that never held code */
     struct tally tally;
+    *(volatile uint32_t *)(frame[0] + 0x100) = 1;
+    *(volatile uint32_t *)(frame[1] + 0x100) = 2;
     tally_begin(&tally, "sweep over pages");
     for (unsigned round = 0; round < 6; round++) {
         bool accessed = fifth[round % 3] & PTE_A;
         for (unsigned i = 0; i < 16; i++)
-            page_map(space, WINDOW + i * 4096, (unsigned long)(i & 1 ? frame_b : frame_a),
+            page_map(space, WINDOW + i * 4096, (unsigned long)frame[i & 1],
                      i == 5                ? fifth[round % 3]
                      : i == 7 && round & 1 ? seen & ~(uint64_t)PTE_W
                                            : seen,
@@ -269,13 +274,13 @@ static void check_sweep(void) {
             if (round)
                 *at = i & 1 ? 2 : 1;
         }
-        page_map(space, WINDOW + 3 * 4096, (unsigned long)frame_a, seen, 1);
+        page_map(space, WINDOW + 3 * 4096, (unsigned long)frame[0], seen, 1);
         invlpg((void *)(WINDOW + 3 * 4096));
         page_entry_write(space, WINDOW + 4 * 4096, 1, 0);
         invlpg((void *)(WINDOW + 4 * 4096));
         if (!accessed)
-            page_map(space, WINDOW + 5 * 4096, (unsigned long)frame_a, fifth[round % 3], 1); /* no flush */
-        page_map(space, WINDOW + 6 * 4096, (unsigned long)frame_a, seen & ~(uint64_t)PTE_W, 1);
+            page_map(space, WINDOW + 5 * 4096, (unsigned long)frame[0], fifth[round % 3], 1); /* no flush */
+        page_map(space, WINDOW + 6 * 4096, (unsigned long)frame[0], seen & ~(uint64_t)PTE_W, 1);
         invlpg((void *)(WINDOW + 6 * 4096));
         tally_case(&tally, *(volatile uint32_t *)(WINDOW + 3 * 4096 + 0x100), 1, "page mapped anew");
         tally_case(&tally,
