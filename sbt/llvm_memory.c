@@ -1,7 +1,7 @@
 /* Guest memory inside a region: the check against the software TLB, and how checks are shared.
  *
  *   first = root + lo;  last = root + hi - 1
- *   entry = view + (first >> 12 & 1023) * 32
+ *   entry = view + (first >> 12 & mask) * 32
  *   if (entry.tag != (last & -4096)) leave for the template translation of this instruction
  *   host address = guest address + entry.addend
  *
@@ -29,8 +29,8 @@ static LLVMValueRef pointer_to(struct lifter *l, LLVMValueRef address) {
 static LLVMValueRef entry_of(struct lifter *l, LLVMValueRef address) {
     LLVMBuilderRef b = l->builder;
     LLVMValueRef shifted = LLVMBuildLShr(b, address, lift_constant(l, PAGE_SHIFT - ENTRY_SHIFT), "");
-    LLVMValueRef index =
-        LLVMBuildAnd(b, shifted, lift_constant(l, (uint64_t)(VTLB_ENTRIES - 1) << ENTRY_SHIFT), "");
+    uint64_t mask = vtlb_mask(l->request->mode & MODE_CPL3);
+    LLVMValueRef index = LLVMBuildAnd(b, shifted, lift_constant(l, mask << ENTRY_SHIFT), "");
     LLVMValueRef view = pointer_to(l, lift_load_area(l, AREA_VCPU(view), l->i64, false));
     return LLVMBuildGEP2(b, l->i8, view, &index, 1, "");
 }
@@ -44,7 +44,7 @@ static LLVMValueRef load_entry(struct lifter *l, LLVMValueRef entry, size_t fiel
 }
 
 static size_t tag_of(bool write) {
-    return write ? offsetof(struct vtlb_entry, tag_write) : offsetof(struct vtlb_entry, tag_read);
+    return (size_t)(write ? TLB_ENTRY(tag_write) : TLB_ENTRY(tag_read));
 }
 
 /* The addend of the page that first and last are on, or the side exit. The tag of an invalid entry must be no
@@ -57,7 +57,7 @@ static LLVMValueRef probe(struct lifter *l, LLVMValueRef first, LLVMValueRef las
     lift_require(l, LLVMBuildICmp(l->builder, LLVMIntEQ, tag, page, ""));
     if (!(VTLB_INVALID & (PAGE_SIZE - 1)))
         lift_require(l, LLVMBuildICmp(l->builder, LLVMIntNE, page, lift_constant(l, VTLB_INVALID), ""));
-    return load_entry(l, entry, offsetof(struct vtlb_entry, addend), &unused);
+    return load_entry(l, entry, (size_t)TLB_ENTRY(addend), &unused);
 }
 
 LLVMValueRef lift_probe(struct lifter *l, LLVMValueRef first, LLVMValueRef last, bool write) {

@@ -111,8 +111,8 @@ struct guest_u64 {
 
 /* Eight bytes of a system table: the software TLB's hit inline. */
 static inline MUST_CHECK int table_read_u64(struct vcpu *vcpu, uint64_t linear, uint64_t *value) {
-    const struct vtlb_entry *entry =
-        &vcpu->space->view[VIEW_KERNEL].entry[linear >> PAGE_SHIFT & (VTLB_ENTRIES - 1)];
+    const struct vtlb_view *view = vcpu->space->view[VIEW_KERNEL];
+    const struct vtlb_entry *entry = &view->entry[vtlb_index(view, linear)];
     if (LIKELY(entry->tag_read == ((linear + 7) & PAGE_MASK))) {
         *value = ((const volatile struct guest_u64 *)(linear + entry->addend))->value;
         return CPU_OK;

@@ -42,7 +42,7 @@ struct piece {
 static struct vtlb_view *view_of(struct vcpu *vcpu, enum vmem_as as) {
     if (as == AS_CURRENT)
         return vcpu->view;
-    return &vcpu->space->view[as == AS_USER ? VIEW_USER : VIEW_KERNEL];
+    return vcpu->space->view[as == AS_USER ? VIEW_USER : VIEW_KERNEL];
 }
 
 static void fill(struct vcpu *vcpu, struct vtlb_view *view, uint64_t linear, uint64_t ram_offset,
@@ -72,12 +72,12 @@ static void fill_ahead(struct vcpu *vcpu, struct vtlb_view *view, uint64_t linea
     uint64_t page = linear & PAGE_MASK, before = page - PAGE_SIZE;
     bool large = translation->size > PAGE_SIZE;
     uint64_t end = large ? (page | (translation->size - 1)) : (page | (AHEAD * PAGE_SIZE - 1));
-    if (view->entry[before >> PAGE_SHIFT & (VTLB_ENTRIES - 1)].tag_read != before || vcpu->a20_masked ||
+    if (view->entry[vtlb_index(view, before)].tag_read != before || vcpu->a20_masked ||
         (!large && !translation->entry))
         return;
     for (unsigned i = 1; i < AHEAD && page + i * PAGE_SIZE <= end; i++) {
         uint64_t next = page + i * PAGE_SIZE, offset;
-        const struct vtlb_entry *entry = &view->entry[next >> PAGE_SHIFT & (VTLB_ENTRIES - 1)];
+        const struct vtlb_entry *entry = &view->entry[vtlb_index(view, next)];
         if (large) {
             offset = guest_mem_offset(vcpu->mem, (translation->gpa & PAGE_MASK) + i * PAGE_SIZE);
         } else {
@@ -103,7 +103,7 @@ static bool grants(const struct vtlb_entry *entry, uint64_t page, enum vmem_acce
 static int resolve(struct vcpu *vcpu, uint64_t linear, enum vmem_access access, enum vmem_as as,
                    struct piece *piece) {
     struct vtlb_view *view = view_of(vcpu, as);
-    const struct vtlb_entry *entry = &view->entry[linear >> PAGE_SHIFT & (VTLB_ENTRIES - 1)];
+    const struct vtlb_entry *entry = &view->entry[vtlb_index(view, linear)];
     uint64_t page = linear & PAGE_MASK;
     if (LIKELY(grants(entry, page, access)) ||
         (entry->tag_read != page && vtlb_recall(vcpu, view, linear) && grants(entry, page, access))) {

@@ -9,8 +9,6 @@
 #include <errno.h>
 #include <sys/mman.h>
 
-#define SPACES_BYTES (VTLB_SPACES * sizeof(struct vtlb_space))
-
 /* Tell whoever keeps copies (vcpu->tlb_lost): after the loss, so that no copy is made once this is seen. */
 static void tell_lost(struct vcpu *vcpu) {
     __atomic_store_n(&vcpu->tlb_lost, 1, __ATOMIC_SEQ_CST);
@@ -24,20 +22,22 @@ static void entry_drop(struct vtlb_entry *entry) {
     entry->tag_read = entry->tag_write = VTLB_INVALID;
 }
 
+static void chunk_drop(struct vtlb_entry *entry) {
+    for (unsigned i = 0; i < VTLB_CHUNK; i++)
+        entry_drop(&entry[i]);
+}
+
 static void view_clear(struct vtlb_view *view) {
-    for (unsigned word = 0; word < VTLB_USED_WORDS; word++) {
-        for (uint64_t used = view->used[word]; used; used &= used - 1) {
-            struct vtlb_entry *entry = chunk_of(view, word, used);
-            for (unsigned i = 0; i < VTLB_CHUNK; i++)
-                entry_drop(&entry[i]);
-        }
+    for (unsigned word = 0; word < view->words; word++) {
+        for (uint64_t used = view->used[word]; used; used &= used - 1)
+            chunk_drop(chunk_of(view, word, used));
         view->used[word] = 0;
     }
 }
 
 static void space_clear(struct vcpu *vcpu, struct vtlb_space *space) {
     for (unsigned i = 0; i < VIEW_KINDS; i++)
-        view_clear(&space->view[i]);
+        view_clear(space->view[i]);
     for (unsigned i = 0; i < VTLB_LARGE_WORDS; i++)
         space->large[0][i] = space->large[1][i] = 0;
     space->generation = ++vcpu->generation_counter;
@@ -58,7 +58,7 @@ static unsigned chunk_keep_global(struct vtlb_entry *entry) {
 }
 
 static void view_keep_global(struct vtlb_view *view) {
-    for (unsigned word = 0; word < VTLB_USED_WORDS; word++)
+    for (unsigned word = 0; word < view->words; word++)
         for (uint64_t used = view->used[word]; used; used &= used - 1)
             if (!chunk_keep_global(chunk_of(view, word, used)))
                 view->used[word] &= ~(used & -used);
@@ -71,9 +71,9 @@ static void space_clear_local(struct vcpu *vcpu, struct vtlb_space *space) {
         space_clear(vcpu, space);
         return;
     }
-    view_clear(&space->view[VIEW_USER]);
-    view_keep_global(&space->view[VIEW_KERNEL]);
-    view_keep_global(&space->view[VIEW_KERNEL_AC]);
+    view_clear(space->view[VIEW_USER]);
+    view_keep_global(space->view[VIEW_KERNEL]);
+    view_keep_global(space->view[VIEW_KERNEL_AC]);
     for (unsigned i = 0; i < VTLB_LARGE_WORDS; i++)
         space->large[0][i] = 0;
     space->generation = ++vcpu->generation_counter;
@@ -84,31 +84,90 @@ static uint64_t hints_bytes(const struct vcpu *vcpu) {
     return (vcpu->mem->size >> PAGE_SHIFT) * sizeof *vcpu->write_hint;
 }
 
+/* Two mappings: the spaces and the kernel's views, which fill up, in large pages; ring 3's, of which a
+ * process touches a few pages, in small ones. */
+#define SECOND_ENTRIES (VTLB_SETS * VTLB_WAYS)
+
+static unsigned view_entries(bool user) {
+    return vtlb_mask(user) + 1 + SECOND_ENTRIES;
+}
+
+static unsigned view_words(bool user) {
+    return (view_entries(user) / VTLB_CHUNK + 63) / 64;
+}
+
+static uint64_t view_bytes(bool user) {
+    return align_up(sizeof(struct vtlb_view) + view_entries(user) * sizeof(struct vtlb_entry) +
+                        2ull * view_words(user) * sizeof(uint64_t),
+                    64);
+}
+
+static uint64_t user_bytes(void) {
+    return VTLB_SPACES * view_bytes(true);
+}
+
+static uint64_t spaces_bytes(void) {
+    return align_up(VTLB_SPACES * sizeof(struct vtlb_space), 64);
+}
+
+static uint64_t kernel_bytes(void) {
+    return spaces_bytes() + VTLB_SPACES * (VIEW_KINDS - 1) * view_bytes(false);
+}
+
+static void chunk_make(struct vtlb_view *view, unsigned chunk) {
+    chunk_drop(&view->entry[chunk * VTLB_CHUNK]);
+    view->made[chunk / 64] |= 1ull << chunk % 64;
+}
+
+/* In memory that is zero. */
+static struct vtlb_view *view_create(void *memory, bool user) {
+    struct vtlb_view *view = memory;
+    view->mask = vtlb_mask(user);
+    view->words = view_words(user);
+    view->used = (uint64_t *)&view->entry[view_entries(user)];
+    view->made = view->used + view->words;
+    chunk_make(view, 0);
+    /* The last one of the first level, and the second. */
+    for (unsigned chunk = view->mask / VTLB_CHUNK; chunk < view_entries(user) / VTLB_CHUNK; chunk++)
+        chunk_make(view, chunk);
+    return view;
+}
+
 int vtlb_create(struct vcpu *vcpu) {
-    vcpu->spaces = pages_map_large(SPACES_BYTES);
-    if (!vcpu->spaces)
-        return -ENOMEM;
     vcpu->write_hint = mmap(NULL, hints_bytes(vcpu), PROT_READ | PROT_WRITE,
                             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (vcpu->write_hint == MAP_FAILED) {
-        munmap(vcpu->spaces, SPACES_BYTES);
-        vcpu->spaces = NULL;
+    if (vcpu->write_hint == MAP_FAILED)
         return -ENOMEM;
-    }
+    uint8_t *kernel = pages_map_large(kernel_bytes());
+    if (!kernel)
+        goto no_kernel;
+    uint8_t *user =
+        mmap(NULL, user_bytes(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (user == MAP_FAILED)
+        goto no_user;
+    vcpu->spaces = (struct vtlb_space *)kernel;
+    kernel += spaces_bytes();
     for (unsigned i = 0; i < VTLB_SPACES; i++) {
-        for (unsigned kind = 0; kind < VIEW_KINDS; kind++)
-            for (unsigned chunk = 0; chunk < VTLB_CHUNKS; chunk++)
-                vcpu->spaces[i].view[kind].used[chunk / 64] |= 1ull << chunk % 64;
+        struct vtlb_view **view = vcpu->spaces[i].view;
+        view[VIEW_USER] = view_create(user + i * view_bytes(true), true);
+        view[VIEW_KERNEL] = view_create(kernel + 2 * i * view_bytes(false), false);
+        view[VIEW_KERNEL_AC] = view_create(kernel + (2 * i + 1) * view_bytes(false), false);
         space_clear(vcpu, &vcpu->spaces[i]);
     }
     vcpu->space = &vcpu->spaces[0];
     vcpu->space->live = true;
-    vcpu->view = &vcpu->space->view[VIEW_KERNEL];
+    vcpu->view = vcpu->space->view[VIEW_KERNEL];
     return 0;
+no_user:
+    munmap(kernel, kernel_bytes());
+no_kernel:
+    munmap(vcpu->write_hint, hints_bytes(vcpu));
+    return -ENOMEM;
 }
 
 void vtlb_destroy(struct vcpu *vcpu) {
-    munmap(vcpu->spaces, SPACES_BYTES);
+    munmap(vcpu->spaces[0].view[VIEW_USER], user_bytes());
+    munmap(vcpu->spaces, kernel_bytes());
     munmap(vcpu->write_hint, hints_bytes(vcpu));
 }
 
@@ -141,9 +200,9 @@ static bool chunk_is_used(const struct vtlb_view *view, unsigned index) {
 }
 
 static void drop_page(struct vtlb_space *space, uint64_t page) {
-    unsigned index = page >> PAGE_SHIFT & (VTLB_ENTRIES - 1), set = vtlb_set(index);
     for (unsigned kind = 0; kind < VIEW_KINDS; kind++) {
-        struct vtlb_view *view = &space->view[kind];
+        struct vtlb_view *view = space->view[kind];
+        unsigned index = vtlb_index(view, page), set = vtlb_set(view, index);
         if (view->entry[index].tag_read == page)
             entry_drop(&view->entry[index]);
         for (unsigned i = set; chunk_is_used(view, set) && i < set + VTLB_WAYS; i++)
@@ -152,16 +211,27 @@ static void drop_page(struct vtlb_space *space, uint64_t page) {
     }
 }
 
+static bool is_of_large(const struct vtlb_entry *entry, uint64_t linear, unsigned shift) {
+    return entry->info & VTLB_INFO_LARGE &&
+           (entry->tag_read >> shift == linear >> shift || entry->tag_write >> shift == linear >> shift);
+}
+
+static void drop_large_in(struct vtlb_view *view, unsigned index, unsigned count, uint64_t linear,
+                          unsigned shift) {
+    for (unsigned chunk = index; chunk < index + count; chunk += VTLB_CHUNK)
+        for (unsigned i = chunk; chunk_is_used(view, chunk) && i < chunk + VTLB_CHUNK; i++)
+            if (is_of_large(&view->entry[i], linear, shift))
+                entry_drop(&view->entry[i]);
+}
+
 /* Drop every entry that came from the large page of 1 << shift bytes around linear. */
 static void drop_large(struct vtlb_space *space, uint64_t linear, unsigned shift) {
     for (unsigned kind = 0; kind < VIEW_KINDS; kind++) {
-        struct vtlb_view *view = &space->view[kind];
-        for (unsigned i = 0; i < VTLB_ALL; i++) {
-            struct vtlb_entry *entry = &view->entry[i];
-            if (entry->info & VTLB_INFO_LARGE &&
-                (entry->tag_read >> shift == linear >> shift || entry->tag_write >> shift == linear >> shift))
-                entry_drop(entry);
-        }
+        struct vtlb_view *view = space->view[kind];
+        unsigned pages = 1u << (shift - PAGE_SHIFT), all = view->mask + 1;
+        drop_large_in(view, vtlb_index(view, linear >> shift << shift), pages < all ? pages : all, linear,
+                      shift);
+        drop_large_in(view, all, SECOND_ENTRIES, linear, shift);
     }
 }
 
@@ -240,21 +310,26 @@ void vtlb_select_view(struct vcpu *vcpu) {
     enum vtlb_view_kind kind = VIEW_KERNEL;
     if (vcpu->cpl == 3) {
         kind = VIEW_USER;
-        vcpu->user_entries += vcpu->view != &vcpu->space->view[VIEW_USER];
+        vcpu->user_entries += vcpu->view != vcpu->space->view[VIEW_USER];
     } else if (vcpu->rflags & FLAG_AC && vcpu->cr4 & CR4_SMAP) {
         kind = VIEW_KERNEL_AC;
     }
-    vcpu->view = &vcpu->space->view[kind];
+    vcpu->view = vcpu->space->view[kind];
 }
 
 static void mark_used(struct vtlb_view *view, unsigned index) {
-    view->used[index / VTLB_CHUNK / 64] |= 1ull << index / VTLB_CHUNK % 64;
+    unsigned chunk = index / VTLB_CHUNK;
+    uint64_t bit = 1ull << chunk % 64;
+    if (LIKELY(view->used[chunk / 64] & bit))
+        return;
+    if (!(view->made[chunk / 64] & bit))
+        chunk_make(view, chunk);
+    view->used[chunk / 64] |= bit;
 }
 
-/* Write an entry of the first level. */
+/* Write an entry of the first level, marked as used. */
 static void enter(struct vcpu *vcpu, struct vtlb_view *view, unsigned index, const struct vtlb_entry *from) {
     struct vtlb_entry *entry = &view->entry[index];
-    mark_used(view, index);
     __atomic_store_n(&entry->tag_write, VTLB_INVALID, __ATOMIC_RELAXED);
     entry->info = from->info;
     entry->addend = from->addend;
@@ -284,33 +359,36 @@ static struct vtlb_entry entry_read(const struct vtlb_entry *entry) {
                                .info = entry->info};
 }
 
-/* Where page is in a set, or VTLB_ALL. */
+#define NOT_THERE UINT32_MAX
+
+/* Where page is in a set, or NOT_THERE. */
 static unsigned set_find(const struct vtlb_view *view, unsigned set, uint64_t page) {
     for (unsigned i = set; i < set + VTLB_WAYS; i++)
         if (view->entry[i].tag_read == page)
             return i;
-    return VTLB_ALL;
+    return NOT_THERE;
 }
 
 /* Where to put an entry while page leaves the set: in its place if it is there, in an empty one, or in turn.
  */
 static unsigned set_room(struct vtlb_view *view, unsigned set, uint64_t page) {
-    unsigned room = VTLB_ALL;
+    unsigned room = NOT_THERE;
     for (unsigned i = set; i < set + VTLB_WAYS; i++) {
         if (view->entry[i].tag_read == page)
             return i;
         if (view->entry[i].tag_read == VTLB_INVALID)
             room = i;
     }
-    return room != VTLB_ALL ? room : set + view->next_way++ % VTLB_WAYS;
+    return room != NOT_THERE ? room : set + view->next_way++ % VTLB_WAYS;
 }
 
 void vtlb_fill(struct vcpu *vcpu, struct vtlb_view *view, const struct vtlb_entry *entry) {
-    unsigned index = entry->tag_read >> PAGE_SHIFT & (VTLB_ENTRIES - 1), set = vtlb_set(index);
+    unsigned index = vtlb_index(view, entry->tag_read), set = vtlb_set(view, index);
+    mark_used(view, index);
     const struct vtlb_entry old = entry_read(&view->entry[index]);
     if (old.tag_read == VTLB_INVALID) {
         unsigned way = set_find(view, set, entry->tag_read);
-        if (way != VTLB_ALL)
+        if (way != NOT_THERE)
             entry_drop(&view->entry[way]);
     } else if (old.tag_read != entry->tag_read) {
         put_away(view, set_room(view, set, entry->tag_read), &old);
@@ -320,9 +398,10 @@ void vtlb_fill(struct vcpu *vcpu, struct vtlb_view *view, const struct vtlb_entr
 
 bool vtlb_recall(struct vcpu *vcpu, struct vtlb_view *view, uint64_t linear) {
     uint64_t page = linear & PAGE_MASK;
-    unsigned index = page >> PAGE_SHIFT & (VTLB_ENTRIES - 1), way = set_find(view, vtlb_set(index), page);
-    if (way == VTLB_ALL)
+    unsigned index = vtlb_index(view, page), way = set_find(view, vtlb_set(view, index), page);
+    if (way == NOT_THERE)
         return false;
+    mark_used(view, index);
     const struct vtlb_entry found = view->entry[way], old = entry_read(&view->entry[index]);
     put_away(view, way, &old); /* which may be none */
     enter(vcpu, view, index, &found);
@@ -335,7 +414,7 @@ static void protect_entry(struct vtlb_entry *entry, uint64_t ram_page_offset) {
 }
 
 static void protect_in_view(struct vtlb_view *view, uint64_t ram_page_offset) {
-    for (unsigned word = 0; word < VTLB_ENTRIES / VTLB_CHUNK / 64; word++) { /* the first level */
+    for (unsigned word = 0; word <= view->mask / VTLB_CHUNK / 64; word++) { /* the first level */
         for (uint64_t used = view->used[word]; used; used &= used - 1) {
             struct vtlb_entry *entry = chunk_of(view, word, used);
             for (unsigned i = 0; i < VTLB_CHUNK; i++)
@@ -353,10 +432,10 @@ void vtlb_write_protect(struct vcpu *vcpu, uint64_t ram_page_offset) {
         return;
     for (unsigned i = 0; i < VTLB_SPACES; i++) {
         for (unsigned kind = 0; kind < VIEW_KINDS; kind++) {
-            struct vtlb_view *view = &vcpu->spaces[i].view[kind];
+            struct vtlb_view *view = vcpu->spaces[i].view[kind];
             if (hint == WRITE_HINT_SEVERAL)
                 protect_in_view(view, ram_page_offset);
-            else
+            else if (hint - 1u <= view->mask)
                 protect_entry(&view->entry[hint - 1], ram_page_offset);
         }
     }

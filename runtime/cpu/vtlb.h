@@ -1,8 +1,9 @@
 /* The software TLB: what all tiers reach guest memory through.
  *
  * A view is a direct-mapped table for one (address space, privilege) pair. Translated code checks it inline:
- *   index = (address >> 12) & (VTLB_ENTRIES - 1); hit when the page of the LAST byte equals entry.tag_read or
+ *   index = (address >> 12) & view.mask; hit when the page of the LAST byte equals entry.tag_read or
  *   tag_write; host address = address + entry.addend. An access that crosses a page therefore always misses.
+ * The mask is a constant there: ring 3 has more entries than the rings that share the kernel's views.
  * tag_write is valid only when a store needs no bookkeeping: PTE.D is set and the page's state is 0.
  * Pages that are not RAM never enter a view. An entry may vanish at any time; only its own vCPU thread adds.
  * What a fill throws out of the table goes to its second level, behind it: sets of VTLB_WAYS entries that
@@ -17,15 +18,12 @@
 
 #include "base/types.h"
 
-#define VTLB_BITS 12
-#define VTLB_ENTRIES (1u << VTLB_BITS)
+#define VTLB_USER_BITS 14
+#define VTLB_KERNEL_BITS 12
 #define VTLB_SET_BITS 6
 #define VTLB_SETS (1u << VTLB_SET_BITS) /* of the second level */
 #define VTLB_WAYS 4u
-#define VTLB_ALL (VTLB_ENTRIES + VTLB_SETS * VTLB_WAYS)
 #define VTLB_CHUNK 16 /* entries that one bit of vtlb_view.used stands for */
-#define VTLB_CHUNKS (VTLB_ALL / VTLB_CHUNK)
-#define VTLB_USED_WORDS ((VTLB_CHUNKS + 63) / 64)
 /* Never equal to the page of any address. */
 #define VTLB_INVALID 1ull
 
@@ -44,11 +42,26 @@ struct vtlb_entry {
 #define WRITE_HINT_NONE 0
 #define WRITE_HINT_SEVERAL 0xffffu
 
+/* Entries are zero, in memory that nobody has touched, until something is put into their chunk. That is as
+ * good as invalid for every page but the first and what leads to it from the last: those chunks are made at
+ * once. */
 struct vtlb_view {
-    struct vtlb_entry entry[VTLB_ALL]; /* what translated code probes, then the second level */
-    uint64_t used[VTLB_USED_WORDS];    /* one bit per chunk that may hold a valid entry */
-    unsigned next_way;                 /* of a set that is full, to be used again */
+    uint32_t mask;     /* entries of the first level - 1 */
+    uint32_t words;    /* of used and of made, which have one bit per chunk: */
+    uint64_t *used;    /* it may hold a valid entry */
+    uint64_t *made;    /* its entries were written once */
+    unsigned next_way; /* of a set that is full, to be used again */
+    /* What translated code probes, then the second level. */
+    struct vtlb_entry entry[] __attribute__((aligned(64)));
 };
+
+static inline uint32_t vtlb_mask(bool user) {
+    return (1u << (user ? VTLB_USER_BITS : VTLB_KERNEL_BITS)) - 1;
+}
+
+static inline unsigned vtlb_index(const struct vtlb_view *view, uint64_t linear) {
+    return (unsigned)(linear >> PAGE_SHIFT) & view->mask;
+}
 
 /* The views of one address space. */
 enum vtlb_view_kind {
@@ -62,7 +75,7 @@ enum vtlb_view_kind {
 
 /* One address space as the TLB knows it: CR3's PCID. */
 struct vtlb_space {
-    struct vtlb_view view[VIEW_KINDS];
+    struct vtlb_view *view[VIEW_KINDS];
     /* Hash sets of the large pages that entries came from, for the user and the kernel half: see
      * vtlb_invlpg(). */
     uint64_t large[2][VTLB_LARGE_WORDS];
@@ -91,8 +104,8 @@ struct code_flush {
 struct vcpu;
 
 /* Index in vtlb_view.entry of the set where entries of that index in the first level go. */
-static inline unsigned vtlb_set(unsigned index) {
-    return VTLB_ENTRIES + index % VTLB_SETS * VTLB_WAYS;
+static inline unsigned vtlb_set(const struct vtlb_view *view, unsigned index) {
+    return view->mask + 1 + index % VTLB_SETS * VTLB_WAYS;
 }
 
 /* Allocate and free the spaces of a vCPU, whose mem is set: 0 or -ENOMEM. */

@@ -264,11 +264,11 @@ static struct group *begin(struct unit *unit, const struct item *item, const str
             unit, item,
             emit_probe(unit, item, (unsigned)(hi - lo), use->access, (uint32_t)(c->at - unit->dbt->rw)));
         if (use->index < 0) {
-            asm_load(c, group->reg, unit->t1, offsetof(struct vtlb_entry, addend));
+            asm_load(c, group->reg, unit->t1, TLB_ENTRY(addend));
         } else {
             /* Two registers address the guest's operand already: fold its index into the addend. */
             asm_lea(c, true, group->reg, -1, use->index, use->scale, 0);
-            asm_alu_mem(c, ASM_ADD, group->reg, unit->t1, offsetof(struct vtlb_entry, addend));
+            asm_alu_mem(c, ASM_ADD, group->reg, unit->t1, TLB_ENTRY(addend));
         }
     }
     group->base = use->base;

@@ -126,15 +126,15 @@ void emit_cold_memo(struct unit *unit, const struct cold *from) {
     else
         site->plain = range.plain;
     if (range.memo == AREA_HOT(stack) && use->access != VMEM_WRITE) {
-        asm_alu_mem(c, ASM_CMP, unit->t2, unit->t1, offsetof(struct vtlb_entry, tag_write));
+        asm_alu_mem(c, ASM_CMP, unit->t2, unit->t1, TLB_ENTRY(tag_write));
         read_only = asm_jcc(c, COND_NE);
     }
     asm_store_gs(c, range.memo + (uint32_t)offsetof(struct memo, page), unit->t2);
-    asm_load(c, unit->t2, unit->t1, offsetof(struct vtlb_entry, addend));
+    asm_load(c, unit->t2, unit->t1, TLB_ENTRY(addend));
     asm_store_gs(c, range.memo + (uint32_t)offsetof(struct memo, addend), unit->t2);
     if (read_only && !c->overflow)
         asm_patch_rel32(read_only, c->at);
-    asm_load(c, range.addend, unit->t1, offsetof(struct vtlb_entry, addend));
+    asm_load(c, range.addend, unit->t1, TLB_ENTRY(addend));
     emit_addend(unit, &range);
     if (unit->narrow) {
         asm_load_gs(c, unit->t1, AREA_HOT(borrowed[0]));

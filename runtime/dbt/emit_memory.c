@@ -5,7 +5,7 @@
  *   lea  t2, [t0 + size - 1]            the page of the last byte ...
  *   mov  t1, t0
  *   shr  t1, 12 - 5
- *   and  t1d, (VTLB_ENTRIES - 1) << 5
+ *   and  t1d, mask << 5
  *   add  t1, gs:[view]
  *   and  t2, -4096
  *   cmp  t2, [t1 + tag]                 ... against the entry of the first
@@ -60,12 +60,12 @@ bool emit_address(struct unit *unit, const struct item *item, const ZydisDecoded
     return true;
 }
 
-/* t1 = the entry of the page of the address in a register. */
+/* t1 = the entry of the page of the address in a register, for TLB_ENTRY(). */
 void emit_entry(struct unit *unit, int address) {
     struct code_buffer *c = &unit->code;
     asm_mov(c, unit->t1, address);
     asm_shr(c, unit->t1, PAGE_SHIFT - ENTRY_SHIFT);
-    asm_and32_imm(c, unit->t1, (VTLB_ENTRIES - 1) << ENTRY_SHIFT);
+    asm_and32_imm(c, unit->t1, unit_tlb_mask(unit) << ENTRY_SHIFT);
     asm_alu_gs(c, ASM_ADD, unit->t1, AREA_VCPU(view));
 }
 
@@ -83,8 +83,7 @@ static struct site *probe_site(struct unit *unit, const struct item *item, uint8
 }
 
 static int32_t tag_of(enum vmem_access access) {
-    return (int32_t)(access == VMEM_WRITE ? offsetof(struct vtlb_entry, tag_write)
-                                          : offsetof(struct vtlb_entry, tag_read));
+    return access == VMEM_WRITE ? TLB_ENTRY(tag_write) : TLB_ENTRY(tag_read);
 }
 
 /* t1 = the entry of the page of t0's address, compared for [t0, t0 + size). */
@@ -108,7 +107,7 @@ static uint32_t here(const struct unit *unit) {
 void emit_check(struct unit *unit, const struct item *item, unsigned size, enum vmem_access access,
                 bool plain) {
     emit_probe(unit, item, size, access, here(unit))->plain = plain;
-    asm_alu_mem(&unit->code, ASM_ADD, unit->t0, unit->t1, offsetof(struct vtlb_entry, addend));
+    asm_alu_mem(&unit->code, ASM_ADD, unit->t0, unit->t1, TLB_ENTRY(addend));
 }
 
 /* The linear address of an operand that names no register and moves with nothing. */
@@ -135,7 +134,7 @@ static void emit_fixed_check(struct unit *unit, const struct item *item, uint64_
                              enum vmem_access access, bool plain) {
     struct code_buffer *c = &unit->code;
     uint64_t page = linear & PAGE_MASK;
-    int32_t entry = (int32_t)((linear >> PAGE_SHIFT & (VTLB_ENTRIES - 1)) * sizeof(struct vtlb_entry));
+    int32_t entry = (int32_t)((linear >> PAGE_SHIFT & unit_tlb_mask(unit)) * sizeof(struct vtlb_entry));
     uint32_t retry = here(unit);
     asm_mov_imm(c, unit->t0, linear);
     asm_load_gs(c, unit->t1, AREA_VCPU(view));
@@ -147,7 +146,7 @@ static void emit_fixed_check(struct unit *unit, const struct item *item, uint64_
         asm_alu_mem(c, ASM_CMP, unit->t2, unit->t1, entry + tag_of(access));
     }
     probe_site(unit, item, asm_jcc(c, COND_NE), size, access, retry)->plain = plain;
-    asm_alu_mem(c, ASM_ADD, unit->t0, unit->t1, entry + (int32_t)offsetof(struct vtlb_entry, addend));
+    asm_alu_mem(c, ASM_ADD, unit->t0, unit->t1, entry + TLB_ENTRY(addend));
 }
 
 /* t0 = the host address of a memory operand. */
@@ -228,7 +227,7 @@ void emit_bit_memory(struct unit *unit, const struct item *item) {
     asm_lea(c, true, unit->t0, unit->t0, unit->t2, bytes == 8 ? 3 : 2, 0);
     emit_probe(unit, item, bytes, access_of(op), retry)->plain = true;
     asm_load_gs(c, unit->t0, AREA_HOT(value));
-    asm_alu_mem(c, ASM_ADD, unit->t0, unit->t1, offsetof(struct vtlb_entry, addend));
+    asm_alu_mem(c, ASM_ADD, unit->t0, unit->t1, TLB_ENTRY(addend));
     struct host_memory memory = {.base = (int8_t)unit->t0, .index = -1};
     emit_native(unit, item, &memory);
 }

@@ -165,12 +165,12 @@ void emit_pushf(struct unit *unit, const struct item *item) {
 
 /* t1 = the TLB entry of the page of base, compared for the RCX elements from there on. Returns the place of
  * the branch for "no". */
-static uint8_t *emit_probe_string(struct unit *unit, int base, unsigned scale, size_t tag) {
+static uint8_t *emit_probe_string(struct unit *unit, int base, unsigned scale, int32_t tag) {
     struct code_buffer *c = &unit->code;
     asm_lea(c, true, unit->t2, base, GPR_RCX, scale, -1);
     emit_entry(unit, base);
     asm_and_imm(c, unit->t2, (int32_t)PAGE_MASK);
-    asm_alu_mem(c, ASM_CMP, unit->t2, unit->t1, (int32_t)tag);
+    asm_alu_mem(c, ASM_CMP, unit->t2, unit->t1, tag);
     return asm_jcc(c, COND_NE);
 }
 
@@ -187,11 +187,11 @@ void emit_rep(struct unit *unit, const struct item *item) {
     emit_flags_clobber(unit);
     asm_cmp_imm(c, GPR_RCX, (int32_t)(PAGE_SIZE >> scale));
     to_helper[count++] = asm_jcc(c, COND_A);
-    to_helper[count++] = emit_probe_string(unit, GPR_RDI, scale, offsetof(struct vtlb_entry, tag_write));
-    asm_load(c, unit->t0, unit->t1, offsetof(struct vtlb_entry, addend));
+    to_helper[count++] = emit_probe_string(unit, GPR_RDI, scale, TLB_ENTRY(tag_write));
+    asm_load(c, unit->t0, unit->t1, TLB_ENTRY(addend));
     if (moves) {
-        to_helper[count++] = emit_probe_string(unit, GPR_RSI, scale, offsetof(struct vtlb_entry, tag_read));
-        asm_load(c, unit->t1, unit->t1, offsetof(struct vtlb_entry, addend));
+        to_helper[count++] = emit_probe_string(unit, GPR_RSI, scale, TLB_ENTRY(tag_read));
+        asm_load(c, unit->t1, unit->t1, TLB_ENTRY(addend));
         asm_alu(c, ASM_ADD, GPR_RSI, unit->t1);
     }
     asm_alu(c, ASM_ADD, GPR_RDI, unit->t0);

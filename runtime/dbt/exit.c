@@ -76,8 +76,8 @@ static bool arm(struct vcpu *vcpu, uint64_t host) {
     hot->iflag = (uint8_t)(vcpu->rflags >> 8 & 2);
     hot->acflag = (uint8_t)(vcpu->rflags >> 16 & 4);
     hot->flags = flags_to_lahf(vcpu->rflags);
-    hot->view_kernel = &vcpu->space->view[VIEW_KERNEL];
-    hot->view_kernel_ac = &vcpu->space->view[vcpu->cr4 & CR4_SMAP ? VIEW_KERNEL_AC : VIEW_KERNEL];
+    hot->view_kernel = vcpu->space->view[VIEW_KERNEL];
+    hot->view_kernel_ac = vcpu->space->view[vcpu->cr4 & CR4_SMAP ? VIEW_KERNEL_AC : VIEW_KERNEL];
     vcpu_fpu_unpark(vcpu);
     uint32_t requests = __atomic_load_n(&vcpu->requests, __ATOMIC_ACQUIRE);
     enum area_alias want = requests ? AREA_MASKED : AREA_RUN;
@@ -97,7 +97,7 @@ static bool arm(struct vcpu *vcpu, uint64_t host) {
 }
 
 int code_page(struct vcpu *vcpu, uint64_t linear, uint64_t *ram_offset, bool *global) {
-    const struct vtlb_entry *entry = &vcpu->view->entry[linear >> PAGE_SHIFT & (VTLB_ENTRIES - 1)];
+    const struct vtlb_entry *entry = &vcpu->view->entry[vtlb_index(vcpu->view, linear)];
     for (unsigned pass = 0;; pass++) {
         if (entry->tag_read == (linear & PAGE_MASK) && entry->info & VTLB_INFO_EXECUTABLE) {
             *ram_offset = (entry->info & PAGE_MASK) + (linear & (PAGE_SIZE - 1));
@@ -477,7 +477,7 @@ static int fill_for(struct vcpu *vcpu, const struct site *site, uint64_t linear,
     int result = vmem_host(vcpu, linear, site->size, (enum vmem_access)site->access, AS_CURRENT, &host);
     if (result)
         return site->plain ? result : CPU_OK;
-    const struct vtlb_entry *entry = &vcpu->view->entry[linear >> PAGE_SHIFT & (VTLB_ENTRIES - 1)];
+    const struct vtlb_entry *entry = &vcpu->view->entry[vtlb_index(vcpu->view, linear)];
     *filled =
         host && (site->access == VMEM_WRITE ? entry->tag_write : entry->tag_read) == (linear & PAGE_MASK);
     return CPU_OK;
@@ -536,7 +536,7 @@ static bool recall_for(struct vcpu *vcpu, const struct site *site) {
     if (!site->ready) /* nothing in it counts yet */
         return false;
     uint64_t linear = area_of(vcpu)->hot.save[site->reg], page = linear & PAGE_MASK;
-    const struct vtlb_entry *entry = &vcpu->view->entry[linear >> PAGE_SHIFT & (VTLB_ENTRIES - 1)];
+    const struct vtlb_entry *entry = &vcpu->view->entry[vtlb_index(vcpu->view, linear)];
     return ((linear + site->size - 1) & PAGE_MASK) == page && entry->tag_read != page &&
            vtlb_recall(vcpu, vcpu->view, linear) &&
            (site->access == VMEM_WRITE ? entry->tag_write : entry->tag_read) == page;

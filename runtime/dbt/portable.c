@@ -44,7 +44,7 @@ bool dbt_portable_mode(uint32_t mode) {
     (MODE_NO_X87 | MODE_NO_WAIT | MODE_SSE_NM | MODE_SSE_UD | MODE_AVX_UD | MODE_AVX512_UD | DEPENDED_SCALAR)
 
 uint32_t dbt_portable_key(uint32_t mode, enum portable_dependence dependence) {
-    uint32_t key = mode & (MODE_CODE_MASK | MODE_CPL0);
+    uint32_t key = mode & (MODE_CODE_MASK | MODE_CPL0 | MODE_CPL3);
     switch (dependence) { /* bits that all this code has tell the kinds of keys apart */
     case PORTABLE_VECTOR:
         return key | MODE_PROTECTED | (mode & DEPENDED_ON);
@@ -100,7 +100,9 @@ uint64_t dbt_portable_layout(const struct cpu_model *model) {
                               sizeof(struct vtlb_entry),
                               offsetof(struct vtlb_entry, tag_write),
                               offsetof(struct vtlb_entry, addend),
-                              VTLB_ENTRIES,
+                              offsetof(struct vtlb_view, entry),
+                              VTLB_USER_BITS,
+                              VTLB_KERNEL_BITS,
                               JUMP_CACHE_BITS,
                               CPUID_MEMO_SIZE,
                               HOMED,

@@ -279,7 +279,12 @@ void emit_exit_to_c(struct unit *unit, const struct site *site);
 /* -- emit_memory.c -- */
 /* t0 = linear address of the memory operand. False: not for the DBT. */
 bool emit_address(struct unit *unit, const struct item *item, const ZydisDecodedOperand *op);
-/* t1 = the TLB entry for the page of an address in a register. */
+/* Of a field, from where emit_entry() leads: the view's start plus the entry's index. */
+#define TLB_ENTRY(field) ((int32_t)(offsetof(struct vtlb_view, entry) + offsetof(struct vtlb_entry, field)))
+static inline uint32_t unit_tlb_mask(const struct unit *unit) {
+    return vtlb_mask(unit->block->mode & MODE_CPL3);
+}
+/* t1 = the TLB entry for the page of an address in a register, for TLB_ENTRY(). */
 void emit_entry(struct unit *unit, int address);
 /* t1 = the TLB entry for t0's page; leaves for C unless it holds for [t0, t0 + size). */
 struct site *emit_probe(struct unit *unit, const struct item *item, unsigned size, enum vmem_access access,

@@ -204,7 +204,7 @@ int interp_fetch(struct vcpu *vcpu, struct decoded **decoded) {
     struct decoded *d = cache_slot(interp, linear);
     uint64_t bytes[2] = {0, 0};
     unsigned count = INSN_MAX_LENGTH;
-    const struct vtlb_entry *entry = &vcpu->view->entry[linear >> PAGE_SHIFT & (VTLB_ENTRIES - 1)];
+    const struct vtlb_entry *entry = &vcpu->view->entry[vtlb_index(vcpu->view, linear)];
     if (LIKELY((linear & (PAGE_SIZE - 1)) <= PAGE_SIZE - 16 && available == INSN_MAX_LENGTH &&
                entry->tag_read == (linear & PAGE_MASK) && entry->info & VTLB_INFO_EXECUTABLE)) {
         memcpy(bytes, (const void *)(linear + entry->addend), sizeof bytes);

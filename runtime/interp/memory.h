@@ -35,12 +35,12 @@ MUST_CHECK int memory_linear_wrapping(struct vcpu *vcpu, unsigned segment, uint6
                                       unsigned alignment, enum vmem_access access, uint64_t *linear);
 
 static inline void *memory_tlb_read(const struct vcpu *vcpu, uint64_t linear, unsigned size) {
-    const struct vtlb_entry *entry = &vcpu->view->entry[linear >> PAGE_SHIFT & (VTLB_ENTRIES - 1)];
+    const struct vtlb_entry *entry = &vcpu->view->entry[vtlb_index(vcpu->view, linear)];
     return entry->tag_read == ((linear + size - 1) & PAGE_MASK) ? (void *)(linear + entry->addend) : NULL;
 }
 
 static inline void *memory_tlb_write(const struct vcpu *vcpu, uint64_t linear, unsigned size) {
-    const struct vtlb_entry *entry = &vcpu->view->entry[linear >> PAGE_SHIFT & (VTLB_ENTRIES - 1)];
+    const struct vtlb_entry *entry = &vcpu->view->entry[vtlb_index(vcpu->view, linear)];
     return __atomic_load_n(&entry->tag_write, __ATOMIC_RELAXED) == ((linear + size - 1) & PAGE_MASK)
                ? (void *)(linear + entry->addend)
                : NULL;

@@ -5,7 +5,7 @@
 # CHECK: emitted {{.*}} shl rdx, 0x03
 # CHECK: emitted {{.*}} lahf
 # CHECK-NEXT: emitted {{.*}} seto al
-# CHECK: emitted {{.*}} cmp {{r[0-9a-z]+}}, [{{r[0-9a-z]+}}]{{$}}
+# CHECK: emitted {{.*}} cmp {{r[0-9a-z]+}}, [{{r[0-9a-z]+}}+0x40]
 # CHECK: emitted guest {{[0-9]+}}, flags in memory:
 # CHECK-NEXT: emitted {{.*}} mov eax, [{{.*}}]
 # CHECK: emitted {{.*}} add al, 0x7F

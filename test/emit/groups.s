@@ -3,7 +3,7 @@
 # RUN: %emit64 %t.bin | FileCheck %s --check-prefix=ONE
 
 # CHECK: emitted {{.*}} lea {{r[0-9a-z]+}}, [{{r[0-9a-z]+}}+0x17]
-# CHECK: emitted {{.*}} cmp {{r[0-9a-z]+}}, [{{r[0-9a-z]+}}]{{$}}
+# CHECK: emitted {{.*}} cmp {{r[0-9a-z]+}}, [{{r[0-9a-z]+}}+0x40]
 # CHECK-NEXT: emitted {{.*}} jnz
 # CHECK-NOT: {{ (cmp|jnz) }}
 # CHECK: emitted {{.*}} mov rax, [{{.*}}]
@@ -15,7 +15,7 @@ mov (%rdi), %rax
 mov 8(%rdi), %rcx
 mov 16(%rdi), %rdx
 # The base is another one now.
-# CHECK: emitted {{.*}} cmp {{r[0-9a-z]+}}, [{{r[0-9a-z]+}}]{{$}}
+# CHECK: emitted {{.*}} cmp {{r[0-9a-z]+}}, [{{r[0-9a-z]+}}+0x40]
 # CHECK-NEXT: emitted {{.*}} jnz
 # CHECK: emitted {{.*}} mov rsi, [{{.*}}]
 mov %r9, %rdi

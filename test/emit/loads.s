@@ -4,25 +4,25 @@
 
 # CHECK: cpu0 block 0 at
 # CHECK: emitted {{.*}} mov r{{[0-9]+}}d, gs:[[[POLL:0x[0-9A-F]+]]]
-# CHECK: emitted {{.*}} cmp {{r[0-9a-z]+}}, [{{r[0-9a-z]+}}]{{$}}
+# CHECK: emitted {{.*}} cmp {{r[0-9a-z]+}}, [{{r[0-9a-z]+}}+0x40]
 # CHECK-NEXT: emitted {{.*}} jnz
 # CHECK-NOT: gs:[[[POLL]]]
 # CHECK: emitted {{.*}} mov eax, [{{.*}}]
 mov (%rdi), %eax
 
 # CHECK: emitted {{.*}} lea {{r[0-9a-z]+}}, [{{r[0-9a-z]+}}+0x07]
-# CHECK: emitted {{.*}} cmp {{r[0-9a-z]+}}, [{{r[0-9a-z]+}}+0x08]
+# CHECK: emitted {{.*}} cmp {{r[0-9a-z]+}}, [{{r[0-9a-z]+}}+0x48]
 # CHECK-NEXT: emitted {{.*}} jnz
 # CHECK: emitted {{.*}} mov [{{.*}}], rcx
 mov %rcx, 0x100(%rsi)
 
 # A read-modify-write is checked as a write.
-# CHECK: emitted {{.*}} cmp {{r[0-9a-z]+}}, [{{r[0-9a-z]+}}+0x08]
+# CHECK: emitted {{.*}} cmp {{r[0-9a-z]+}}, [{{r[0-9a-z]+}}+0x48]
 # CHECK-NEXT: emitted {{.*}} jnz
 # CHECK: emitted {{.*}} add {{(dword ptr )?}}[{{.*}}], 0x05
 addl $5, (%rbx)
 
-# CHECK: emitted {{.*}} cmp {{r[0-9a-z]+}}, [{{r[0-9a-z]+}}]{{$}}
+# CHECK: emitted {{.*}} cmp {{r[0-9a-z]+}}, [{{r[0-9a-z]+}}+0x40]
 # CHECK-NEXT: emitted {{.*}} jnz
 # CHECK: emitted {{.*}} movups xmm3, [{{.*}}]
 movups (%rdx,%rcx,4), %xmm3

@@ -1,7 +1,7 @@
 # Locked instructions stay locked instructions, on the guest's RAM itself; plain ones get no lock.
 # RUN: %emit64 %t.bin | FileCheck %s
 
-# CHECK: emitted {{.*}} cmp {{r[0-9a-z]+}}, [{{r[0-9a-z]+}}+0x08]
+# CHECK: emitted {{.*}} cmp {{r[0-9a-z]+}}, [{{r[0-9a-z]+}}+0x48]
 # CHECK-NEXT: emitted {{.*}} jnz
 # CHECK: emitted {{.*}} lock xadd [{{.*}}], eax
 lock xadd %eax, (%rdi)

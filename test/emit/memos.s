@@ -21,8 +21,11 @@ add $16, %rax
 cmp $0x800, %rax
 jne 1b
 
-# The next address is what was loaded.
+# The next address is what was loaded. Ring 3 has a larger TLB.
 # CHECK-LABEL: block 1 at
+# KERNEL-LABEL: block 1 at
+# CHECK: emitted {{.*}} and {{r[0-9a-z]+}}, 0x7FFE0
+# KERNEL: emitted {{.*}} and {{r[0-9a-z]+}}, 0x1FFE0
 # CHECK: emitted {{.*}} jnz
 # CHECK: emitted {{.*}} mov rdi, [{{.*}}]
 2: mov (%rdi), %rdi
@@ -37,7 +40,7 @@ jne 2b
 # CHECK: emitted {{.*}} mov r14d, [rbp+r13*1]
 # CHECK: emitted {{.*}} mov gs:[[[SAVED:0x[0-9A-F]+]]], rsi
 # CHECK-NEXT: emitted {{.*}} mov gs:[{{.*}}], rdx
-# CHECK: emitted {{.*}} cmp rdx, [rsi]
+# CHECK: emitted {{.*}} cmp rdx, [rsi+0x40]
 # CHECK: emitted {{.*}} mov rsi, gs:[[[SAVED]]]
 # CHECK-NEXT: emitted {{.*}} mov rdx, gs:[
 # CHECK-NEXT: emitted {{.*}} jmp

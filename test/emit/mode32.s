@@ -2,7 +2,7 @@
 # RUN: %emit32 --cpl 3 %t.bin | FileCheck %s
 .code32
 
-# CHECK: emitted {{.*}} cmp {{r[0-9a-z]+}}, [{{r[0-9a-z]+}}]{{$}}
+# CHECK: emitted {{.*}} cmp {{r[0-9a-z]+}}, [{{r[0-9a-z]+}}+0x40]
 # CHECK-NEXT: emitted {{.*}} jnz
 # CHECK: emitted {{.*}} mov eax, [{{.*}}]
 mov 8(%edi,%ecx,2), %eax

@@ -3,12 +3,12 @@
 
 # CHECK-NOT: emitted{{.*}} fs:
 # CHECK: emitted {{.*}} {{(add|mov)}} {{r[0-9a-z]+}}, gs:[0x{{[0-9A-F]+}}]
-# CHECK: emitted {{.*}} cmp {{r[0-9a-z]+}}, [{{r[0-9a-z]+}}]{{$}}
+# CHECK: emitted {{.*}} cmp {{r[0-9a-z]+}}, [{{r[0-9a-z]+}}+0x40]
 # CHECK-NEXT: emitted {{.*}} jnz
 # CHECK-NOT: {{mov rax, .s:}}
 # CHECK: emitted {{.*}} mov rax, [{{.*}}]
 mov %fs:0x28, %rax
-# CHECK: emitted {{.*}} cmp {{r[0-9a-z]+}}, [{{r[0-9a-z]+}}+0x08]
+# CHECK: emitted {{.*}} cmp {{r[0-9a-z]+}}, [{{r[0-9a-z]+}}+0x48]
 # CHECK-NEXT: emitted {{.*}} jnz
 # CHECK: emitted {{.*}} mov [{{.*}}], edx
 mov %edx, %gs:(%rcx)

@@ -50,6 +50,16 @@ static unsigned user_at(unsigned i) {
     return c.vector == VECTOR_DONE && c.ax == c.cx ? (unsigned)c.ax : 0xdead0000u | (unsigned)c.vector;
 }
 
+SNIPPET(conflicts_user_read, "mov (%rdi), %rax");
+
+/* A word read at CPL 3; 0xdead0000 + the vector if it is not to be had. */
+static unsigned user_read(uint64_t address) {
+    struct context c = context_user(conflicts_user_read);
+    c.di = address;
+    context_run(&c);
+    return c.vector == VECTOR_DONE ? (uint32_t)c.ax : 0xdead0000u | (unsigned)c.vector;
+}
+
 static unsigned try_read(unsigned i) {
     return TRY("mov 0x100(%0), %%eax", : : "r"(page_at(i)) : "rax");
 }
@@ -191,6 +201,8 @@ static void check_code(void) {
 
 /* A large page's parts in the way of small pages: INVLPG anywhere in it drops all of them. */
 static void check_large(void) {
+    static const unsigned parts[] = {0,   1,   15, 16,
+                                     255, 510, 511}; /* for ring 3, which has views of its own */
     uint8_t *large = pages_alloc(512, 0x200000);
     volatile uint64_t *pde = page_entry(space, BASE, 2);
     uint64_t table = *pde;
@@ -203,12 +215,58 @@ static void check_large(void) {
         flush_cr3(0);
         touch(pages);
         tally_case(&tally, read_at(0), 77, "large page among %u", pages);
+        for (unsigned i = 0; i < ARRAY_SIZE(parts); i++) {
+            *(volatile uint32_t *)(large + parts[i] * 4096 + 0x100) = 77 + parts[i];
+            tally_case(&tally, user_read(BASE + parts[i] * 4096 + 0x100), 77 + parts[i],
+                       "part %u of the large page at CPL 3", parts[i]);
+        }
         touch(pages);
         *pde = table;
         flush_page(BASE + 0x123000);
         for (unsigned i = 0; i < pages; i++)
             tally_case(&tally, read_at(i), value_of(i, 0), "page %u of %u after the split", i, pages);
+        for (unsigned i = 0; i < ARRAY_SIZE(parts); i++)
+            tally_case(&tally, user_read(BASE + parts[i] * 4096 + 0x100),
+                       parts[i] ? 0xdead0000u | VECTOR_PF : value_of(0, 0),
+                       "part %u at CPL 3 after the split", parts[i]);
     }
+    tally_end(&tally);
+}
+
+/* The first page and the last: no translation is there before one is made, whatever an empty TLB holds. */
+static void check_ends(void) {
+    volatile uint64_t *entry = page_alloc();
+    uint64_t above[5];
+    for (unsigned level = 2; level <= 4; level++)
+        above[level] = page_entry_read(space, 0, level);
+    for (unsigned i = 0; i < 512; i++)
+        entry[i] = (uint64_t)i * 4096 | PTE_P | PTE_W;
+    page_entry_write(space, 0, 2, (unsigned long)entry | OPEN);
+    page_entry_write(space, 0, 3, above[3] | PTE_U);
+    page_entry_write(space, 0, 4, above[4] | PTE_U);
+    struct tally tally;
+    tally_begin(&tally, "the ends of the address space");
+    for (unsigned round = 0; round < 2; round++) {
+        *entry = 0;
+        flush_tlb();
+        for (unsigned size = 1; size < 8; size++)
+            tally_case(&tally, user_read(-(uint64_t)size), 0xdead0000u | VECTOR_PF,
+                       "read from %u bytes before the end", size);
+        for (unsigned offset = 0; offset < 4096; offset += 1024)
+            tally_case(&tally, user_read(offset), 0xdead0000u | VECTOR_PF, "read at %x", offset);
+        *entry = (unsigned long)frame[0][0] | OPEN;
+        flush_page(0);
+        tally_case(&tally, user_read(0x100), value_of(0, 0), "the first page");
+        for (unsigned size = 1; size < 8; size++)
+            tally_case(&tally, user_read(-(uint64_t)size), 0xdead0000u | VECTOR_PF,
+                       "read from %u bytes before the end into the first page", size);
+        *entry = (unsigned long)frame[1][0] | OPEN;
+        flush_page(0);
+        tally_case(&tally, user_read(0x100), value_of(0, 1), "the first page, changed");
+    }
+    for (unsigned level = 2; level <= 4; level++)
+        page_entry_write(space, 0, level, above[level]);
+    flush_tlb();
     tally_end(&tally);
 }
 
@@ -273,6 +331,7 @@ void conflicts_check(bool has_pge, bool has_pcid, bool has_invpcid) {
     check_dirty();
     check_code();
     check_large();
+    check_ends();
     if (has_pcid)
         check_pcid(has_invpcid);
 }

@@ -28,7 +28,7 @@ static void test_page_fault_from_user(void) {
     CHECK_EQUAL(vcpu->segment[SEG_SS].selector, 0);
     CHECK_EQUAL(vcpu->rflags, FLAG_FIXED | FLAG_CF);
     CHECK(vcpu->mode & MODE_CPL0 && !(vcpu->mode & (MODE_CPL3 | MODE_STEP)));
-    CHECK(vcpu->view == &vcpu->space->view[VIEW_KERNEL]);
+    CHECK(vcpu->view == vcpu->space->view[VIEW_KERNEL]);
     uint64_t rsp = vcpu->gpr[GPR_RSP];
     CHECK_EQUAL(guest_u64(&guest, rsp), 7);
     CHECK_EQUAL(guest_u64(&guest, rsp + 8), 0x6000);
