@@ -163,48 +163,132 @@ void emit_pushf(struct unit *unit, const struct item *item) {
     asm_lea(c, true, GPR_RSP, GPR_RSP, -1, 0, -8);
 }
 
-/* t1 = the TLB entry of the page of base, compared for the RCX elements from there on. Returns the place of
- * the branch for "no". */
-static uint8_t *emit_probe_string(struct unit *unit, int base, unsigned scale, int32_t tag) {
+/* A REP MOVS or STOS. */
+struct string_insn {
+    unsigned scale;        /* log2 of the element's size */
+    bool moves;            /* not STOS */
+    uint8_t *to_helper[2]; /* places of the branches for "no" */
+    unsigned to_helpers;
+};
+
+/* t1 = the TLB entry of the page of base, compared with the page in t2. Goes to the helper unless they are
+ * the same. */
+static void emit_string_entry(struct unit *unit, struct string_insn *string, int base, int32_t tag) {
     struct code_buffer *c = &unit->code;
-    asm_lea(c, true, unit->t2, base, GPR_RCX, scale, -1);
     emit_entry(unit, base);
     asm_and_imm(c, unit->t2, (int32_t)PAGE_MASK);
     asm_alu_mem(c, ASM_CMP, unit->t2, unit->t1, tag);
-    return asm_jcc(c, COND_NE);
+    string->to_helper[string->to_helpers++] = asm_jcc(c, COND_NE);
 }
 
-/*   cmp rcx, elements of a page;  ja helper       (so that the last byte's address cannot wrap round)
- *   probe [rdi, +rcx);  (probe [rsi, +rcx))       (RCX = 0 probes the byte before, and does nothing or asks
- * C) add rdi, addend;  rep ...;  sub rdi, addend   (and RSI)
+/*   lea t2, [last byte of RCX elements]
+ *   probe rdi, t2;  mov t0, addend;  (probe rsi, t2;  mov t1, addend;  add rsi, t1)
+ *   add rdi, t0;  rep ...;  sub rdi, t0;  (sub rsi, t1)
  */
-void emit_rep(struct unit *unit, const struct item *item) {
+static void emit_string_page(struct unit *unit, struct string_insn *string) {
     struct code_buffer *c = &unit->code;
-    unsigned scale = (unsigned)__builtin_ctz(item->insn.op[0].size / 8u);
-    bool moves = !is_stos(item);
-    uint8_t *to_helper[3];
-    unsigned count = 0;
-    emit_flags_clobber(unit);
-    asm_cmp_imm(c, GPR_RCX, (int32_t)(PAGE_SIZE >> scale));
-    to_helper[count++] = asm_jcc(c, COND_A);
-    to_helper[count++] = emit_probe_string(unit, GPR_RDI, scale, TLB_ENTRY(tag_write));
+    asm_lea(c, true, unit->t2, GPR_RDI, GPR_RCX, string->scale, -1);
+    emit_string_entry(unit, string, GPR_RDI, TLB_ENTRY(tag_write));
     asm_load(c, unit->t0, unit->t1, TLB_ENTRY(addend));
-    if (moves) {
-        to_helper[count++] = emit_probe_string(unit, GPR_RSI, scale, TLB_ENTRY(tag_read));
+    if (string->moves) {
+        asm_lea(c, true, unit->t2, GPR_RSI, GPR_RCX, string->scale, -1);
+        emit_string_entry(unit, string, GPR_RSI, TLB_ENTRY(tag_read));
         asm_load(c, unit->t1, unit->t1, TLB_ENTRY(addend));
         asm_alu(c, ASM_ADD, GPR_RSI, unit->t1);
     }
     asm_alu(c, ASM_ADD, GPR_RDI, unit->t0);
     code_u8(c, 0xf3);
-    if (item->insn.op[0].size == 16)
+    if (string->scale == 1)
         code_u8(c, 0x66);
-    if (item->insn.op[0].size == 64)
+    if (string->scale == 3)
         code_u8(c, 0x48);
-    code_u8(c, (uint8_t)((moves ? 0xa4 : 0xaa) | (scale > 0)));
+    code_u8(c, (uint8_t)((string->moves ? 0xa4 : 0xaa) | (string->scale > 0)));
     asm_alu(c, ASM_SUB, GPR_RDI, unit->t0);
-    if (moves)
+    if (string->moves)
         asm_alu(c, ASM_SUB, GPR_RSI, unit->t1);
-    emit_helper_at(unit, item, HELPER_STRING, to_helper, count);
+}
+
+/* cmovCC to, from */
+static void emit_move_if(struct code_buffer *c, enum asm_cond cond, bool wide, int to, int from) {
+    asm_rex(c, wide, to, 0, from);
+    code_u8(c, 0x0f);
+    code_u8(c, (uint8_t)(0x40 | cond));
+    code_u8(c, (uint8_t)(0xc0 | (to & 7) << 3 | (from & 7)));
+}
+
+/* t2 = how many elements lie before the next end of a page; goes to the helper if there is none. */
+static void emit_string_room(struct unit *unit, struct string_insn *string) {
+    struct code_buffer *c = &unit->code;
+    asm_mov32(c, unit->t2, GPR_RDI);
+    asm_and32_imm(c, unit->t2, PAGE_SIZE - 1);
+    if (string->moves) {
+        asm_mov32(c, unit->t1, GPR_RSI);
+        asm_and32_imm(c, unit->t1, PAGE_SIZE - 1);
+        asm_alu(c, ASM_CMP, unit->t1, unit->t2);
+        emit_move_if(c, COND_A, false, unit->t2, unit->t1);
+    }
+    asm_mov_imm(c, unit->t1, PAGE_SIZE);
+    asm_alu(c, ASM_SUB, unit->t1, unit->t2);
+    asm_mov32(c, unit->t2, unit->t1);
+    if (string->scale) {
+        asm_shr32(c, unit->t2, (uint8_t)string->scale);
+        string->to_helper[string->to_helpers++] = asm_jcc(c, COND_E);
+    }
+}
+
+/* REP MOVS and REP STOS, page by page; between two pages the instruction may be interrupted.
+ *
+ *   again:  cmp rcx, elements of a page;  ja pieces (so that the last byte's address cannot wrap round)
+ *           probe [rdi, +rcx), [rsi, +rcx)          (RCX = 0 probes the byte before, and does nothing)
+ *           ... on these pages;  jmp done
+ *   pieces: cmp gs:[requests], 0;  jne helper
+ *           t2 = elements before the next end of a page, no more than RCX
+ *           sub rcx, t2;  mov gs:[value], rcx;  mov rcx, t2
+ *           ... on these pages, or: add rcx, gs:[value];  jmp helper
+ *           mov rcx, gs:[value];  cmp rcx, 0;  jne again
+ *   done:
+ */
+void emit_rep(struct unit *unit, const struct item *item) {
+    struct code_buffer *c = &unit->code;
+    struct string_insn string = {.scale = (unsigned)__builtin_ctz(item->insn.op[0].size / 8u),
+                                 .moves = !is_stos(item)};
+    uint8_t *to_pieces[3], *to_helper[5];
+    unsigned pieces = 0, helper = 0;
+    emit_flags_clobber(unit);
+    uint8_t *again = c->at;
+    asm_cmp_imm(c, GPR_RCX, (int32_t)(PAGE_SIZE >> string.scale));
+    to_pieces[pieces++] = asm_jcc(c, COND_A);
+    emit_string_page(unit, &string);
+    while (string.to_helpers)
+        to_pieces[pieces++] = string.to_helper[--string.to_helpers];
+    uint8_t *whole = asm_jmp(c);
+    for (unsigned i = 0; i < pieces && !c->overflow; i++)
+        asm_patch_rel32(to_pieces[i], c->at);
+    asm_gs(c, false, 0x83, 7, AREA_VCPU(requests)); /* cmp dword gs:[requests], 0 */
+    code_u8(c, 0);
+    to_helper[helper++] = asm_jcc(c, COND_NE);
+    emit_string_room(unit, &string);
+    while (string.to_helpers)
+        to_helper[helper++] = string.to_helper[--string.to_helpers];
+    asm_alu(c, ASM_CMP, unit->t2, GPR_RCX);
+    emit_move_if(c, COND_A, true, unit->t2, GPR_RCX);
+    asm_alu(c, ASM_SUB, GPR_RCX, unit->t2);
+    asm_store_gs(c, AREA_HOT(value), GPR_RCX);
+    asm_mov(c, GPR_RCX, unit->t2);
+    emit_string_page(unit, &string);
+    asm_load_gs(c, GPR_RCX, AREA_HOT(value));
+    asm_cmp_imm(c, GPR_RCX, 0);
+    uint8_t *rest = asm_jcc(c, COND_NE), *all = asm_jmp(c);
+    for (unsigned i = 0; i < string.to_helpers && !c->overflow; i++)
+        asm_patch_rel32(string.to_helper[i], c->at);
+    asm_alu_gs(c, ASM_ADD, GPR_RCX, AREA_HOT(value));
+    to_helper[helper++] = asm_jmp(c);
+    if (!c->overflow) {
+        asm_patch_rel32(rest, again);
+        asm_patch_rel32(whole, c->at);
+        asm_patch_rel32(all, c->at);
+    }
+    emit_helper_at(unit, item, HELPER_STRING, to_helper, helper);
 }
 
 _Static_assert(sizeof(struct cpuid_memo) == 32, "the index is scaled by a shift");

@@ -82,6 +82,7 @@ uint64_t dbt_portable_layout(const struct cpu_model *model) {
                               AREA_HOT(flags),
                               AREA_HOT(site),
                               AREA_HOT(jump_key),
+                              AREA_VCPU(requests),
                               AREA_HOT(stack.page),
                               AREA_HOT(stack.addend),
                               AREA_HOT(stack_view),

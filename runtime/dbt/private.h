@@ -15,6 +15,7 @@
 #define BLOCK_INSNS 48     /* that a block has as a rule */
 #define BLOCK_MAX_INSNS 80 /* of a loop */
 #define BLOCK_MAX_EXITS 3
+#define BLOCK_MAX_REPEATS 8  /* REP MOVS and STOS, which take much host code */
 #define BLOCK_MAX_HOST 20480 /* bytes kept free before a translation starts */
 #define NO_INDEX UINT32_MAX
 /* In struct block.mode only: translated without shared checks (emit_group.c). */

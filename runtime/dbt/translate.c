@@ -225,7 +225,7 @@ static enum portable_dependence dependence_of(const struct insn *insn) {
 
 bool unit_gather(struct unit *unit) {
     uint16_t used = 0;
-    unsigned offset = unit->from, exits = 0;
+    unsigned offset = unit->from, exits = 0, repeats = 0;
     bool scratch = false, loop = false;
     unit->items = 0;
     unit->narrow = unit->loop = false;
@@ -236,7 +236,7 @@ bool unit_gather(struct unit *unit) {
             break;
         }
         unsigned length = next_item(unit, offset);
-        if (!length)
+        if (!length || (item->kind == KIND_REP && repeats++ == BLOCK_MAX_REPEATS))
             break;
         uint16_t now = used | item->insn.gprs_read | item->insn.gprs_written;
         if (free_registers(now) < SCRATCHES && unit->items) {
