@@ -2,37 +2,55 @@
  * and hands out the descriptors. It runs no guest and takes memory from nobody: what it gives out it has
  * read, digested and sealed itself.
  *
+ * A small file is copied as a whole. Of a large one a VM gets what is likely to be used; it keeps its
+ * connection and asks for more when it needs it (sparse.h). What one VM asked for all others have. The tables
+ * that searches go through are loaded while nobody asks.
+ *
  * One request at a time: a second VM that asks for a file while it is being copied waits for the copy.
  */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <malloc.h>
 #include <poll.h>
 #include <sched.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/file.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "cache-format/file_private.h"
+#include "cache-format/sparse.h"
 #include "cache-format/store_private.h"
 
 #define MEMORY_MAX (2 * GIB) /* of all memory files that are kept; the least used go first */
-#define REQUEST_SECONDS 1    /* a client that says nothing for so long is dropped */
+#define CLIENTS_MAX 256u
 
 struct held {
     struct ntc_store_entry entry;
     uint64_t last_used; /* in requests */
     int memfd;
+    bool in_parts;
+    struct ntc_sparse sparse; /* in_parts */
+    int file;                 /* what is loaded meanwhile comes from; -1: nothing is */
+};
+
+/* A VM, for as long as it lives, if its file comes in parts; else for a request or two. */
+struct client {
+    int socket;
+    int file; /* the one that it sent last; -1: none */
 };
 
 struct broker {
     int listener;
     struct held held[STORE_FILES_MAX];
     unsigned count;
+    struct client client[CLIENTS_MAX];
+    unsigned clients;
     uint64_t requests;
     bool stop;
 };
@@ -45,9 +63,16 @@ static struct held *find(struct broker *broker, const uint8_t *root) {
 }
 
 static void drop(struct broker *broker, struct held *held) {
-    close(held->memfd);
+    if (held->file >= 0)
+        close(held->file);
+    if (held->in_parts)
+        ntc_sparse_destroy(&held->sparse);
+    else
+        close(held->memfd);
     *held = broker->held[--broker->count];
 }
+
+static const char name[] = "(as sent)";
 
 /* VMs that have a file mapped keep it; the broker only forgets it. */
 static void make_room(struct broker *broker, uint64_t size) {
@@ -65,12 +90,26 @@ static void make_room(struct broker *broker, uint64_t size) {
     }
 }
 
+/* The file as memory, into *made. */
+static int copy_in(const struct ntc_header *header, int fd, const char *name, struct held *made,
+                   struct ntc_error *error) {
+    *made = (struct held){.entry.size = header->load_size, .in_parts = ntc_sparse_fits(header), .file = -1};
+    memcpy(made->entry.root, header->root, sizeof header->root);
+    if (!made->in_parts)
+        return ntc_memfd_fill(fd, name, header, &made->memfd, error);
+    int result = ntc_sparse_create(&made->sparse, fd, name, header, error);
+    made->memfd = made->sparse.memfd;
+    made->entry.size = made->sparse.filled;
+    if (!result)
+        made->file = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+    return result;
+}
+
 /* The file of a request, as memory; only a regular file, and only if its root is the one asked for. */
 static int take(struct broker *broker, const struct store_request *request, int fd, struct held **held,
                 struct ntc_error *error) {
     struct ntc_header header;
-    static const char name[] = "(as sent)";
-    int memfd;
+    struct held made;
     *held = find(broker, request->root);
     if (*held)
         return 0;
@@ -80,32 +119,56 @@ static int take(struct broker *broker, const struct store_request *request, int 
     if (!result && memcmp(header.root, request->root, sizeof header.root))
         result = ntc_fail(error, NTC_FAULT_STORE, "the file that was sent is another one");
     if (!result)
-        result = ntc_memfd_fill(fd, name, &header, &memfd, error);
+        result = copy_in(&header, fd, name, &made, error);
     if (result)
         return result;
-    make_room(broker, header.load_size);
+    make_room(broker, made.entry.size);
     *held = &broker->held[broker->count++];
-    **held = (struct held){.entry = {.size = header.load_size}, .memfd = memfd};
-    memcpy((*held)->entry.root, header.root, sizeof header.root);
+    **held = made;
     return 0;
 }
 
-static int answer_get(struct broker *broker, int socket, const struct store_request *request, int fd) {
+static void refuse(struct store_answer *answer, int result, const struct ntc_error *error) {
+    answer->result = (uint32_t)-result;
+    answer->detail = error->fault;
+    memcpy(answer->line, error->line, sizeof answer->line);
+}
+
+static int answer_get(struct broker *broker, struct client *client, const struct store_request *request) {
     struct store_answer answer = {0};
     struct ntc_error error = {0};
     struct held *held;
-    int result = take(broker, request, fd, &held, &error);
+    int result = take(broker, request, client->file, &held, &error);
     memcpy(answer.root, request->root, sizeof answer.root);
     if (result) {
-        answer.result = (uint32_t)-result;
-        answer.detail = error.fault;
-        memcpy(answer.line, error.line, sizeof answer.line);
-        return store_send(socket, &answer, sizeof answer, -1);
+        refuse(&answer, result, &error);
+        return store_send(client->socket, &answer, sizeof answer, -1);
     }
-    answer.size = held->entry.size;
+    answer.size = held->in_parts ? held->sparse.size : held->entry.size;
     held->entry.served++;
     held->last_used = ++broker->requests;
-    return store_send(socket, &answer, sizeof answer, held->memfd);
+    return store_send(client->socket, &answer, sizeof answer, held->memfd);
+}
+
+/* More of a file that comes in parts, from the client's own file: what that lost is the client's loss alone.
+ * A memory file that was forgotten meanwhile is still what the client has mapped, but nothing reaches it any
+ * more. */
+static int answer_load(struct broker *broker, struct client *client, const struct store_request *request) {
+    struct store_answer answer = {0};
+    struct ntc_error error = {0};
+    struct held *held = find(broker, request->root);
+    int result = 0;
+    memcpy(answer.root, request->root, sizeof answer.root);
+    if (!held || !held->in_parts || client->file < 0 || request->count > STORE_CHUNKS_MAX) {
+        result = ntc_fail(&error, NTC_FAULT_STORE, "the cache store does not hold it any more");
+    } else {
+        result = ntc_sparse_ask(&held->sparse, client->file, name, request->chunk, request->count, &error);
+        held->entry.size = held->sparse.filled;
+        held->last_used = ++broker->requests;
+    }
+    if (result)
+        refuse(&answer, result, &error);
+    return store_send(client->socket, &answer, sizeof answer, -1);
 }
 
 static int answer_list(struct broker *broker, int socket) {
@@ -116,34 +179,86 @@ static int answer_list(struct broker *broker, int socket) {
     return result;
 }
 
-/* A client that misbehaves loses its connection, nothing else. */
-static void serve(struct broker *broker, int socket) {
-    const struct timeval limit = {.tv_sec = REQUEST_SECONDS};
+/* One request. False: the connection is over; a client that misbehaves loses it, nothing else. */
+static bool serve(struct broker *broker, struct client *client) {
     struct store_request request;
-    int fd = -1, result = -EPERM;
-    setsockopt(socket, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
-    setsockopt(socket, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
-    if (store_peer_is_own(socket))
-        result = store_receive(socket, &request, sizeof request, &fd);
-    if (!result) {
-        switch (request.what) {
-        case STORE_GET:
-            result = answer_get(broker, socket, &request, fd);
-            break;
-        case STORE_LIST:
-            result = answer_list(broker, socket);
-            break;
-        case STORE_STOP:
-            broker->stop = true;
-            result = store_send(socket, &(struct store_answer){0}, sizeof(struct store_answer), -1);
-            break;
-        default:
-            break;
-        }
+    int fd, result = store_receive(client->socket, &request, sizeof request, &fd);
+    if (result)
+        return false;
+    if (fd >= 0) {
+        if (client->file >= 0)
+            close(client->file);
+        client->file = fd;
     }
-    (void)result;
-    if (fd >= 0)
-        close(fd);
+    switch (request.what) {
+    case STORE_GET:
+        return !answer_get(broker, client, &request);
+    case STORE_LOAD:
+        return !answer_load(broker, client, &request);
+    case STORE_LIST:
+        return !answer_list(broker, client->socket);
+    case STORE_STOP:
+        broker->stop = true;
+        return !store_send(client->socket, &(struct store_answer){0}, sizeof(struct store_answer), -1);
+    default:
+        return false;
+    }
+}
+
+static void admit(struct broker *broker) {
+    int socket = accept4(broker->listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    if (socket < 0)
+        return;
+    if (broker->clients == CLIENTS_MAX || !store_peer_is_own(socket)) {
+        close(socket);
+        return;
+    }
+    broker->client[broker->clients++] = (struct client){.socket = socket, .file = -1};
+}
+
+static void dismiss(struct broker *broker, unsigned number) {
+    struct client *client = &broker->client[number];
+    close(client->socket);
+    if (client->file >= 0)
+        close(client->file);
+    *client = broker->client[--broker->clients];
+}
+
+/* While nobody asks. False: there is nothing to do. */
+static bool go_on(struct held *held) {
+    if (held->file < 0)
+        return false;
+    bool more = ntc_sparse_go_on(&held->sparse, held->file);
+    held->entry.size = held->sparse.filled;
+    if (!more) {
+        close(held->file);
+        held->file = -1;
+    }
+    return more;
+}
+
+/* Wait for requests, and serve one of each client that has one. False: nothing came in milliseconds. */
+static bool serve_all(struct broker *broker, int milliseconds) {
+    struct pollfd wait[CLIENTS_MAX + 1];
+    unsigned clients = broker->clients;
+    for (unsigned i = 0; i < clients; i++)
+        wait[i] = (struct pollfd){.fd = broker->client[i].socket, .events = POLLIN};
+    wait[clients] = (struct pollfd){.fd = broker->listener, .events = POLLIN};
+    bool more = false;
+    int ready = poll(wait, clients + 1, 0);
+    for (unsigned i = 0; i < broker->count && ready <= 0 && !more; i++)
+        more = go_on(&broker->held[i]);
+    if (ready <= 0 && !more)
+        ready = poll(wait, clients + 1, milliseconds);
+    if (ready <= 0)
+        return more;
+    for (unsigned i = clients; i && !broker->stop;
+         i--) /* backwards: who is dismissed is replaced by the last */
+        if (wait[i - 1].revents && !serve(broker, &broker->client[i - 1]))
+            dismiss(broker, i - 1);
+    if (wait[clients].revents)
+        admit(broker);
+    return true;
 }
 
 /* The lock says who serves; who has it may replace a socket that was left behind. */
@@ -175,6 +290,15 @@ static void use_all_processors(void) {
     (void)sched_setaffinity(0, sizeof all, &all); /* as many as the host lets this process have */
 }
 
+/* Each client costs two. */
+static void raise_descriptors(void) {
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_NOFILE, &limit))
+        return;
+    limit.rlim_cur = limit.rlim_max;
+    (void)setrlimit(RLIMIT_NOFILE, &limit);
+}
+
 static uint64_t seconds(void) {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
@@ -190,22 +314,23 @@ int ntc_broker_run(const char *directory_name, unsigned idle_seconds, struct ntc
     prctl(PR_SET_NAME, "nestor-cache");
     use_all_processors();
     result = start(directory, &lock, &broker.listener, error);
+    raise_descriptors();
+    /* The buffers of one request serve the next. */
+    mallopt(M_MMAP_THRESHOLD, 2 * MIB);
+    mallopt(M_TRIM_THRESHOLD, 8 * MIB);
     uint64_t last = seconds();
     while (!result && !broker.stop) {
-        struct pollfd wait = {.fd = broker.listener, .events = POLLIN};
         uint64_t idle = seconds() - last;
+        if (broker.clients)
+            idle = 0; /* they may need more of their files */
         if (idle >= idle_seconds)
             break;
         uint64_t left = idle_seconds - idle;
-        if (poll(&wait, 1, (int)(left < 3600 ? left : 3600) * 1000) <= 0)
-            continue;
-        int client = accept4(broker.listener, NULL, NULL, SOCK_CLOEXEC);
-        if (client < 0)
-            continue;
-        serve(&broker, client);
-        close(client);
-        last = seconds();
+        if (serve_all(&broker, (int)(left < 3600 ? left : 3600) * 1000) || broker.clients)
+            last = seconds();
     }
+    while (broker.clients)
+        dismiss(&broker, 0);
     if (broker.listener >= 0) {
         if (!result)
             unlinkat(directory, STORE_SOCKET, 0);

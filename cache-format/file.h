@@ -3,6 +3,7 @@
  * A file on disk can change or shrink after it was checked, and a private mapping would follow it. So it is
  * read once, chunk by chunk: the bytes that are digested are the bytes that are kept. For execution they go
  * into a memfd that is then sealed against every change; only such a descriptor yields executable mappings.
+ * Of a large file the store's memfd comes in parts, each of which cannot change once it is there (parts.h).
  */
 #ifndef NESTOR_CACHE_FILE_H
 #define NESTOR_CACHE_FILE_H
@@ -12,8 +13,8 @@
 
 struct ntc_file {
     struct ntc_view view;
-    void *base; /* read-only mapping of view.size bytes */
-    uint64_t size;
+    void *base;         /* read-only mapping of view.size bytes */
+    uint64_t size;      /* of the mapping */
     int memfd;          /* sealed; -1: for reading only */
     char *path;         /* as given */
     const char *origin; /* "copied" (by this process) or "shared" (from the store) */
@@ -36,6 +37,13 @@ MUST_CHECK int ntc_file_load(struct ntc_file *file, const char *path, const stru
                              struct ntc_error *error);
 
 void ntc_file_close(struct ntc_file *file);
+
+struct ntc_file_counts {
+    uint64_t loaded;   /* bytes that are in memory, whoever asked for them */
+    uint64_t requests; /* of this file for more, since it was opened */
+    uint64_t wait_tsc; /* spent on them, by all threads */
+};
+struct ntc_file_counts ntc_file_count(const struct ntc_file *file);
 
 /* Does the header meet demand? */
 MUST_CHECK int ntc_demand_check(const struct ntc_demand *demand, const struct ntc_header *header,

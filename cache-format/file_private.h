@@ -14,10 +14,15 @@ int ntc_read_error(int result, const char *path, struct ntc_error *error);
 MUST_CHECK int ntc_memfd_fill(int from, const char *path, const struct ntc_header *header, int *memfd,
                               struct ntc_error *error);
 /* Is it a memory file of this user's that can no longer change? */
-MUST_CHECK int ntc_memfd_check(int memfd, uint64_t size, struct ntc_error *error);
+MUST_CHECK int ntc_memfd_check(int memfd, uint64_t size, bool in_parts, struct ntc_error *error);
 /* Make *file of a sealed memory file, which it owns from now on (also when it fails). */
 MUST_CHECK int ntc_file_adopt(struct ntc_file *file, const char *path, int memfd, uint64_t size,
                               const char *origin, struct ntc_error *error);
+
+/* The same of one that comes in parts, which are asked for at the socket; it owns both (also when it fails).
+ */
+MUST_CHECK int ntc_file_adopt_parts(struct ntc_file *file, const char *path, int memfd,
+                                    const struct ntc_header *header, int socket, struct ntc_error *error);
 
 void ntc_sign_root(struct ntc_header *header, const struct ntc_secret_key *key);
 

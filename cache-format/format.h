@@ -3,7 +3,8 @@
  *
  *   header (4096 bytes) | sections that a VM needs | leaf digests | sections that only tools read
  *
- * Everything before load_size is what a VM loads. The file's root digest covers every byte of both parts.
+ * Everything before load_size is what a VM may load, chunk by chunk when it is first needed. The file's root
+ * digest covers every byte of both parts.
  */
 #ifndef NESTOR_CACHE_FORMAT_H
 #define NESTOR_CACHE_FORMAT_H
@@ -13,7 +14,7 @@
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the structures are the file's bytes");
 
 #define NTC_MAGIC "\x89NTC\r\n\x1a\n"
-#define NTC_VERSION_MAJOR 1 /* another one: unreadable */
+#define NTC_VERSION_MAJOR 2 /* another one: unreadable */
 #define NTC_VERSION_MINOR 0 /* a higher one: readable, with sections that may be ignored */
 
 #define NTC_HEADER_SIZE 4096u
@@ -40,9 +41,9 @@ enum ntc_section_kind {
     NTC_SECTION_SLOTS = 2,    /* u64: link slots; page-aligned, whole pages, right behind CODE */
     NTC_SECTION_CONSTS = 3,   /* u64: constants that code loads; page-aligned, whole pages, behind SLOTS */
     NTC_SECTION_IMAGES = 4,   /* struct ntc_image_record */
-    NTC_SECTION_UNITS = 5,    /* struct ntc_unit_record, by image, link address, mode, bytes */
-    NTC_SECTION_ENTRIES = 6,  /* struct ntc_entry_record, by image and address */
-    NTC_SECTION_PAGES = 7,    /* u32: per image and page of link addresses, its first entry */
+    NTC_SECTION_UNITS = 5,    /* struct ntc_unit_record, in the order of their code */
+    NTC_SECTION_ENTRIES = 6,  /* struct ntc_entry_record, by image, likely or not, address */
+    NTC_SECTION_PAGES = 7,    /* u32: per image, likely or not, and page of link addresses, its first entry */
     NTC_SECTION_INDEX = 8,    /* struct ntc_index_record: the hash table of entry bytes */
     NTC_SECTION_BYTES = 9,    /* guest bytes, each string once */
     NTC_SECTION_SITES = 10,   /* struct ntc_site */
@@ -51,12 +52,13 @@ enum ntc_section_kind {
     NTC_SECTION_MAPS = 13,    /* host-PC to guest-PC maps: bytes */
     NTC_SECTION_STATES = 14,  /* struct ntc_state */
     NTC_SECTION_STRINGS = 15, /* UTF-8, each ended by a zero byte; offset 0 is the empty string */
-    NTC_SECTION_PLACES = 16,  /* u32: unit numbers by their offset in CODE */
-    NTC_SECTION_LEAVES = 17,  /* 32-byte digests of the chunks; the last that is loaded */
+    NTC_SECTION_PLACES = 16,  /* u32: where in CODE each unit starts */
+    NTC_SECTION_LIKELY = 17,  /* struct ntc_range: what is worth loading when the file is opened */
+    NTC_SECTION_LEAVES = 18,  /* 32-byte digests of the chunks; the last that is loaded */
     /* For tools: behind load_size. */
-    NTC_SECTION_IR = 18,    /* text */
-    NTC_SECTION_NOTES = 19, /* struct ntc_note_record, one for each unit */
-    NTC_SECTION_LINKS = 20, /* struct ntc_link */
+    NTC_SECTION_IR = 19,    /* text */
+    NTC_SECTION_NOTES = 20, /* struct ntc_note_record, one for each unit */
+    NTC_SECTION_LINKS = 21, /* struct ntc_link */
     NTC_SECTION_KINDS,
 };
 
@@ -120,9 +122,11 @@ struct ntc_image_record {
     uint32_t name;        /* string */
     uint32_t version;     /* string */
     uint32_t first_entry, entry_count;
-    uint32_t first_page; /* link_length / 4096 + 1 words; the last is first_entry + entry_count */
-    uint32_t page_count; /* link_length / 4096 */
-    uint32_t first_unit, unit_count;
+    uint32_t
+        first_page; /* two runs of link_length / 4096 + 1 words: for the likely entries, for the others */
+    uint32_t page_count;   /* link_length / 4096 */
+    uint32_t likely_count; /* so many of the entries come first and are of units that are likely to be used */
+    uint32_t unit_count;
     uint8_t digest[NTC_DIGEST_SIZE]; /* BLAKE2b-256 of the image file, unpacked; zero: not known */
     uint8_t build_id[20];            /* the GNU build ID; zero: none */
     uint32_t reserved;
@@ -164,8 +168,13 @@ struct ntc_entry_record {
     uint32_t unit;
     uint32_t host;         /* offset in the unit's code */
     uint8_t digest_length; /* bytes under the index's digest, of ntc_digest_lengths; 0: not in the index */
-    uint8_t flags;         /* zero */
+    uint8_t check;         /* low byte of that digest; zero without one */
     uint16_t abi_data;     /* the translator's own */
+};
+
+/* Bytes of the file, before LEAVES. */
+struct ntc_range {
+    uint64_t offset, length;
 };
 
 struct ntc_index_record {
@@ -294,6 +303,7 @@ _Static_assert(sizeof(struct ntc_note_record) == 48, "see docs/cache-format.md")
 _Static_assert(sizeof(struct ntc_link) == 8, "see docs/cache-format.md");
 _Static_assert(sizeof(struct ntc_unit_record) == 80, "see docs/cache-format.md");
 _Static_assert(sizeof(struct ntc_entry_record) == 16, "see docs/cache-format.md");
+_Static_assert(sizeof(struct ntc_range) == 16, "see docs/cache-format.md");
 _Static_assert(sizeof(struct ntc_index_record) == 8, "see docs/cache-format.md");
 _Static_assert(sizeof(struct ntc_site) == 20, "see docs/cache-format.md");
 _Static_assert(sizeof(struct ntc_reloc) == 16, "see docs/cache-format.md");

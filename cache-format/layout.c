@@ -12,6 +12,7 @@
 #include "cache-format/map.h"
 
 #define INT3 0xcc
+#define LIKELY_RANGES 64u /* those that have no room are loaded when they are needed */
 
 /* -- Order -- */
 
@@ -123,8 +124,7 @@ static int sort_images(struct layout *layout, const struct ntc_writer *writer) {
 
 static int sort_units(struct layout *layout, const struct ntc_writer *writer) {
     layout->unit = calloc(writer->units + 1ull, sizeof *layout->unit);
-    layout->place = calloc(writer->units + 1ull, sizeof *layout->place);
-    if (!layout->unit || !layout->place)
+    if (!layout->unit)
         return -ENOMEM;
     for (uint32_t i = 0; i < writer->units; i++) {
         struct kept_unit *kept = writer->unit[i];
@@ -144,8 +144,13 @@ static int sort_units(struct layout *layout, const struct ntc_writer *writer) {
         kept->number = layout->units;
         layout->unit[layout->units++] = kept;
     }
-    memcpy(layout->place, layout->unit, layout->units * sizeof *layout->place);
-    qsort(layout->place, layout->units, sizeof *layout->place, compare_code_order);
+    qsort(layout->unit, layout->units, sizeof *layout->unit, compare_code_order);
+    for (uint32_t i = 0; i < layout->units; i++) {
+        struct kept_unit *kept = layout->unit[i];
+        kept->number = i;
+        layout->image[kept->image]->laid.unit_count++;
+        layout->likely_units += kept->unit.heat != 0;
+    }
     return 0;
 }
 
@@ -261,7 +266,7 @@ static int place_unit(struct layout *layout, const struct ntc_writer *writer, st
     if (!result)
         result =
             intern32(&layout->section[NTC_SECTION_BYTES], unit->bytes, unit->guest_length, &record->bytes);
-    if (!result && !pool_add(&layout->section[NTC_SECTION_PLACES], &kept->number, sizeof kept->number))
+    if (!result && !pool_add(&layout->section[NTC_SECTION_PLACES], &record->code, sizeof record->code))
         result = -ENOMEM;
     if (result)
         return result;
@@ -325,7 +330,6 @@ static void settle(struct layout *layout) {
 
 static int add_images(struct layout *layout, const struct ntc_writer *writer) {
     struct pool *strings = &layout->section[NTC_SECTION_STRINGS];
-    uint32_t unit = 0;
     for (uint32_t i = 0; i < writer->images; i++) {
         struct kept_image *image = layout->image[i];
         int result = intern32(strings, image->name, strlen(image->name) + 1, &image->laid.name);
@@ -333,18 +337,27 @@ static int add_images(struct layout *layout, const struct ntc_writer *writer) {
             result = intern32(strings, image->version, strlen(image->version) + 1, &image->laid.version);
         if (result)
             return result;
-        image->laid.first_unit = unit;
-        while (unit < layout->units && layout->unit[unit]->image == i)
-            unit++;
-        image->laid.unit_count = unit - image->laid.first_unit;
         if (!pool_add(&layout->section[NTC_SECTION_IMAGES], &image->laid, sizeof image->laid))
             return -ENOMEM;
     }
     return 0;
 }
 
+/* All likely units are placed: what there is of each section is theirs. */
+static void note_likely(struct layout *layout) {
+    static const enum ntc_section_kind by_unit[] = {NTC_SECTION_CODE,   NTC_SECTION_SLOTS, NTC_SECTION_CONSTS,
+                                                    NTC_SECTION_BYTES,  NTC_SECTION_SITES, NTC_SECTION_RELOCS,
+                                                    NTC_SECTION_FIELDS, NTC_SECTION_MAPS};
+    if (!layout->likely_units)
+        return;
+    for (unsigned i = 0; i < ARRAY_SIZE(by_unit); i++)
+        layout->likely[by_unit[i]] = layout->section[by_unit[i]].length;
+    layout->likely[NTC_SECTION_UNITS] = layout->likely_units * sizeof(struct ntc_unit_record);
+}
+
 static int build_sections(struct layout *layout, const struct ntc_writer *writer) {
     static const uint64_t runtime_slots[NTC_RUNTIME_SLOTS];
+    static const struct ntc_range no_ranges[LIKELY_RANGES];
     struct ntc_state plain = ntc_state_plain();
     struct ntc_map_builder builder = {0};
     uint64_t ignored;
@@ -357,8 +370,13 @@ static int build_sections(struct layout *layout, const struct ntc_writer *writer
         result = pool_intern(&layout->section[NTC_SECTION_STRINGS], "", 1, &ignored);
     if (!result && !pool_add(&layout->section[NTC_SECTION_SLOTS], runtime_slots, sizeof runtime_slots))
         result = -ENOMEM;
-    for (uint32_t i = 0; i < layout->units && !result; i++)
-        result = place_unit(layout, writer, layout->place[i], &builder);
+    for (uint32_t i = 0; i < layout->units && !result; i++) {
+        if (i == layout->likely_units)
+            note_likely(layout);
+        result = place_unit(layout, writer, layout->unit[i], &builder);
+    }
+    if (layout->likely_units == layout->units)
+        note_likely(layout);
     ntc_map_builder_destroy(&builder);
     if (!result)
         result = pool_align(&layout->section[NTC_SECTION_CODE], PAGE_SIZE, INT3);
@@ -377,7 +395,13 @@ static int build_sections(struct layout *layout, const struct ntc_writer *writer
     }
     if (!result)
         result = layout_entries(layout, writer);
-    return result ? result : add_images(layout, writer);
+    if (!result)
+        result = add_images(layout, writer);
+    /* The contents come when the sections have their places. */
+    if (!result && !pool_add(&layout->section[NTC_SECTION_LIKELY], no_ranges,
+                             layout->likely_units ? sizeof no_ranges : 0))
+        result = -ENOMEM;
+    return result;
 }
 
 /* -- The file -- */
@@ -399,6 +423,7 @@ static const uint32_t record_size[NTC_SECTION_KINDS] = {
     [NTC_SECTION_STATES] = sizeof(struct ntc_state),
     [NTC_SECTION_STRINGS] = 1,
     [NTC_SECTION_PLACES] = sizeof(uint32_t),
+    [NTC_SECTION_LIKELY] = sizeof(struct ntc_range),
     [NTC_SECTION_LEAVES] = NTC_DIGEST_SIZE,
     [NTC_SECTION_IR] = 1,
     [NTC_SECTION_NOTES] = sizeof(struct ntc_note_record),
@@ -448,6 +473,37 @@ static int place_sections(struct layout *layout, struct ntc_header *header) {
         at += layout->section[kind].length;
     }
     return 0;
+}
+
+/* Of the sections that are in the order of the units what belongs to the likely ones; and of the entries
+ * theirs. The index is of use where little is known, so it comes with the likely ones of a file of such only.
+ */
+static void fill_likely(struct layout *layout, const struct ntc_header *header) {
+    struct ntc_range *range = NULL, ranges[LIKELY_RANGES] = {{0, 0}};
+    unsigned count = 0;
+    for (uint32_t i = 0; i < header->section_count; i++) {
+        const struct ntc_section *section = &header->section[i];
+        uint64_t length = layout->likely[section->kind];
+        if (section->kind == NTC_SECTION_INDEX && layout->likely_units == layout->units)
+            length = section->length;
+        if (length && section->kind < NTC_SECTION_LEAVES)
+            ranges[count++] = (struct ntc_range){.offset = section->offset, .length = length};
+        if (section->kind == NTC_SECTION_LIKELY)
+            range = (struct ntc_range *)(void *)(layout->file + section->offset);
+    }
+    for (uint32_t i = 0; i < header->section_count; i++) {
+        const struct ntc_section *section = &header->section[i];
+        for (uint32_t k = 0;
+             section->kind == NTC_SECTION_ENTRIES && k < layout->summary.images && count < LIKELY_RANGES;
+             k++) {
+            const struct ntc_image_record *image = &layout->image[k]->laid;
+            if (image->likely_count)
+                ranges[count++] = (struct ntc_range){
+                    .offset = section->offset + image->first_entry * sizeof(struct ntc_entry_record),
+                    .length = image->likely_count * sizeof(struct ntc_entry_record)};
+        }
+    }
+    memcpy(range, ranges, sizeof ranges);
 }
 
 static void digest_file(struct layout *layout, uint64_t leaves_offset) {
@@ -506,8 +562,10 @@ static int assemble(struct layout *layout, const struct ntc_writer *writer) {
             memcpy(layout->file + section->offset, pool->bytes, section->length);
         pool_destroy(pool);
     }
-    digest_file(layout, leaves_offset);
     layout->summary.images = writer->images;
+    if (layout->likely_units)
+        fill_likely(layout, &header);
+    digest_file(layout, leaves_offset);
     layout->summary.units = layout->units;
     layout->summary.load_size = header.load_size;
     layout->summary.file_size = header.file_size;
@@ -533,6 +591,5 @@ void layout_destroy(struct layout *layout) {
         pool_destroy(&layout->section[i]);
     free(layout->image);
     free(layout->unit);
-    free(layout->place);
     free(layout->file);
 }

@@ -15,11 +15,13 @@ struct sorted_entry {
     uint16_t guest, abi_data;
 };
 
-/* By image, address; the hottest unit first, of those LLVM's; then in the units' order. */
+/* By image, likely or not, address; the hottest unit first, of those LLVM's; then in the units' order. */
 static int compare_entries(const void *a, const void *b) {
     const struct sorted_entry *one = a, *other = b;
     if (one->unit->image != other->unit->image)
         return one->unit->image < other->unit->image ? -1 : 1;
+    if (!one->unit->unit.heat != !other->unit->unit.heat)
+        return one->unit->unit.heat ? -1 : 1;
     if (one->address != other->address)
         return one->address < other->address ? -1 : 1;
     if (one->unit->unit.heat != other->unit->unit.heat)
@@ -50,11 +52,16 @@ static int add_pages(struct layout *layout, const struct sorted_entry *entry, ui
     struct pool *pages = &layout->section[NTC_SECTION_PAGES];
     image->first_page = (uint32_t)(pages->length / sizeof(uint32_t));
     image->first_entry = *at;
-    for (uint32_t page = 0; page <= image->page_count; page++) {
-        while (*at < entries && entry[*at].unit->image == number && entry[*at].address / PAGE_SIZE < page)
-            ++*at;
-        if (!pool_add(pages, at, sizeof *at))
-            return -ENOMEM;
+    for (unsigned table = 0; table < 2; table++) { /* the likely entries, the others */
+        for (uint32_t page = 0; page <= image->page_count; page++) {
+            while (*at < entries && entry[*at].unit->image == number &&
+                   (entry[*at].unit->unit.heat ? 0u : 1u) == table && entry[*at].address / PAGE_SIZE < page)
+                ++*at;
+            if (!pool_add(pages, at, sizeof *at))
+                return -ENOMEM;
+        }
+        if (!table)
+            image->likely_count = *at - image->first_entry;
     }
     image->entry_count = *at - image->first_entry;
     return 0;
@@ -109,7 +116,9 @@ static int build_index(struct layout *layout, const struct sorted_entry *sorted,
         uint64_t digest = ntc_entry_digest(unit->bytes + sorted[number].guest, records[number].digest_length);
         if (!insert(index, buckets - 1, digest, number, records, &layout->probes)) {
             records[number].digest_length = 0;
+            continue;
         }
+        records[number].check = (uint8_t)digest;
     }
     for (uint32_t i = 0; i < entries; i++)
         layout->summary.entries_not_indexed += !records[i].digest_length;

@@ -42,7 +42,7 @@ int ntc_mapping_create(struct ntc_mapping *mapping, const struct ntc_file *file,
     *mapping = (struct ntc_mapping){.view = &file->view};
     if (file->memfd < 0)
         return ntc_fail(error, NTC_FAULT_STORE, "cache '%s' was opened for reading only", file->path);
-    int result = ntc_memfd_check(file->memfd, file->size, error);
+    int result = ntc_memfd_check(file->memfd, file->size, file->view.parts != NULL, error);
     if (result)
         return result;
     uint64_t writable = slots->length + consts->length;

@@ -1,7 +1,7 @@
 /* Finding entries: through the hash table of entry bytes, or by the image's page words. Both look at a
  * bounded number of records whatever the file holds. Runs with a guest's vector registers live.
  */
-#include "cache-format/view.h"
+#include "cache-format/parts.h"
 
 /* The hash's short forms only: they are scalar code, and the long ones never apply. */
 #define XXH_INLINE_ALL
@@ -22,7 +22,8 @@ uint64_t ntc_entry_digest(const uint8_t *bytes, uint32_t length) {
 static bool take(const struct ntc_search *search, uint32_t number, struct ntc_hit *hit) {
     const struct ntc_view *view = search->view;
     const struct ntc_entry_record *entry = &view->entries[number];
-    if (entry->unit >= view->count[NTC_SECTION_UNITS])
+    if (entry->unit >= view->count[NTC_SECTION_UNITS] ||
+        !ntc_parts_need(view, NTC_SECTION_UNITS, entry->unit, 1))
         return false;
     const struct ntc_unit_record *unit = &view->units[entry->unit];
     if ((unit->mode != search->mode && unit->mode != search->also[0] && unit->mode != search->also[1]) ||
@@ -70,13 +71,14 @@ static bool next_by_content(struct ntc_search *search, struct ntc_hit *hit) {
         uint8_t length = ntc_digest_lengths[search->length_class];
         while (search->probes) {
             const struct ntc_index_record *slot = &view->index[search->at & mask];
-            if (!slot->entry)
+            if (!ntc_parts_need(view, NTC_SECTION_INDEX, search->at & mask, 1) || !slot->entry)
                 break;
             search->at++;
             search->probes--;
             if (slot->tag != search->tag || slot->entry > view->count[NTC_SECTION_ENTRIES])
                 continue;
-            if (view->entries[slot->entry - 1].digest_length == length && take(search, slot->entry - 1, hit))
+            if (ntc_parts_need(view, NTC_SECTION_ENTRIES, slot->entry - 1, 1) &&
+                view->entries[slot->entry - 1].digest_length == length && take(search, slot->entry - 1, hit))
                 return true;
         }
         search->started = false;
@@ -85,17 +87,19 @@ static bool next_by_content(struct ntc_search *search, struct ntc_hit *hit) {
     return false;
 }
 
-/* Entries of one address that `search` is to yield. */
-static void find_address(struct ntc_search *search, uint32_t number, uint64_t link_address) {
+/* Entries of one address that `search` is to yield, of one of the image's two tables. */
+static void find_address(struct ntc_search *search, bool unlikely) {
     const struct ntc_view *view = search->view;
-    const struct ntc_image_record *image = ntc_view_image(view, number);
-    if (!image || link_address - image->link_base >= image->link_length)
-        return;
-    search->image = number;
-    search->offset = (uint32_t)(link_address - image->link_base);
-    const uint32_t *word = &view->pages[image->first_page + search->offset / PAGE_SIZE];
+    const struct ntc_image_record *image = &view->images[search->image];
+    uint32_t from = image->first_entry + (unlikely ? image->likely_count : 0);
+    uint32_t count = unlikely ? image->entry_count - image->likely_count : image->likely_count;
+    const uint32_t *word =
+        &view->pages[image->first_page + (unlikely ? image->page_count + 1 : 0) + search->offset / PAGE_SIZE];
     uint32_t low = word[0], high = word[1];
-    if (low < image->first_entry || high < low || high - image->first_entry > image->entry_count)
+    search->unlikely = unlikely;
+    search->at = search->end = 0;
+    if (low < from || high < low || high - from > count ||
+        !ntc_parts_need(view, NTC_SECTION_ENTRIES, low, high - low))
         return;
     search->end = high;
     while (low < high) {
@@ -110,34 +114,75 @@ static void find_address(struct ntc_search *search, uint32_t number, uint64_t li
         search->end = low + ADDRESS_CANDIDATES;
 }
 
+static void begin_address(struct ntc_search *search, uint32_t number, uint64_t link_address, bool unlikely) {
+    const struct ntc_image_record *image = ntc_view_image(search->view, number);
+    search->by_address = true;
+    search->unlikely = true; /* nothing more */
+    if (!image || link_address - image->link_base >= image->link_length)
+        return;
+    search->image = number;
+    search->offset = (uint32_t)(link_address - image->link_base);
+    find_address(search, unlikely);
+}
+
+void ntc_search_bytes_at(struct ntc_search *search, const struct ntc_view *view, uint32_t number,
+                         uint64_t link_address, bool unlikely, const uint8_t *bytes, uint32_t available,
+                         uint32_t mode) {
+    *search = (struct ntc_search){
+        .view = view, .bytes = bytes, .available = available, .mode = mode, .also = {mode, mode}};
+    begin_address(search, number, link_address, unlikely);
+    search->unlikely = true;
+}
+
 void ntc_search_address(struct ntc_search *search, const struct ntc_view *view, uint32_t number,
                         uint64_t link_address, uint32_t mode) {
-    *search = (struct ntc_search){.view = view, .mode = mode, .also = {mode, mode}, .by_address = true};
-    find_address(search, number, link_address);
+    *search = (struct ntc_search){.view = view, .mode = mode, .also = {mode, mode}};
+    begin_address(search, number, link_address, false);
+}
+
+/* Do the guest's bytes begin as the entry's did, as far as that can be seen without its unit? */
+static bool begins_alike(struct ntc_search *search, const struct ntc_entry_record *entry) {
+    for (unsigned i = 0; search->bytes && i < NTC_DIGEST_CLASSES; i++) {
+        if (ntc_digest_lengths[i] != entry->digest_length || entry->digest_length > search->available)
+            continue;
+        if (!(search->checked >> i & 1))
+            search->checks[i] = (uint8_t)ntc_entry_digest(search->bytes, entry->digest_length);
+        search->checked |= (uint8_t)(1u << i);
+        return search->checks[i] == entry->check;
+    }
+    return true;
+}
+
+static bool next_by_address(struct ntc_search *search, struct ntc_hit *hit) {
+    const struct ntc_view *view = search->view;
+    for (;;) {
+        while (search->at < search->end && view->entries[search->at].address == search->offset) {
+            uint32_t number = search->at++;
+            if (begins_alike(search, &view->entries[number]) && take(search, number, hit) &&
+                hit->image == search->image)
+                return true;
+        }
+        if (search->unlikely)
+            return false;
+        find_address(search, true);
+    }
 }
 
 bool ntc_search_unit(const struct ntc_view *view, uint32_t number, uint64_t guest, struct ntc_hit *hit) {
     const struct ntc_unit_record *unit = &view->units[number];
-    struct ntc_search search = {.view = view,
-                                .mode = unit->mode,
-                                .also = {unit->mode, unit->mode},
-                                .by_address = true,
-                                .unbounded = true};
+    struct ntc_search search = {
+        .view = view, .mode = unit->mode, .also = {unit->mode, unit->mode}, .unbounded = true};
     if (guest >= unit->guest_length)
         return false;
-    find_address(&search, unit->image, unit->link_address + guest);
-    while (ntc_search_next(&search, hit))
-        if (hit->unit == number)
-            return true;
-    return false;
-}
-
-static bool next_by_address(struct ntc_search *search, struct ntc_hit *hit) {
-    while (search->at < search->end && search->view->entries[search->at].address == search->offset) {
-        if (take(search, search->at++, hit) && hit->image == search->image)
-            return true;
+    begin_address(&search, unit->image, unit->link_address + guest, false);
+    for (;;) {
+        for (; search.at < search.end && view->entries[search.at].address == search.offset; search.at++)
+            if (view->entries[search.at].unit == number)
+                return take(&search, search.at, hit) && hit->image == search.image;
+        if (search.unlikely)
+            return false;
+        find_address(&search, true);
     }
-    return false;
 }
 
 bool ntc_search_next(struct ntc_search *search, struct ntc_hit *hit) {

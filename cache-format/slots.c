@@ -27,25 +27,24 @@ void ntc_mapping_prepare(struct ntc_mapping *mapping, uint32_t first, uint32_t c
 bool ntc_mapping_find(const struct ntc_mapping *mapping, uint64_t host_pc, uint32_t *number,
                       uint32_t *offset) {
     const struct ntc_view *view = mapping->view;
-    uint64_t at = host_pc - (uint64_t)(uintptr_t)mapping->code, units = view->count[NTC_SECTION_UNITS];
+    uint64_t at = host_pc - (uint64_t)(uintptr_t)mapping->code;
     uint32_t low = 0, high = (uint32_t)view->count[NTC_SECTION_PLACES];
     if (at >= mapping->code_size)
         return false;
     while (low < high) { /* the last one that starts at or before `at` */
-        uint32_t middle = low + (high - low) / 2, unit = view->places[middle];
-        if (unit >= units)
-            return false;
-        if (view->units[unit].code <= at)
+        uint32_t middle = low + (high - low) / 2;
+        if (view->places[middle] <= at)
             low = middle + 1;
         else
             high = middle;
     }
-    if (!low || view->places[low - 1] >= units)
+    if (!low)
         return false;
-    const struct ntc_unit_record *unit = &view->units[view->places[low - 1]];
+    /* A unit whose code runs is there, with its record. */
+    const struct ntc_unit_record *unit = &view->units[low - 1];
     if (at < unit->code || at - unit->code >= unit->code_length)
         return false;
-    *number = view->places[low - 1];
+    *number = low - 1;
     *offset = (uint32_t)(at - unit->code);
     return true;
 }

@@ -20,6 +20,7 @@
 #include "cache-format/digest.h"
 #include "cache-format/file_private.h"
 #include "cache-format/header.h"
+#include "cache-format/parts.h"
 #include "cache-format/store_private.h"
 
 #define ANSWER_SECONDS 4 /* a broker that takes longer is given up: the file is loaded privately */
@@ -195,6 +196,14 @@ static int connect_started(int directory, const char *const *argv) {
 static int check_received(const struct ntc_file *file, const struct ntc_header *wanted, const char *path,
                           struct ntc_error *error) {
     uint8_t root[NTC_DIGEST_SIZE];
+    const struct ntc_view *view = &file->view;
+    static const enum ntc_section_kind always[] = {NTC_SECTION_IMAGES, NTC_SECTION_PAGES, NTC_SECTION_STATES,
+                                                   NTC_SECTION_STRINGS, NTC_SECTION_PLACES};
+    bool there = ntc_parts_need(view, NTC_SECTION_SLOTS, 0, NTC_RUNTIME_SLOTS);
+    for (unsigned i = 0; i < ARRAY_SIZE(always); i++)
+        there &= ntc_parts_need(view, always[i], 0, view->count[always[i]]);
+    if (!there)
+        return ntc_fail(error, NTC_FAULT_STORE, "the cache store gave too little of '%s'", path);
     ntc_root_digest(file->view.header, file->view.leaves, root);
     /* The signature may be another key's: ours was checked with the header that was read from the file. */
     if (memcmp(file->view.header, wanted, NTC_HEADER_SIGNED) || memcmp(root, wanted->root, sizeof root))
@@ -202,6 +211,7 @@ static int check_received(const struct ntc_file *file, const struct ntc_header *
     return 0;
 }
 
+/* The socket is ours: it is the file's to ask for more at, or closed. */
 static int get(struct ntc_file *file, int socket, int fd, const char *path, const struct ntc_header *header,
                struct ntc_error *error) {
     struct store_request request = {.what = STORE_GET};
@@ -211,16 +221,24 @@ static int get(struct ntc_file *file, int socket, int fd, const char *path, cons
     int result = store_send(socket, &request, sizeof request, fd);
     if (!result)
         result = store_receive(socket, &answer, sizeof answer, &memfd);
-    if (result)
+    if (result) {
+        close(socket);
         return ntc_fail(error, NTC_FAULT_STORE, "the cache store does not answer: %s", strerror(-result));
+    }
     if (answer.result || memfd < 0) {
         if (memfd >= 0)
             close(memfd);
+        close(socket);
         answer.line[sizeof answer.line - 1] = 0;
         return ntc_fail(error, answer.result ? NTC_FAULT_IO : NTC_FAULT_STORE,
                         "the cache store cannot provide '%s': %s", path, answer.line);
     }
-    result = ntc_file_adopt(file, path, memfd, header->load_size, "shared", error);
+    if (answer.size == header->load_size) {
+        close(socket);
+        result = ntc_file_adopt(file, path, memfd, header->load_size, "shared", error);
+    } else {
+        result = ntc_file_adopt_parts(file, path, memfd, header, socket, error);
+    }
     if (result)
         return result;
     result = check_received(file, header, path, error);
@@ -248,8 +266,7 @@ int ntc_store_open(struct ntc_file *file, const char *path, const struct ntc_dem
         close(directory);
     }
     if (socket >= 0) {
-        result = get(file, socket, fd, path, &header, &ignored);
-        close(socket);
+        result = get(file, socket, fd, path, &header, &ignored); /* the socket is its */
         if (!result)
             goto out;
     }

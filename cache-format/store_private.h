@@ -7,17 +7,20 @@
 #include <sys/socket.h>
 #include <sys/un.h>
 
-#define STORE_SOCKET "cache-1.sock" /* with the protocol's version */
-#define STORE_LOCK "cache-1.lock"
+#define STORE_SOCKET "cache-2.sock" /* with the protocol's version */
+#define STORE_LOCK "cache-2.lock"
 #define STORE_FILES_MAX 64u
 
-enum store_what { STORE_GET = 0, STORE_LIST = 1, STORE_STOP = 2 };
+#define STORE_CHUNKS_MAX 64u
+
+enum store_what { STORE_GET = 0, STORE_LIST = 1, STORE_STOP = 2, STORE_LOAD = 3 };
 
 struct store_request {
     uint32_t what;
-    uint32_t reserved;
+    uint32_t count; /* of a load: chunks */
     uint8_t root[NTC_DIGEST_SIZE];
     uint64_t reserved2;
+    uint32_t chunk[STORE_CHUNKS_MAX];
 };
 
 struct store_answer {
@@ -28,7 +31,7 @@ struct store_answer {
     char line[400];
 };
 
-_Static_assert(sizeof(struct store_request) == 48, "see docs/cache-format.md");
+_Static_assert(sizeof(struct store_request) == 304, "see docs/cache-format.md");
 _Static_assert(sizeof(struct store_answer) == 448, "see docs/cache-format.md");
 _Static_assert(sizeof(struct ntc_store_entry) == 48, "see docs/cache-format.md");
 

@@ -4,6 +4,7 @@
 #include "cache-format/map.h"
 
 #include "cache-format/light_memory.h"
+#include "cache-format/parts.h"
 
 #include <errno.h>
 
@@ -24,9 +25,9 @@ static const char *check_image(const struct ntc_view *view, uint32_t number) {
         image->reserved || image->kind > NTC_IMAGE_MODULE)
         return "kind, flags or slide of its image";
     if (image->page_count != image->link_length / PAGE_SIZE ||
-        !within(view, NTC_SECTION_PAGES, image->first_page, (uint64_t)image->page_count + 1) ||
+        !within(view, NTC_SECTION_PAGES, image->first_page, 2 * ((uint64_t)image->page_count + 1)) ||
         !within(view, NTC_SECTION_ENTRIES, image->first_entry, image->entry_count) ||
-        !within(view, NTC_SECTION_UNITS, image->first_unit, image->unit_count))
+        image->likely_count > image->entry_count || image->unit_count > view->count[NTC_SECTION_UNITS])
         return "tables of its image";
     return NULL;
 }
@@ -35,14 +36,11 @@ const struct ntc_image_record *ntc_view_image(const struct ntc_view *view, uint3
     return check_image(view, number) ? NULL : &view->images[number];
 }
 
-static const char *check_ranges(const struct ntc_view *view, const struct ntc_unit_record *r,
-                                uint32_t number) {
+static const char *check_ranges(const struct ntc_view *view, const struct ntc_unit_record *r) {
     const char *why = check_image(view, r->image);
     if (why)
         return why;
     const struct ntc_image_record *image = &view->images[r->image];
-    if (number - image->first_unit >= image->unit_count)
-        return "it is not among its image's units";
     if (!within(view, NTC_SECTION_BYTES, r->bytes, r->guest_length))
         return "guest bytes";
     if (r->link_address < image->link_base || r->link_address - image->link_base >= image->link_length ||
@@ -265,28 +263,35 @@ static const char *check_reloc_kinds(const struct ntc_unit *unit) {
 static const char *open_ranges(const struct ntc_view *view, uint32_t number, struct ntc_unit *unit) {
     if (number >= view->count[NTC_SECTION_UNITS])
         return "no such unit";
+    if (!ntc_parts_need(view, NTC_SECTION_UNITS, number, 1))
+        return "its record cannot be had";
     const struct ntc_unit_record *record = &view->units[number];
-    const char *why = check_ranges(view, record, number);
+    const char *why = check_ranges(view, record);
     if (!why)
         describe(view, record, unit);
     return why;
 }
 
 int ntc_unit_sketch(const struct ntc_view *view, uint32_t number, struct ntc_unit *unit) {
-    if (open_ranges(view, number, unit) || !unit->guest_length ||
+    if (open_ranges(view, number, unit) || !unit->guest_length || !ntc_parts_of_guest(view, number) ||
         !good_fields(unit, view->count[NTC_SECTION_IMAGES]))
         return -EBADMSG;
     return 0;
 }
 
-int ntc_unit_use(const struct ntc_view *view, const struct ntc_unit *unit) {
-    return check_reloc_kinds(unit) || check_words(unit, view->count[NTC_SECTION_IMAGES]) ? -EBADMSG : 0;
+int ntc_unit_use(const struct ntc_view *view, uint32_t number, const struct ntc_unit *unit) {
+    if (!ntc_parts_of_unit(view, number) || check_reloc_kinds(unit) ||
+        check_words(unit, view->count[NTC_SECTION_IMAGES]))
+        return -EBADMSG;
+    return 0;
 }
 
 static const char *open_unit(const struct ntc_view *view, uint32_t number, struct ntc_unit *unit) {
     const char *why = open_ranges(view, number, unit);
     if (why)
         return why;
+    if (!ntc_parts_of_guest(view, number) || !ntc_parts_of_unit(view, number))
+        return "a part of it cannot be had";
     if (view->notes) {
         why = check_note(view, &view->notes[number]);
         if (why)
@@ -384,18 +389,18 @@ int64_t ntc_field_value(const struct ntc_field *field, const uint8_t *unit_bytes
     return (int64_t)(light_load(unit_bytes + field->offset, field->size) << unused) >> unused;
 }
 
-bool ntc_unit_entry(const struct ntc_view *view, uint32_t number, const struct ntc_unit *unit, uint64_t *at,
-                    struct ntc_unit_entry *entry) {
-    const struct ntc_image_record *image = ntc_view_image(view, unit->image);
-    if (!image)
+/* The next entry of one of the image's two tables, from the page that the unit begins on. *at: where to go
+ * on, or 0. */
+static bool next_entry(const struct ntc_view *view, uint32_t number, const struct ntc_unit *unit,
+                       bool unlikely, uint64_t *at, struct ntc_unit_entry *entry) {
+    const struct ntc_image_record *image = &view->images[unit->image];
+    uint64_t first = unit->link_address - image->link_base;
+    uint64_t from = image->first_entry + (unlikely ? (uint64_t)image->likely_count : 0);
+    uint64_t end = image->first_entry + (uint64_t)(unlikely ? image->entry_count : image->likely_count);
+    if (!*at)
+        *at = view->pages[image->first_page + (unlikely ? image->page_count + 1 : 0) + first / PAGE_SIZE];
+    if (*at < from)
         return false;
-    uint64_t first = unit->link_address - image->link_base,
-             end = image->first_entry + (uint64_t)image->entry_count;
-    if (!*at) {
-        *at = view->pages[image->first_page + first / PAGE_SIZE];
-        if (*at < image->first_entry)
-            return false;
-    }
     for (; *at < end; ++*at) {
         const struct ntc_entry_record *record = &view->entries[*at];
         if (record->address >= first + unit->guest_length)
@@ -408,4 +413,21 @@ bool ntc_unit_entry(const struct ntc_view *view, uint32_t number, const struct n
         return true;
     }
     return false;
+}
+
+#define IN_UNLIKELY (1ull << 63) /* of *at */
+
+bool ntc_unit_entry(const struct ntc_view *view, uint32_t number, const struct ntc_unit *unit, uint64_t *at,
+                    struct ntc_unit_entry *entry) {
+    if (!ntc_view_image(view, unit->image))
+        return false;
+    if (!(*at & IN_UNLIKELY)) {
+        if (next_entry(view, number, unit, false, at, entry))
+            return true;
+        *at = IN_UNLIKELY;
+    }
+    uint64_t place = *at & ~IN_UNLIKELY;
+    bool found = next_entry(view, number, unit, true, &place, entry);
+    *at = place | IN_UNLIKELY;
+    return found;
 }

@@ -29,6 +29,7 @@ static const struct section_rule {
     [NTC_SECTION_STATES] = {"STATES", sizeof(struct ntc_state), true, false},
     [NTC_SECTION_STRINGS] = {"STRINGS", 1, true, false},
     [NTC_SECTION_PLACES] = {"PLACES", sizeof(uint32_t), true, false},
+    [NTC_SECTION_LIKELY] = {"LIKELY", sizeof(struct ntc_range), true, false},
     [NTC_SECTION_LEAVES] = {"LEAVES", NTC_DIGEST_SIZE, true, false},
     [NTC_SECTION_IR] = {"IR", 1, false, true},
     [NTC_SECTION_NOTES] = {"NOTES", sizeof(struct ntc_note_record), false, false},
@@ -202,6 +203,7 @@ int ntc_view_open(struct ntc_view *view, const void *base, uint64_t size, struct
     view->states = at[NTC_SECTION_STATES];
     view->strings = at[NTC_SECTION_STRINGS];
     view->places = at[NTC_SECTION_PLACES];
+    view->likely = at[NTC_SECTION_LIKELY];
     view->leaves = at[NTC_SECTION_LEAVES];
     view->ir = at[NTC_SECTION_IR];
     view->links = at[NTC_SECTION_LINKS];

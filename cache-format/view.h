@@ -14,7 +14,13 @@
  *   }
  *
  * The memory must be stable: sealed, or private to this process (file.h). A view may be used by any number of
- * threads at a time. Functions marked (light) touch no vector registers, so that they can run while a guest's
+ * threads at a time.
+ *
+ * Of a large file not all is there from the start (parts.h). Searches and the functions that open units see
+ * to it that what they read is there, and after ntc_unit_use() all that belongs to the unit is; a part that
+ * cannot be had ends a search and refuses a unit.
+ *
+ * Functions marked (light) touch no vector registers, so that they can run while a guest's
  * are live; they take no locks, allocate nothing and print nothing.
  */
 #ifndef NESTOR_CACHE_VIEW_H
@@ -22,6 +28,8 @@
 
 #include "cache-format/error.h"
 #include "cache-format/format.h"
+
+struct ntc_parts;
 
 struct ntc_view {
     const uint8_t *base;
@@ -44,12 +52,14 @@ struct ntc_view {
     const struct ntc_state *states;
     const char *strings;
     const uint32_t *places;
+    const struct ntc_range *likely;
     const uint8_t *leaves;
     /* NULL when not loaded. */
     const char *ir;
     const struct ntc_note_record *notes;
     const struct ntc_link *links;
     uint64_t count[NTC_SECTION_KINDS];
+    struct ntc_parts *parts; /* parts.h; NULL: all of it is there */
 };
 
 /* Check header and section table. size: load_size at least. 0 or -errno with *error set. */
@@ -119,10 +129,10 @@ MUST_CHECK int ntc_unit_open(const struct ntc_view *view, uint32_t number, struc
  * guest bytes may be compared; after ntc_unit_use() slots and constants be set; sites are checked one by one,
  * and ntc_map_find() checks what it finds. 0, or -EBADMSG. */
 MUST_CHECK int ntc_unit_sketch(const struct ntc_view *view, uint32_t number, struct ntc_unit *unit);
-MUST_CHECK int ntc_unit_use(const struct ntc_view *view, const struct ntc_unit *unit);
+MUST_CHECK int ntc_unit_use(const struct ntc_view *view, uint32_t number, const struct ntc_unit *unit);
 MUST_CHECK bool ntc_unit_site(const struct ntc_unit *unit, unsigned number);
 MUST_CHECK bool ntc_state_check(const struct ntc_state *state);
-/* (light) Describe a unit that was opened before: sealed memory does not change. */
+/* (light) Describe a unit that was put to use or opened before: sealed memory does not change. */
 void ntc_unit_again(const struct ntc_view *view, uint32_t number, struct ntc_unit *unit);
 /* What ntc_unit_open() has against a unit, for people; NULL: nothing. */
 const char *ntc_unit_complaint(const struct ntc_view *view, uint32_t number);
@@ -169,6 +179,12 @@ int64_t ntc_field_value(const struct ntc_field *field, const uint8_t *unit_bytes
 
 /* -- Search -- */
 
+#define NTC_DIGEST_MAX 64u
+/* Bytes under an entry's digest: the longest of these that fits into the unit's rest before its next field.
+ */
+#define NTC_DIGEST_CLASSES 5u
+static const uint8_t ntc_digest_lengths[NTC_DIGEST_CLASSES] = {64, 32, 16, 8, 4};
+
 /* What a search yields: bounds are checked, the unit is not yet. */
 struct ntc_hit {
     uint32_t unit, entry;
@@ -187,8 +203,9 @@ struct ntc_search {
     /* by content: which digest length, where in its run */
     uint32_t length_class, at, probes, tag;
     bool started;
-    /* by address: entries [at, end) */
-    bool by_address, unbounded;
+    /* by address: entries [at, end), first of the likely ones; with `bytes`, of those that begin with them */
+    bool by_address, unbounded, unlikely;
+    uint8_t checks[NTC_DIGEST_CLASSES], checked; /* `checked`: a bit for each check that is worked out */
     uint32_t image, offset, end;
 };
 
@@ -196,7 +213,13 @@ struct ntc_search {
  * what there is), made for mode. */
 void ntc_search_content(struct ntc_search *search, const struct ntc_view *view, const uint8_t *bytes,
                         uint32_t available, uint32_t mode);
-/* (light) Entries at a link address of an image, made for mode, the hottest first. */
+/* (light) Entries at a link address of an image, made for mode, the hottest first: of the units that are
+ * likely to be used, or of the others. Those that the guest's bytes at that place rule out at a glance are
+ * left out. */
+void ntc_search_bytes_at(struct ntc_search *search, const struct ntc_view *view, uint32_t image,
+                         uint64_t link_address, bool unlikely, const uint8_t *bytes, uint32_t available,
+                         uint32_t mode);
+/* (light) Both, whatever the bytes. */
 void ntc_search_address(struct ntc_search *search, const struct ntc_view *view, uint32_t image,
                         uint64_t link_address, uint32_t mode);
 /* (light) The entry of unit number `number`, whose records are good, at an offset from its first guest byte.
@@ -205,11 +228,6 @@ bool ntc_search_unit(const struct ntc_view *view, uint32_t number, uint64_t gues
 /* (light) The next one; false: no more. Looks at a bounded number of records. */
 bool ntc_search_next(struct ntc_search *search, struct ntc_hit *hit);
 
-#define NTC_DIGEST_MAX 64u
-/* Bytes under an entry's digest: the longest of these that fits into the unit's rest before its next field.
- */
-#define NTC_DIGEST_CLASSES 5u
-static const uint8_t ntc_digest_lengths[NTC_DIGEST_CLASSES] = {64, 32, 16, 8, 4};
 /* (light) The digest of the index: XXH3-64 with the seed length << 32. */
 uint64_t ntc_entry_digest(const uint8_t *bytes, uint32_t length);
 

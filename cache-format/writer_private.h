@@ -38,9 +38,9 @@ struct ntc_writer {
 struct layout {
     struct pool section[NTC_SECTION_KINDS];
     struct kept_image **image; /* by number */
-    struct kept_unit **unit;   /* by number */
-    uint32_t units;
-    struct kept_unit **place; /* by place in CODE */
+    struct kept_unit **unit;   /* by number, which is their order in CODE */
+    uint32_t units, likely_units;
+    uint64_t likely[NTC_SECTION_KINDS]; /* so much of a section is theirs */
     uint32_t probes;
     struct ntc_writer_summary summary;
     uint8_t *file; /* all bytes */

@@ -443,7 +443,7 @@ static uint32_t try_hit(struct vcpu *vcpu, struct candidate *at, const struct nt
         dbt->stats.cache_differs++;
         return NO_INDEX;
     }
-    if (ntc_unit_use(view, &unit) || !code_fits(&unit, at->slide))
+    if (ntc_unit_use(view, hit->unit, &unit) || !code_fits(&unit, at->slide))
         return NO_INDEX;
     return put_to_use(vcpu, at, &unit, mode);
 }
@@ -507,18 +507,26 @@ static bool lies_in(const struct cached_file *file, uint32_t image, uint64_t rip
     return file->known[image] && record && rip - file->slide[image] - record->link_base < record->link_length;
 }
 
-/* Where an image has it that stands as it did. */
+/* Where an image has it that stands as it did. What is likely to be used is all looked at before anything
+ * else: the rest may have to be loaded for being looked at. */
 static uint32_t find_by_address(struct vcpu *vcpu, unsigned cache, uint32_t image, uint64_t ram_offset,
                                 uint32_t mode, bool *global) {
     struct cached_file *file = &vcpu->dbt->cached->file[cache];
     struct ntc_search search;
-    ntc_search_address(&search, file->mapping.view, image, vcpu->rip - file->slide[image],
-                       dbt_portable_key(mode, PORTABLE_ANYWHERE));
-    set_modes(&search, mode);
-    /* Two of three entries are another one of a unit that is in use: that is seen without comparing. */
-    struct ntc_search again = search;
-    uint32_t index = try_hits(vcpu, cache, &again, ram_offset, mode, true, global);
-    return index == NO_INDEX ? try_hits(vcpu, cache, &search, ram_offset, mode, false, global) : index;
+    uint32_t index = NO_INDEX;
+    for (unsigned unlikely = 0; unlikely < 2 && index == NO_INDEX; unlikely++) {
+        ntc_search_bytes_at(&search, file->mapping.view, image, vcpu->rip - file->slide[image], unlikely,
+                            vcpu->mem->base + ram_offset,
+                            (uint32_t)(PAGE_SIZE - (ram_offset & (PAGE_SIZE - 1))),
+                            dbt_portable_key(mode, PORTABLE_ANYWHERE));
+        set_modes(&search, mode);
+        /* Two of three entries are another one of a unit that is in use: that is seen without comparing. */
+        struct ntc_search again = search;
+        index = try_hits(vcpu, cache, &again, ram_offset, mode, true, global);
+        if (index == NO_INDEX)
+            index = try_hits(vcpu, cache, &search, ram_offset, mode, false, global);
+    }
+    return index;
 }
 
 /* First where the images that code came from lately have it; then by content, unless it lies in a kernel that

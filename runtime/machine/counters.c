@@ -145,9 +145,12 @@ static void add_vcpu(cJSON *array, const struct vcpu *vcpu) {
 
 static void add_caches(cJSON *array, const struct counter_sources *sources) {
     for (unsigned i = 0; i < sources->caches->count; i++) {
+        const struct ntc_file_counts counts = ntc_file_count(&sources->caches->file[i]);
         const struct counter counter[] = {
             {"open_ns", sources->caches->open_ns[i]},
-            {"mapped_bytes", sources->caches->file[i].size},
+            {"mapped_bytes", counts.loaded},
+            {"load_requests", counts.requests},
+            {"load_ns", (uint64_t)((double)counts.wait_tsc * 1e9 / (double)host_tsc_hz())},
         };
         cJSON *object = cJSON_CreateObject();
         cJSON_AddStringToObject(object, "file", sources->caches->path[i]);

@@ -4,7 +4,7 @@ add_library(cache-sample OBJECT ${cache_dir}/cache_sample.c)
 target_include_directories(cache-sample PUBLIC ${cache_dir})
 target_link_libraries(cache-sample PUBLIC nestor-cache-format)
 
-foreach(test format load)
+foreach(test format load parts)
   add_executable(cache_${test}_test ${cache_dir}/cache_${test}.c)
   target_link_libraries(cache_${test}_test PRIVATE cache-sample nestor-cache-format Threads::Threads)
   set_target_properties(cache_${test}_test PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin/tests)

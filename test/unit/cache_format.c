@@ -172,7 +172,7 @@ static void test_round_trip(void) {
     /* Hot code comes first. */
     uint32_t before = UINT32_MAX;
     for (uint32_t i = 0; i < UNITS; i++) {
-        uint32_t heat = file.view.notes[file.view.places[i]].heat;
+        uint32_t heat = file.view.notes[i].heat;
         uint32_t class = heat ? 32u - (uint32_t)__builtin_clz(heat) : 0;
         CHECK(class <= before);
         before = class;

@@ -68,6 +68,9 @@ MUST_CHECK int cache_trust(const struct cache_options *options, struct ntc_trust
 /* What there is to say of a file's signature: "trusted", "untrusted", "bad" or "none". */
 const char *cache_signature_word(const struct ntc_header *header, const struct ntc_trust *trust);
 const char *cache_generator_name(unsigned generator);
+/* The numbers of a file's units by what their image is called and address, once each is known to be
+ * well-formed. The caller frees them. CACHE_OK, or a status after a line. */
+MUST_CHECK int cache_sort_units(const struct ntc_file *file, uint32_t **sorted);
 const char *cache_image_name(const struct ntc_view *view, uint32_t image);
 void cache_hex(const uint8_t *bytes, size_t length, char *text);
 

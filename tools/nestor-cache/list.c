@@ -1,9 +1,13 @@
 /* ls: the units of a file. diff: those of two. */
+#define _GNU_SOURCE
 #include "nestor-cache/command.h"
 
 #include <cjson/cJSON.h>
 #include <inttypes.h>
+#include <stdlib.h>
 #include <string.h>
+
+#include "base/diag.h"
 
 static void print_symbol(const struct ntc_unit *unit) {
     if (*unit->name && unit->name_offset)
@@ -27,41 +31,11 @@ static int bad_unit(const struct ntc_file *file, uint64_t number) {
     return cache_fail(&error);
 }
 
-int cache_ls(const struct cache_options *options) {
-    struct ntc_error error;
-    struct ntc_file file;
-    int status = CACHE_OK;
-    if (ntc_file_read(&file, options->argument[0], &error))
-        return cache_fail(&error);
-    cJSON *all = options->json ? cJSON_CreateArray() : NULL;
-    if (!all)
-        printf("%-16s %6s %7s %3s %-8s %8s %7s %-12s %s\n", "address", "guest", "host", "in", "made by",
-               "heat", "mode", "image", "symbol");
-    for (uint64_t i = 0; i < file.view.count[NTC_SECTION_UNITS] && !status; i++) {
-        struct ntc_unit unit;
-        if (ntc_unit_open(&file.view, (uint32_t)i, &unit))
-            status = bad_unit(&file, i);
-        else if (options->image && strcmp(options->image, cache_image_name(&file.view, unit.image)))
-            continue;
-        else if (all)
-            cJSON_AddItemToArray(all, cache_json_unit(&file.view, (uint32_t)i, &unit));
-        else
-            print_unit(&file.view, &unit);
-    }
-    ntc_file_close(&file);
-    if (all && !status)
-        return cache_json_print(all);
-    cJSON_Delete(all);
-    return status;
-}
-
-/* -- diff -- */
-
 static int order(uint64_t a, uint64_t b) {
     return (a > b) - (a < b);
 }
 
-/* The order of UNITS, for units of two files: images by what they are called. */
+/* Units of one file or two, for people: by what their image is called, address, mode, length, bytes. */
 static int compare_places(const struct ntc_view *a, uint64_t i, const struct ntc_view *b, uint64_t j) {
     const struct ntc_unit_record *u = &a->units[i], *v = &b->units[j];
     const struct ntc_image_record *one = ntc_view_image(a, u->image), *other = ntc_view_image(b, v->image);
@@ -79,6 +53,60 @@ static int compare_places(const struct ntc_view *a, uint64_t i, const struct ntc
     return result ? result
                   : memcmp(a->notes[i].bytes_hash, b->notes[j].bytes_hash, sizeof a->notes->bytes_hash);
 }
+
+static int compare_units(const void *a, const void *b, void *context) {
+    const uint32_t *one = a, *other = b;
+    return compare_places(context, *one, context, *other);
+}
+
+int cache_sort_units(const struct ntc_file *file, uint32_t **sorted) {
+    uint64_t count = file->view.count[NTC_SECTION_UNITS];
+    uint32_t *number = malloc((count + 1) * sizeof *number);
+    *sorted = number;
+    if (!number) {
+        diag_error("no memory for the units of cache '%s'", file->path);
+        return CACHE_FAILED;
+    }
+    for (uint64_t i = 0; i < count; i++) {
+        number[i] = (uint32_t)i;
+        if (ntc_unit_complaint(&file->view, (uint32_t)i))
+            return bad_unit(file, i);
+    }
+    qsort_r(number, count, sizeof *number, compare_units, (void *)(uintptr_t)&file->view);
+    return CACHE_OK;
+}
+
+int cache_ls(const struct cache_options *options) {
+    struct ntc_error error;
+    struct ntc_file file;
+    uint32_t *sorted;
+    if (ntc_file_read(&file, options->argument[0], &error))
+        return cache_fail(&error);
+    int status = cache_sort_units(&file, &sorted);
+    cJSON *all = options->json ? cJSON_CreateArray() : NULL;
+    if (!all)
+        printf("%-16s %6s %7s %3s %-8s %8s %7s %-12s %s\n", "address", "guest", "host", "in", "made by",
+               "heat", "mode", "image", "symbol");
+    for (uint64_t i = 0; i < file.view.count[NTC_SECTION_UNITS] && !status; i++) {
+        struct ntc_unit unit;
+        if (ntc_unit_open(&file.view, sorted[i], &unit))
+            status = bad_unit(&file, sorted[i]);
+        else if (options->image && strcmp(options->image, cache_image_name(&file.view, unit.image)))
+            continue;
+        else if (all)
+            cJSON_AddItemToArray(all, cache_json_unit(&file.view, sorted[i], &unit));
+        else
+            print_unit(&file.view, &unit);
+    }
+    free(sorted);
+    ntc_file_close(&file);
+    if (all && !status)
+        return cache_json_print(all);
+    cJSON_Delete(all);
+    return status;
+}
+
+/* -- diff -- */
 
 /* Is the code the same, but for what depends on where it stands? */
 static bool same_code(const struct ntc_unit *u, const struct ntc_unit *v) {
@@ -120,27 +148,30 @@ static void tell(struct difference *difference, const char *what, char sign, con
     }
 }
 
-static int diff_units(const struct ntc_file *a, const struct ntc_file *b, struct difference *d) {
+static int diff_units(const struct ntc_file *a, const uint32_t *sorted_a, const struct ntc_file *b,
+                      const uint32_t *sorted_b, struct difference *d) {
     uint64_t i = 0, j = 0, units_a = a->view.count[NTC_SECTION_UNITS],
              units_b = b->view.count[NTC_SECTION_UNITS];
     while (i < units_a || j < units_b) {
         struct ntc_unit u, v;
-        if (i < units_a && ntc_unit_open(&a->view, (uint32_t)i, &u))
-            return bad_unit(a, i);
-        if (j < units_b && ntc_unit_open(&b->view, (uint32_t)j, &v))
-            return bad_unit(b, j);
-        int side = i == units_a ? 1 : j == units_b ? -1 : compare_places(&a->view, i, &b->view, j);
+        if (i < units_a && ntc_unit_open(&a->view, sorted_a[i], &u))
+            return bad_unit(a, sorted_a[i]);
+        if (j < units_b && ntc_unit_open(&b->view, sorted_b[j], &v))
+            return bad_unit(b, sorted_b[j]);
+        int side = i == units_a   ? 1
+                   : j == units_b ? -1
+                                  : compare_places(&a->view, sorted_a[i], &b->view, sorted_b[j]);
         if (side < 0) {
             d->removed++;
-            tell(d, "removed", '-', &a->view, (uint32_t)i, &u);
+            tell(d, "removed", '-', &a->view, sorted_a[i], &u);
         } else if (side > 0) {
             d->added++;
-            tell(d, "added", '+', &b->view, (uint32_t)j, &v);
+            tell(d, "added", '+', &b->view, sorted_b[j], &v);
         } else if (same_code(&u, &v)) {
             d->same++;
         } else {
             d->changed++;
-            tell(d, "changed", '!', &b->view, (uint32_t)j, &v);
+            tell(d, "changed", '!', &b->view, sorted_b[j], &v);
         }
         i += side <= 0;
         j += side >= 0;
@@ -152,6 +183,7 @@ int cache_diff(const struct cache_options *options) {
     struct difference d = {.all = NULL};
     struct ntc_error error;
     struct ntc_file a, b;
+    uint32_t *sorted_a = NULL, *sorted_b = NULL;
     if (ntc_file_read(&a, options->argument[0], &error))
         return cache_fail(&error);
     if (ntc_file_read(&b, options->argument[1], &error)) {
@@ -161,7 +193,11 @@ int cache_diff(const struct cache_options *options) {
     cJSON *json = options->json ? cJSON_CreateObject() : NULL;
     if (json)
         d.all = cJSON_AddArrayToObject(json, "units");
-    int status = diff_units(&a, &b, &d);
+    int status = cache_sort_units(&a, &sorted_a);
+    if (!status)
+        status = cache_sort_units(&b, &sorted_b);
+    if (!status)
+        status = diff_units(&a, sorted_a, &b, sorted_b, &d);
     if (!status && json) {
         cJSON_AddNumberToObject(json, "same", (double)d.same);
         cJSON_AddNumberToObject(json, "changed", (double)d.changed);
@@ -174,6 +210,8 @@ int cache_diff(const struct cache_options *options) {
                d.changed, d.added, d.removed);
     }
     cJSON_Delete(json);
+    free(sorted_a);
+    free(sorted_b);
     ntc_file_close(&a);
     ntc_file_close(&b);
     return status ? status : d.changed + d.added + d.removed ? CACHE_FAILED : CACHE_OK;

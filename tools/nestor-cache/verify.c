@@ -90,7 +90,7 @@ static int verify_searches(const struct ntc_file *file, struct ntc_error *error)
         struct ntc_search search;
         struct ntc_hit hit;
         bool found = false;
-        if (entry->unit >= view->count[NTC_SECTION_UNITS] || entry->flags)
+        if (entry->unit >= view->count[NTC_SECTION_UNITS] || (!entry->digest_length && entry->check))
             return bad(file, error, "entry", i, "its record");
         const struct ntc_unit_record *unit = &view->units[entry->unit];
         const struct ntc_image_record *image = &view->images[unit->image];
@@ -117,15 +117,28 @@ static int verify_searches(const struct ntc_file *file, struct ntc_error *error)
     return 0;
 }
 
-/* PLACES number every unit once, in the order of their code. */
+/* PLACES say where the code of each unit starts; the units do not overlap. */
 static int verify_places(const struct ntc_file *file, struct ntc_error *error) {
     const struct ntc_view *view = &file->view;
     uint64_t end = 0;
     for (uint64_t i = 0; i < view->count[NTC_SECTION_PLACES]; i++) {
-        uint32_t number = view->places[i];
-        if (number >= view->count[NTC_SECTION_UNITS] || view->units[number].code < end)
+        const struct ntc_unit_record *unit = &view->units[i];
+        if (view->places[i] != unit->code || unit->code < end)
             return bad(file, error, "place", i, "its unit");
-        end = (uint64_t)view->units[number].code + view->units[number].code_length;
+        end = (uint64_t)unit->code + unit->code_length;
+    }
+    return 0;
+}
+
+/* LIKELY lies before the leaves. */
+static int verify_likely(const struct ntc_file *file, struct ntc_error *error) {
+    const struct ntc_view *view = &file->view;
+    uint64_t end = (uint64_t)(view->leaves - view->base);
+    for (uint64_t i = 0; i < view->count[NTC_SECTION_LIKELY]; i++) {
+        const struct ntc_range *range = &view->likely[i];
+        if (range->length &&
+            (range->offset < NTC_HEADER_SIZE || range->offset >= end || range->length > end - range->offset))
+            return bad(file, error, "range", i, "it lies outside of what is loaded");
     }
     return 0;
 }
@@ -146,6 +159,8 @@ static int verify_one(const struct cache_options *options, const char *path, con
             result = verify_searches(&file, &error);
         if (!result)
             result = verify_places(&file, &error);
+        if (!result)
+            result = verify_likely(&file, &error);
         ntc_file_close(&file);
     }
     if (all) {

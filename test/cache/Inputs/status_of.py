@@ -25,7 +25,7 @@ def check(data, what, statuses=(1,), redigest=False):
     return done.stderr
 
 
-sections = [struct.unpack_from("<IIQQII", original, 256 + 32 * i) for i in range(20)]
+sections = [struct.unpack_from("<IIQQII", original, 256 + 32 * i) for i in range(21)]
 cuts = {0, 1, 7, 8, 100, 4095, 4096, 65536 + 4096, len(original) - 1}
 for _, _, offset, length, _, _ in sections:
     cuts |= {offset, offset + 1, offset + length - 1, offset + length}
@@ -34,7 +34,7 @@ for cut in sorted(c for c in cuts if 0 <= c < len(original)):
     assert ("not a cache file" if cut < 8 else "truncated") in message, message
 
 fields = [0, 8, 12, 16, 24, 32, 40, 44, 48, 52, 56, 60, 64, 72, 80, 128, 255, 1279, 1280, 3839, 3840, 3872, 3876, 3880, 3896, 3960, 4095]
-for at in fields + list(range(256, 256 + 32 * 20, 8)):
+for at in fields + list(range(256, 256 + 32 * 21, 8)):
     damaged = bytearray(original)
     damaged[at] ^= 0x41
     check(damaged, f"header byte {at}")
@@ -47,6 +47,6 @@ for kind, _, offset, length, record, _ in sections:
         damaged[at] ^= 0x81
         message = check(damaged, f"section {kind}, byte {at - offset}")
         assert "its digest does not match" in message, message
-        if kind != 17:  # making the leaves right again undoes it
+        if kind != 18:  # making the leaves right again undoes it
             found += "malformed" in check(damaged, f"section {kind}, byte {at - offset}, digests right", (0, 1), redigest=True)
 assert found > 25, found

@@ -1,0 +1,207 @@
+/* Asking for parts of a file: parts.h. Runs with a guest's vector registers live; in a confined process, so
+ * with no other calls than sendto(), recvfrom(), write() and sched_yield().
+ */
+#include "cache-format/parts.h"
+
+#include <sys/syscall.h>
+
+#include "base/light.h"
+#include "cache-format/store_private.h"
+
+#define EINTR_RESULT (-4)
+
+static int64_t call(int64_t number, uint64_t a, uint64_t b, uint64_t c, uint64_t d) {
+    int64_t result;
+    register uint64_t fourth __asm__("r10") = d;
+    register uint64_t fifth __asm__("r8") = 0;
+    register uint64_t sixth __asm__("r9") = 0;
+    __asm__ volatile("syscall"
+                     : "=a"(result)
+                     : "a"(number), "D"(a), "S"(b), "d"(c), "r"(fourth), "r"(fifth), "r"(sixth)
+                     : "rcx", "r11", "memory");
+    return result;
+}
+
+static bool is_set(const uint64_t *bits, uint32_t chunk) {
+    return __atomic_load_n(&bits[chunk / 64], __ATOMIC_ACQUIRE) >> chunk % 64 & 1;
+}
+
+static bool is_present(const struct ntc_parts *parts, uint32_t chunk) {
+    return chunk < parts->chunks && is_set(parts->present, chunk);
+}
+
+/* What is wanted and is not there. */
+struct want {
+    struct store_request request;
+    bool refused;
+};
+
+static void begin(struct want *want, const struct ntc_parts *parts) {
+    light_fill(&want->request, 0, sizeof want->request);
+    want->request.what = STORE_LOAD;
+    light_copy(want->request.root, parts->root, sizeof want->request.root);
+}
+
+static uint32_t put(char *line, uint32_t at, uint32_t size, const char *text) {
+    for (; *text && at < size; text++)
+        line[at++] = *text;
+    return at;
+}
+
+/* One line for the first part that cannot be had; the VM goes on without those parts. */
+static void tell(struct ntc_parts *parts, const char *why) {
+    char line[512];
+    const uint32_t size = sizeof line - 1;
+    if (parts->told)
+        return;
+    parts->told = true;
+    uint32_t at = put(line, 0, size, "nestor: cache '");
+    at = put(line, at, size - 200, parts->path);
+    at = put(line, at, size, "': a part cannot be loaded: ");
+    at = put(line, at, size, why);
+    at = put(line, at, size - 40, "; running on without what is missing");
+    line[at++] = '\n';
+    (void)call(SYS_write, 2, (uint64_t)(uintptr_t)line, at, 0);
+}
+
+/* With the lock held. */
+static bool ask_store(struct ntc_parts *parts, const struct store_request *request) {
+    struct store_answer answer;
+    int64_t result;
+    if (parts->lost)
+        return false;
+    light_fill(&answer, 0, sizeof answer);
+    do
+        result = call(SYS_sendto, (uint64_t)parts->socket, (uint64_t)(uintptr_t)request, sizeof *request,
+                      MSG_NOSIGNAL);
+    while (result == EINTR_RESULT);
+    if (result == (int64_t)sizeof *request) {
+        do
+            result =
+                call(SYS_recvfrom, (uint64_t)parts->socket, (uint64_t)(uintptr_t)&answer, sizeof answer, 0);
+        while (result == EINTR_RESULT);
+    }
+    if (result != (int64_t)sizeof answer) {
+        parts->lost = true; /* a late answer would be taken for the next one's */
+        tell(parts, "the cache store does not answer");
+        return false;
+    }
+    answer.line[sizeof answer.line - 1] = 0;
+    for (char *c = answer.line; *c; c++)
+        if (*c < ' ')
+            *c = '?';
+    if (answer.result)
+        tell(parts, answer.line);
+    return !answer.result;
+}
+
+static void load(struct ntc_parts *parts, struct want *want) {
+    uint64_t start = __builtin_ia32_rdtsc();
+    uint32_t free = 0;
+    while (!__atomic_compare_exchange_n(&parts->lock, &free, 1, false, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED)) {
+        free = 0;
+        (void)call(SYS_sched_yield, 0, 0, 0, 0);
+    }
+    parts->requests++;
+    bool good = ask_store(parts, &want->request);
+    for (uint32_t i = 0; i < want->request.count; i++) {
+        uint32_t chunk = want->request.chunk[i];
+        if (good && is_present(parts, chunk))
+            continue;
+        want->refused = true;
+        __atomic_fetch_or(&parts->refused[chunk / 64], 1ull << chunk % 64, __ATOMIC_RELAXED);
+    }
+    parts->wait_tsc += __builtin_ia32_rdtsc() - start;
+    __atomic_store_n(&parts->lock, 0, __ATOMIC_RELEASE);
+    want->request.count = 0;
+}
+
+static void add(struct want *want, struct ntc_parts *parts, enum ntc_section_kind kind, uint64_t first,
+                uint64_t count) {
+    if (!count)
+        return;
+    uint64_t start = parts->place[kind] + first * parts->record[kind] - NTC_HEADER_SIZE;
+    uint64_t last = start + count * parts->record[kind] - 1;
+    for (uint64_t chunk = start / NTC_CHUNK_SIZE; chunk <= last / NTC_CHUNK_SIZE; chunk++) {
+        uint32_t number = (uint32_t)chunk;
+        if (chunk >= parts->chunks || is_set(parts->refused, number)) {
+            want->refused |= !is_present(parts, number);
+            continue;
+        }
+        if (is_present(parts, number))
+            continue;
+        if (!want->request.what)
+            begin(want, parts);
+        bool twice = false;
+        for (uint32_t i = 0; i < want->request.count; i++)
+            twice |= want->request.chunk[i] == number;
+        if (twice)
+            continue;
+        want->request.chunk[want->request.count++] = number;
+        if (want->request.count == STORE_CHUNKS_MAX)
+            load(parts, want);
+    }
+}
+
+static bool have(struct want *want, struct ntc_parts *parts) {
+    if (want->request.what && want->request.count)
+        load(parts, want);
+    return !want->refused;
+}
+
+bool ntc_parts_ask(const struct ntc_view *view, enum ntc_section_kind kind, uint64_t first, uint64_t count) {
+    struct want want;
+    want.request.what = 0;
+    want.request.count = 0;
+    want.refused = false;
+    add(&want, view->parts, kind, first, count);
+    return have(&want, view->parts);
+}
+
+bool ntc_parts_of_guest(const struct ntc_view *view, uint32_t number) {
+    const struct ntc_unit_record *unit = &view->units[number];
+    struct ntc_parts *parts = view->parts;
+    struct want want;
+    if (!parts)
+        return true;
+    want.request.what = 0;
+    want.request.count = 0;
+    want.refused = false;
+    add(&want, parts, NTC_SECTION_BYTES, unit->bytes, unit->guest_length);
+    add(&want, parts, NTC_SECTION_FIELDS, unit->first_field, unit->field_count);
+    return have(&want, parts);
+}
+
+/* The entries on the pages that a unit lies on, and the one behind them: all that ntc_unit_entry() and
+ * ntc_search_unit() look at. */
+static bool add_entries(struct want *want, const struct ntc_view *view, const struct ntc_unit_record *unit) {
+    const struct ntc_image_record *image = &view->images[unit->image];
+    uint64_t first = unit->link_address - image->link_base;
+    uint64_t page = first / PAGE_SIZE, last = (first + unit->guest_length - 1) / PAGE_SIZE;
+    for (unsigned table = 0; table < 2; table++) {
+        const uint32_t *word = &view->pages[image->first_page + table * (image->page_count + 1)];
+        uint64_t low = word[page], high = word[last + 1], all = view->count[NTC_SECTION_ENTRIES];
+        if (low > high || high > all)
+            return false;
+        add(want, view->parts, NTC_SECTION_ENTRIES, low, high - low + (high < all));
+    }
+    return true;
+}
+
+bool ntc_parts_of_unit(const struct ntc_view *view, uint32_t number) {
+    const struct ntc_unit_record *unit = &view->units[number];
+    struct ntc_parts *parts = view->parts;
+    struct want want;
+    if (!parts)
+        return true;
+    want.request.what = 0;
+    want.request.count = 0;
+    want.refused = false;
+    add(&want, parts, NTC_SECTION_CODE, unit->code, unit->code_length);
+    add(&want, parts, NTC_SECTION_SLOTS, unit->first_slot, unit->slot_count);
+    add(&want, parts, NTC_SECTION_CONSTS, unit->first_const, unit->const_count);
+    add(&want, parts, NTC_SECTION_SITES, unit->first_site, unit->site_count);
+    add(&want, parts, NTC_SECTION_RELOCS, unit->first_reloc, unit->reloc_count);
+    add(&want, parts, NTC_SECTION_MAPS, unit->map, unit->map_length);
+    return add_entries(&want, view, unit) && have(&want, parts);
+}
