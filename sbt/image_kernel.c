@@ -43,21 +43,15 @@ static int unpack_payload(struct image *image, const struct boot_file *file) {
         return -ENOTSUP;
     }
     memcpy(image->release, bzimage.release, sizeof image->release);
-    uint8_t *payload = malloc(bzimage.payload_size), *unpacked;
-    if (!payload)
-        return no_memory(file->path);
-    result = boot_file_read(file, bzimage.payload_offset, payload, bzimage.payload_size);
-    if (!result)
-        result =
-            payload_unpack(file->path, payload, bzimage.payload_size, IMAGE_LIMIT, &unpacked, &image->size);
-    free(payload);
+    struct payload *payload;
+    result = payload_open(&payload, file, bzimage.payload_offset, bzimage.payload_size, IMAGE_LIMIT);
     if (result)
         return result;
+    image->size = payload_size(payload);
     image->bytes = malloc(image->size);
-    if (image->bytes)
-        memcpy(image->bytes, unpacked, image->size);
-    payload_free(unpacked, image->size);
-    return image->bytes ? 0 : no_memory(file->path);
+    result = image->bytes ? payload_read(payload, 0, image->bytes, image->size) : no_memory(file->path);
+    payload_close(payload);
+    return result;
 }
 
 static bool is_init(const char *name) {

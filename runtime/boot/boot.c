@@ -230,24 +230,15 @@ static int load_payload(const struct boot_source *source, struct boot_layout *la
                         struct boot_state *state) {
     const struct bzimage *bzimage = &source->bzimage;
     struct boot_bytes bytes = {.file = &source->kernel};
-    uint8_t *unpacked = NULL;
-    size_t unpacked_size;
-    uint8_t *packed = payload_allocate(bzimage->payload_size);
-    if (!packed) {
-        diag_error("no memory to unpack kernel '%s'", source->kernel.path);
-        return -ENOMEM;
-    }
-    int result = boot_file_read(&source->kernel, bzimage->payload_offset, packed, bzimage->payload_size);
-    if (!result)
-        result = payload_unpack(source->kernel.path, packed, bzimage->payload_size, layout->low_end,
-                                &unpacked, &unpacked_size);
-    payload_free(packed, bzimage->payload_size);
+    int result = payload_open(&bytes.payload, &source->kernel, bzimage->payload_offset, bzimage->payload_size,
+                              layout->low_end);
     if (result)
         return result;
-    bytes.data = unpacked;
-    bytes.size = unpacked_size;
+    bytes.size = payload_size(bytes.payload);
     result = load_elf(source, &bytes, layout, state);
-    payload_free(unpacked, unpacked_size);
+    if (!result)
+        result = payload_check(bytes.payload);
+    payload_close(bytes.payload);
     return result;
 }
 

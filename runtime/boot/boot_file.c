@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "base/diag.h"
+#include "boot/payload.h"
 
 int boot_file_open(struct boot_file *file, const char *path, const char *what) {
     struct stat status;
@@ -82,10 +83,9 @@ int boot_file_read(const struct boot_file *file, uint64_t offset, void *buffer, 
 }
 
 int boot_bytes_read(const struct boot_bytes *bytes, uint64_t offset, void *buffer, uint64_t length) {
-    if (!bytes->data)
+    if (!bytes->payload)
         return boot_file_read(bytes->file, offset, buffer, length);
     if (offset > bytes->size || length > bytes->size - offset)
         return refuse_truncated(bytes->file->path, offset + length);
-    memcpy(buffer, bytes->data + offset, length);
-    return 0;
+    return payload_read(bytes->payload, offset, buffer, length);
 }

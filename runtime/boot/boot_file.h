@@ -17,10 +17,11 @@ void boot_file_close(struct boot_file *file);
 /* Read exactly length bytes at offset; a file that shrank is an error told by one line. */
 MUST_CHECK int boot_file_read(const struct boot_file *file, uint64_t offset, void *buffer, uint64_t length);
 
-/* Bytes to parse: a whole file, or an unpacked image in memory. */
+/* Bytes to parse: a whole file, or the kernel packed inside of it. */
+struct payload;
 struct boot_bytes {
-    const struct boot_file *file; /* read from here when data is NULL; its path names it in messages */
-    const uint8_t *data;
+    const struct boot_file *file; /* its path names the bytes in messages */
+    struct payload *payload;      /* NULL: the file's own bytes */
     uint64_t size;
 };
 

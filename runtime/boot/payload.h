@@ -10,13 +10,20 @@ const char *payload_format(const uint8_t *data, size_t size);
 
 bool payload_can_unpack(const char *format);
 
-/* Zeroed memory straight from the system and back to it, or NULL. */
-uint8_t *payload_allocate(size_t size);
-void payload_free(uint8_t *memory, size_t size);
+/* A payload that is being unpacked. */
+struct payload;
 
-/* Unpack into a fresh allocation of at most limit bytes. data is the payload as the setup header delimits it,
- * with the four bytes of unpacked size that the kernel's build appends. path names the file in messages. 0,
- * or -errno after one diag_error() line. The caller frees *unpacked with payload_free(). */
-MUST_CHECK int payload_unpack(const char *path, const uint8_t *data, size_t size, size_t limit,
-                              uint8_t **unpacked, size_t *unpacked_size);
+/* Read a payload out of a file and begin to unpack it, to at most limit bytes. [offset, offset + size) is the
+ * payload as the setup header delimits it, with the four bytes of unpacked size that the kernel's build
+ * appends; the file stays the caller's. 0, or -errno after one diag_error() line. */
+struct boot_file;
+MUST_CHECK int payload_open(struct payload **payload, const struct boot_file *file, uint64_t offset,
+                            size_t size, size_t limit);
+void payload_close(struct payload *payload);
+size_t payload_size(const struct payload *payload);
+/* Bytes of what it unpacks to, all of which the caller knows to be inside of it; cheapest in ascending order.
+ * 0, or -errno after one line. */
+MUST_CHECK int payload_read(struct payload *payload, uint64_t offset, void *buffer, uint64_t length);
+/* Is all of it sound, also what was not asked for? 0, or -errno after one line. */
+MUST_CHECK int payload_check(struct payload *payload);
 #endif

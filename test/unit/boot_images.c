@@ -13,6 +13,7 @@
 #define NOTE_OFFSET 0x800u
 #define MULTIBOOT_MAGIC 0x1badb002u
 #define SETUP_SECTS 3u
+#define LZ4_PIECE 1500u
 
 uint8_t boot_image_text(size_t offset) {
     return (uint8_t)(offset * 7 + offset / 256);
@@ -181,14 +182,25 @@ static size_t pack_zstd(struct boot_image in, uint8_t *out, size_t room) {
     return size;
 }
 
+/* Several blocks, and in their middle the magic number of a second frame, as of a file that was appended to
+ * another. What is read out of order (headers, then notes, then segments) lies in different ones. */
 static size_t pack_lz4(struct boot_image in, uint8_t *out, size_t room) {
     const uint32_t magic = 0x184c2102;
-    int size = LZ4_compress_default((const char *)in.data, (char *)out + 8, (int)in.size, (int)room - 8);
-    if (size <= 0)
-        abort();
-    memcpy(out, &magic, 4);
-    memcpy(out + 4, &size, 4);
-    return (size_t)size + 8;
+    size_t done = 0;
+    for (size_t at = 0; at < in.size; at += LZ4_PIECE) {
+        size_t piece = in.size - at < LZ4_PIECE ? in.size - at : LZ4_PIECE;
+        if (at % (2 * LZ4_PIECE) == 0) {
+            memcpy(out + done, &magic, 4);
+            done += 4;
+        }
+        int size = LZ4_compress_default((const char *)in.data + at, (char *)out + done + 4, (int)piece,
+                                        (int)(room - done) - 4);
+        if (size <= 0)
+            abort();
+        memcpy(out + done, &size, 4);
+        done += (size_t)size + 4;
+    }
+    return done;
 }
 
 static const struct {

@@ -2,8 +2,10 @@
  *
  * It sleeps in poll() on: an eventfd (output was queued, the client takes input again, stop), the listening
  * socket, the host's input unless the client is behind, and the host's output while something is queued.
- * Only the ring buffer and the flags behind it are shared with other threads, under port->lock, which is held
- * for memory copies only. */
+ * A guest sends one byte at a time, and to be woken for each costs more than the guest's own work: what
+ * follows something that was written waits LINGER_MS for more, or until half the buffer is full. Only the
+ * ring buffer and the flags behind it are shared with other threads, under port->lock, which is held for
+ * memory copies only. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <poll.h>
@@ -21,6 +23,8 @@
 #define ESCAPE_KEY 0x01  /* Ctrl-A */
 #define PTY_PROBE_MS 200 /* how soon a reader of an unattended pty is noticed: no event tells of it */
 #define ABANDON_MS 100   /* how long the last output of an abandoned port may take, per piece */
+#define LINGER_MS 2
+#define LINGER_BYTES (SERIAL_BUFFER / 2)
 #define WRITE_PIECE 4096 /* a pipe that poll() calls writable takes this much without blocking */
 
 static const char key_help[] = "\r\nCtrl-A x  end the virtual machine\r\n"
@@ -107,7 +111,8 @@ void serial_port_send(struct serial_port *port, const uint8_t *bytes, size_t cou
         size_t accepted = enqueue(port, bytes, count);
         bytes += accepted;
         count -= accepted;
-        if (accepted && port->is_waiting) {
+        bool in_time = port->is_lingering && port->tail - port->head < LINGER_BYTES;
+        if (accepted && port->is_waiting && !in_time) {
             port->is_waiting = false;
             wake(port);
         }
@@ -279,8 +284,9 @@ static void write_output(struct serial_port *port) {
     pthread_mutex_unlock(&port->lock);
 }
 
-/* What to wait for; returns whether output is queued, and in *stop whether to end. */
-static bool take_state(struct serial_port *port, bool *stop, bool *resumed, bool *abandoned) {
+/* What to wait for; returns whether output is queued, in *stop whether to end, and leaves in *linger whether
+ * output may still wait. */
+static bool take_state(struct serial_port *port, bool *stop, bool *resumed, bool *abandoned, bool *linger) {
     pthread_mutex_lock(&port->lock);
     bool queued = port->tail != port->head;
     *stop = port->stop;
@@ -288,6 +294,8 @@ static bool take_state(struct serial_port *port, bool *stop, bool *resumed, bool
     *resumed = port->is_resumed;
     port->is_resumed = false;
     port->is_waiting = true;
+    *linger &= !port->stop && port->tail - port->head < LINGER_BYTES;
+    port->is_lingering = *linger;
     pthread_mutex_unlock(&port->lock);
     return queued;
 }
@@ -295,9 +303,10 @@ static bool take_state(struct serial_port *port, bool *stop, bool *resumed, bool
 static void *serial_thread(void *argument) {
     struct serial_port *port = argument;
     enum { POLL_WAKE, POLL_LISTEN, POLL_PTY, POLL_IN, POLL_OUT, POLL_COUNT };
+    bool linger = false;
     for (;;) {
         bool stop, resumed, abandoned;
-        bool queued = take_state(port, &stop, &resumed, &abandoned);
+        bool queued = take_state(port, &stop, &resumed, &abandoned, &linger);
         if (stop && (!queued || port->out < 0))
             return NULL;
         bool behind = port->input_at < port->input_end;
@@ -308,10 +317,10 @@ static void *serial_thread(void *argument) {
             [POLL_LISTEN] = {port->listener, POLLIN, 0},
             [POLL_PTY] = {port->in >= 0 ? port->pty : SERIAL_NO_FD, 0, 0}, /* POLLHUP comes unasked */
             [POLL_IN] = {behind || stop ? SERIAL_NO_FD : port->in, POLLIN, 0},
-            [POLL_OUT] = {queued ? port->out : SERIAL_NO_FD, POLLOUT, 0},
+            [POLL_OUT] = {queued && !linger ? port->out : SERIAL_NO_FD, POLLOUT, 0},
         };
         bool unattended = port->pty >= 0 && port->in < 0;
-        int timeout = stop && abandoned ? ABANDON_MS : unattended ? PTY_PROBE_MS : -1;
+        int timeout = linger ? LINGER_MS : stop && abandoned ? ABANDON_MS : unattended ? PTY_PROBE_MS : -1;
         if (poll(fds, POLL_COUNT, timeout) < 0 && errno != EINTR)
             return NULL;
         if (stop && abandoned && !fds[POLL_OUT].revents && !fds[POLL_WAKE].revents)
@@ -328,7 +337,8 @@ static void *serial_thread(void *argument) {
             poll(&pty, 1, 0);
             probe_pty(port, pty.revents);
         }
-        if (fds[POLL_OUT].revents && port->out >= 0)
+        linger = fds[POLL_OUT].revents && port->out >= 0;
+        if (linger)
             write_output(port);
         if (fds[POLL_IN].revents && port->in >= 0) {
             read_input(port);

@@ -33,8 +33,9 @@ struct serial_port {
     pthread_cond_t room; /* bytes were taken out, or is_connected or is_abandoned changed */
     bool is_abandoned;
     bool is_connected;
-    bool is_waiting; /* the thread may be asleep: wake it */
-    bool is_resumed; /* the client takes input again */
+    bool is_waiting;   /* the thread may be asleep: wake it */
+    bool is_lingering; /* but not for a little output: it looks again in a moment */
+    bool is_resumed;   /* the client takes input again */
     bool stop;
 };
 
