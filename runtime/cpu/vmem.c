@@ -58,6 +58,7 @@ static void fill(struct vcpu *vcpu, struct vtlb_view *view, uint64_t linear, uin
                                      .tag_write = translation->writable ? page : VTLB_INVALID,
                                      .addend = (uint64_t)vcpu->mem->base + ram_page - page,
                                      .info = ram_page | (translation->executable ? VTLB_INFO_EXECUTABLE : 0) |
+                                             (translation->writable ? VTLB_INFO_WRITABLE : 0) |
                                              (translation->global ? VTLB_INFO_GLOBAL : 0) |
                                              (translation->size > PAGE_SIZE ? VTLB_INFO_LARGE : 0)};
     vtlb_fill(vcpu, view, &entry);
@@ -107,6 +108,11 @@ static int resolve(struct vcpu *vcpu, uint64_t linear, enum vmem_access access, 
     uint64_t page = linear & PAGE_MASK;
     if (LIKELY(grants(entry, page, access)) ||
         (entry->tag_read != page && vtlb_recall(vcpu, view, linear) && grants(entry, page, access))) {
+        piece->host = (void *)(linear + entry->addend);
+        return CPU_OK;
+    }
+    if (access == VMEM_WRITE && entry->tag_read == page && entry->info & VTLB_INFO_WRITABLE) {
+        vtlb_regain_write(vcpu, view, linear);
         piece->host = (void *)(linear + entry->addend);
         return CPU_OK;
     }

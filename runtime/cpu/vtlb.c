@@ -408,6 +408,16 @@ bool vtlb_recall(struct vcpu *vcpu, struct vtlb_view *view, uint64_t linear) {
     return true;
 }
 
+void vtlb_regain_write(struct vcpu *vcpu, struct vtlb_view *view, uint64_t linear) {
+    unsigned index = linear >> PAGE_SHIFT & (VTLB_ENTRIES - 1);
+    struct vtlb_entry entry = entry_read(&view->entry[index]);
+    if (entry.tag_read != (linear & PAGE_MASK) || !(entry.info & VTLB_INFO_WRITABLE) ||
+        __atomic_load_n(&vcpu->mem->state[entry.info >> PAGE_SHIFT], __ATOMIC_RELAXED))
+        return;
+    entry.tag_write = entry.tag_read;
+    enter(vcpu, view, index, &entry);
+}
+
 static void protect_entry(struct vtlb_entry *entry, uint64_t ram_page_offset) {
     if ((entry->info & PAGE_MASK) == ram_page_offset)
         __atomic_store_n(&entry->tag_write, VTLB_INVALID, __ATOMIC_RELAXED);

@@ -29,6 +29,8 @@
 
 #define VTLB_INFO_EXECUTABLE 1u /* fetch is permitted in this view */
 #define VTLB_INFO_GLOBAL 2u
+#define VTLB_INFO_WRITABLE                                                                                   \
+    8u                     /* nothing but the page's state may stand against a write in this view: D is set */
 #define VTLB_INFO_LARGE 4u /* filled from a 2M/4M/1G mapping */
 
 struct vtlb_entry {
@@ -129,6 +131,8 @@ void vtlb_fill(struct vcpu *vcpu, struct vtlb_view *view, const struct vtlb_entr
 /* Bring a page that the first level does not have back from the second, with the rights that it has. False:
  * it is not there. */
 bool vtlb_recall(struct vcpu *vcpu, struct vtlb_view *view, uint64_t linear);
+/* Give the page its write tag back if it may be written but for the page's state, and that is 0 again. */
+void vtlb_regain_write(struct vcpu *vcpu, struct vtlb_view *view, uint64_t linear);
 /* A page of RAM starts to hold code or to be logged: take away its write tags in this vCPU's views. Any
  * thread. */
 void vtlb_write_protect(struct vcpu *vcpu, uint64_t ram_page_offset);

@@ -111,7 +111,8 @@ static void remove_from_page(struct dbt_vcpu *dbt, uint32_t index, unsigned whic
     *slot = dbt->block[index].page_next[which];
 }
 
-static void remove_outgoing(struct dbt_vcpu *dbt, struct block *block) {
+/* unlink: the block's own jumps lead to C again, too. */
+static void remove_outgoing(struct dbt_vcpu *dbt, struct block *block, bool unlink) {
     for (uint32_t i = block->first_site; i < block->first_site + block->sites; i++) {
         struct site *site = &dbt->site[i];
         if (!site->ready || site->linked_to == NO_INDEX)
@@ -121,6 +122,8 @@ static void remove_outgoing(struct dbt_vcpu *dbt, struct block *block) {
             slot = &dbt->site[*slot].next_incoming;
         *slot = site->next_incoming;
         site->linked_to = NO_INDEX;
+        if (unlink)
+            block_unlink(dbt, i);
     }
 }
 
@@ -133,7 +136,7 @@ void block_kill(struct dbt_vcpu *dbt, uint32_t index) {
     remove_from_page(dbt, index, 0, block->ram_offset & PAGE_MASK);
     if (block->ram_page2 != GUEST_NO_RAM)
         remove_from_page(dbt, index, 1, block->ram_page2);
-    remove_outgoing(dbt, block);
+    remove_outgoing(dbt, block, rewrite_hit(dbt, index));
     for (uint32_t i = block->incoming; i != NO_INDEX; i = dbt->site[i].next_incoming)
         block_unlink(dbt, i);
     block->incoming = NO_INDEX;

@@ -107,8 +107,9 @@ int dbt_vcpu_create(struct vcpu *vcpu, const struct dbt_options *options) {
     dbt->site = pages_map_large(dbt->max_sites * sizeof *dbt->site);
     dbt->pc = pages_map_large(dbt->max_pcs * sizeof *dbt->pc);
     dbt->unit = calloc(1, sizeof *dbt->unit);
+    dbt->rewrite = calloc(REWRITES, sizeof *dbt->rewrite);
     result = -ENOMEM;
-    if (!dbt->block || !dbt->site || !dbt->pc || !dbt->unit)
+    if (!dbt->block || !dbt->site || !dbt->pc || !dbt->unit || !dbt->rewrite)
         goto fail;
     dbt_emit_stubs(dbt);
     code_divide(dbt, options->parts);
@@ -142,6 +143,7 @@ void dbt_vcpu_destroy(struct vcpu *vcpu) {
     if (dbt->code_fd >= 0)
         close(dbt->code_fd);
     free(dbt->unit);
+    free(dbt->rewrite);
     free(dbt);
     vcpu->dbt = NULL;
 }

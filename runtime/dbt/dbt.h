@@ -22,6 +22,7 @@ struct dbt_stats {
     uint64_t blocks, guest_instructions, guest_bytes, host_bytes; /* translated */
     uint64_t flushes, evictions,
         invalidations; /* of the whole code cache; of a part of it; of single blocks */
+    uint64_t revived;  /* single blocks that came back into use (rewrite.c) */
     uint64_t exits, tlb_recalls, tlb_slow, tlb_fills, interpreted, polls, links, jump_misses, interrupts,
         exceptions;
     uint64_t translate_ns, translate_ring0_ns; /* the second is part of the first */

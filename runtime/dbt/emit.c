@@ -104,6 +104,7 @@ void emit_native(struct unit *unit, const struct item *item, const struct host_m
         emit_with_field(unit, item, memory);
     else
         insn_encode(&unit->code, &item->insn, memory);
+    rewrite_note(unit, item);
     if (written) {
         unit->flags_saved = false;
         unit->remake = NULL;

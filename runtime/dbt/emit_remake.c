@@ -105,6 +105,7 @@ void emit_remake(struct unit *unit, const struct item *item) {
         emit_sum(unit, item);
     } else if (item->insn.z.mnemonic == ZYDIS_MNEMONIC_CMP || item->insn.z.mnemonic == ZYDIS_MNEMONIC_TEST) {
         insn_encode(c, &item->insn, NULL);
+        rewrite_note(unit, item);
     } else {
         int result = insn_gpr(op[0].reg.value); /* logical: by the result alone, and AF is 0 */
         emit_alu_reg(c, op[0].size == 64, 0x85, result, result);

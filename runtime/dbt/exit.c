@@ -137,6 +137,8 @@ static uint32_t find_or_translate(struct vcpu *vcpu, uint64_t ram_offset, uint32
     }
     if (index == NO_INDEX && dbt->cached)
         index = cached_find(vcpu, ram_offset, mode, global);
+    if (index == NO_INDEX)
+        index = rewrite_revive(vcpu, ram_offset, mode);
     if (index == NO_INDEX) {
         vcpu_fpu_park(vcpu);
         index = dbt_translate_watched(vcpu, ram_offset, mode);
@@ -524,6 +526,7 @@ static int store_by_hand(struct vcpu *vcpu, const struct block *block, const str
         return CPU_OK;
     int result = vmem_write(vcpu, linear, &value, site->size, AS_CURRENT);
     if (!result) {
+        vtlb_regain_write(vcpu, vcpu->view, linear); /* the next store may pass, if no code is left there */
         vcpu->rip = cpu_is_code64(vcpu) ? next : (uint32_t)next;
         *done = true;
     }

@@ -648,11 +648,20 @@ void unit_begin(struct unit *unit, struct vcpu *vcpu, struct block *block, const
     unit->bytes = bytes;
     unit->room = room;
     unit->item = unit->block_item;
+    unit->rewrite = NULL;
     unit->from = 0;
     unit->limit = UINT32_MAX;
     unit->function = NULL;
     unit->fields = 0;
     unit->dependence = PORTABLE_ANYWHERE;
+}
+
+/* Nothing was translated after all. */
+static void take_back(struct dbt_vcpu *dbt, const struct block *block) {
+    for (uint32_t i = block->first_site; i < dbt->sites; i++)
+        dbt->site[i].ready = false;
+    dbt->sites = block->first_site;
+    dbt->pcs = block->first_pc;
 }
 
 bool unit_translate(struct unit *unit) {
@@ -665,15 +674,40 @@ bool unit_translate(struct unit *unit) {
         return false;
     emit_block(unit);
     if (unit->code.overflow) {
-        for (uint32_t i = block->first_site; i < dbt->sites; i++)
-            dbt->site[i].ready = false;
-        dbt->sites = block->first_site;
-        dbt->pcs = block->first_pc;
+        take_back(dbt, block);
         return false;
     }
     block->host_size = (uint32_t)(unit->code.at - unit->code.start);
     block->spilled = unit->spilled;
     block->guest_length = (uint16_t)(unit->end_rip - block->rip);
+    return true;
+}
+
+/* Translate dbt->block[index] by code that rewrite.c has a copy of. False: nothing is done. */
+static bool translate_copy(struct vcpu *vcpu, uint32_t index, const uint8_t *bytes, uint64_t room) {
+    struct dbt_vcpu *dbt = vcpu->dbt;
+    struct unit *unit = dbt->unit;
+    struct block *block = &dbt->block[index];
+    const struct block blank = *block;
+    struct rewrite *rewrite = rewrite_begin(dbt, block, bytes, room);
+    if (!rewrite)
+        return false;
+    unit_begin(unit, vcpu, block, rewrite->bytes, rewrite->length);
+    unit->index = index;
+    unit->code64 = cpu_is_code64(vcpu);
+    unit->rewrite = rewrite;
+    uint64_t flushes = dbt->stats.flushes;
+    if (!unit_translate(unit)) {
+        if (dbt->stats.flushes == flushes)
+            *block = blank;
+        return false;
+    }
+    if (room > REWRITE_BYTES && block->guest_length > REWRITE_BYTES - INSN_MAX_LENGTH) { /* it may go on */
+        take_back(dbt, block);
+        *block = blank;
+        return false;
+    }
+    rewrite_keep(unit);
     return true;
 }
 
@@ -695,11 +729,17 @@ uint32_t dbt_translate(struct vcpu *vcpu, uint64_t ram_offset, uint32_t mode) {
                             .incoming = NO_INDEX,
                             .first_site = dbt->sites,
                             .first_pc = dbt->pcs};
-    unit_begin(unit, vcpu, block, vcpu->mem->base + ram_offset, PAGE_SIZE - (ram_offset & (PAGE_SIZE - 1)));
-    unit->index = index;
-    unit->code64 = cpu_is_code64(vcpu);
-    if (!unit_translate(unit))
-        return NO_INDEX;
+    const uint8_t *bytes = vcpu->mem->base + ram_offset;
+    uint64_t room = PAGE_SIZE - (ram_offset & (PAGE_SIZE - 1)), flushes = dbt->stats.flushes;
+    if (!translate_copy(vcpu, index, bytes, room)) {
+        if (dbt->stats.flushes != flushes)
+            return NO_INDEX;
+        unit_begin(unit, vcpu, block, bytes, room);
+        unit->index = index;
+        unit->code64 = cpu_is_code64(vcpu);
+        if (!unit_translate(unit))
+            return NO_INDEX;
+    }
     dbt->used = align_up(dbt->used + block->host_size, 16);
     dbt->blocks++;
     dbt->stats.blocks++;

@@ -145,6 +145,7 @@ struct unit {
     const uint8_t *bytes;      /* guest code at the block's start */
     uint64_t room;             /* bytes up to the page's end */
     uint32_t from, limit;      /* gather from this offset on, and nothing that begins at or behind that one */
+    struct rewrite *rewrite;   /* that keeps the block, or NULL */
     struct function *function; /* that this is a block of; NULL: a unit by itself */
     struct portable *portable; /* NULL: for this vCPU's code cache */
     const struct ntc_field *field; /* of a portable unit: guest bytes that are not to be compiled in */

@@ -122,6 +122,7 @@ static void add_vcpu(cJSON *array, const struct vcpu *vcpu) {
         {"cache_flushes", stats->flushes},
         {"cache_evictions", stats->evictions},
         {"block_invalidations", stats->invalidations},
+        {"blocks_revived", stats->revived},
         {"cached_blocks", stats->cached_blocks},
         {"cached_units", stats->cached_units},
         {"cache_misses", stats->cache_misses},

@@ -6,6 +6,8 @@
 #include "paging.h"
 #include "runtime.h"
 
+void check_immediates(void); /* smc_immediates64.c */
+
 #define WINDOW 0x0000423440200000ull
 #define OPEN (PTE_P | PTE_W | PTE_U)
 
@@ -233,5 +235,6 @@ void kernel_main(void) {
     check_routines();
     check_rewriting();
     check_page_ends();
+    check_immediates();
     checks_finish("smc64");
 }
