@@ -37,6 +37,12 @@ PATCHED(imm_xor_memory,
         "mov %edi, (%rsi)\n\txorl $0x12345678, (%rsi)\n\t" AT(imm_xor_memory, 4) "mov (%rsi), "
                                                                                  "%eax");
 PATCHED(imm_add, "lea (%rdi), %eax\n\tadd $0x12345678, %eax\n\t" AT(imm_add, 4) "mov (%rsi), %ecx");
+PATCHED(imm_carry,
+        "mov %edi, %eax\n\tadd $0x12345678, %eax\n\t" AT(imm_carry,
+                                                         4) "mov (%rsi), %ecx\n\tmov $0, %eax\n\tsetb %al");
+PATCHED(imm_borrow,
+        "mov %edi, %eax\n\tsub $0x12345678, %eax\n\t" AT(imm_borrow,
+                                                         4) "mov (%rsi), %ecx\n\tmov $0, %eax\n\tsetb %al");
 PATCHED(imm_sub, "lea (%rdi), %eax\n\tsub $0x12345678, %eax\n\t" AT(imm_sub, 4) "mov (%rsi), %ecx");
 /* The base of accesses moves by the immediate. */
 PATCHED(imm_step, "mov %edi, (%rsi)\n\tmov %rsi, %rcx\n\tmov (%rcx), %eax\n\tsub $-8, %rcx\n\t" AT(
@@ -44,7 +50,7 @@ PATCHED(imm_step, "mov %edi, (%rsi)\n\tmov %rsi, %rcx\n\tmov (%rcx), %eax\n\tsub
 PATCHED(imm_push, "push $0x12345678\n\t" AT(imm_push, 4) "pop %rax");
 /* Its flags depend on whether the count is 0. */
 PATCHED(imm_shift,
-        "stc\n\tshl $2, %edi\n\t" AT(imm_shift, 1) "mov (%rsi), %ecx\n\tmov $0, %eax\n\tadc $0, %eax");
+        "stc\n\tmov (%rsi), %ecx\n\tshl $2, %edi\n\t" AT(imm_shift, 1) "mov $0, %eax\n\tadc $0, %eax");
 PATCHED(imm_displacement, "lea 0x40(%rsi), %rax\n\t" AT(imm_displacement, 1) "sub %rsi, %rax");
 /* A loop, whose flags are made again in its second round. */
 PATCHED(imm_loop,
@@ -106,6 +112,10 @@ static uint64_t is_add(uint64_t value, uint32_t number) {
     return number + (uint32_t)value;
 }
 
+static uint64_t is_carry(uint64_t value, uint32_t number) {
+    return number + (uint32_t)value < number;
+}
+
 static uint64_t is_sub(uint64_t value, uint32_t number) {
     return number - (uint32_t)value;
 }
@@ -161,6 +171,8 @@ static const struct {
     FORM(imm_xor_memory, 4, is_xor),
     FORM(imm_add, 4, is_add),
     FORM(imm_sub, 4, is_sub),
+    FORM(imm_carry, 4, is_carry),
+    FORM(imm_borrow, 4, is_below),
     FORM(imm_step, 1, is_step),
     FORM(imm_push, 4, is_mov_signed),
     FORM(imm_shift, 1, is_shift),
@@ -201,7 +213,7 @@ static void check_forms(uint8_t *at_most) {
             if (round % 8 == 7)
                 put(at, forms[i].start, length);
             if (round % 5 != 4 || round % 8 == 7)
-                value = round % 3 ? next_value() : next_value() & 7;
+                value = round % 3 ? next_value() : round % 2 ? 0 : next_value() & 7;
             if (round % 4 == 3)
                 number = (uint32_t)value; /* equal is where comparisons change */
             put(immediate, (const uint8_t *)&value, forms[i].size);
@@ -244,7 +256,8 @@ static void check_flags_of_faults(void) {
 
 /* Two pieces that lead to each other: each is rewritten while the other is not in use, too. */
 static void check_links(void) {
-    static const uint8_t first[] = {0xb8, 0, 0, 0, 0, 0xeb, 0x39};        /* mov $n, %eax; jmp 0x40 */
+    static const uint8_t first[] = {0xb8, 0,    0,    0,   0,
+                                    0x85, 0xff, 0xeb, 0x37}; /* mov $n, %eax; test %edi, %edi; jmp 0x40 */
     static const uint8_t second[] = {0x05, 0, 0, 0, 0, 0x75, 0x01, 0xc3,  /* add $n, %eax; jnz 1f; ret; */
                                      0xb9, 0, 0, 0, 0, 0x01, 0xc8, 0xc3}; /* 1f: mov $n, %ecx; add; ret */
     struct tally tally;
