@@ -409,7 +409,7 @@ bool vtlb_recall(struct vcpu *vcpu, struct vtlb_view *view, uint64_t linear) {
 }
 
 void vtlb_regain_write(struct vcpu *vcpu, struct vtlb_view *view, uint64_t linear) {
-    unsigned index = linear >> PAGE_SHIFT & (VTLB_ENTRIES - 1);
+    unsigned index = vtlb_index(view, linear);
     struct vtlb_entry entry = entry_read(&view->entry[index]);
     if (entry.tag_read != (linear & PAGE_MASK) || !(entry.info & VTLB_INFO_WRITABLE) ||
         __atomic_load_n(&vcpu->mem->state[entry.info >> PAGE_SHIFT], __ATOMIC_RELAXED))
