@@ -4,6 +4,7 @@
 #include "base/light.h"
 #include "dbt/asm.h"
 #include "dbt/private.h"
+#include "dbt/rewrite.h"
 #include "mem/guest_mem.h"
 
 #include <sys/mman.h>

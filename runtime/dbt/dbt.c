@@ -4,6 +4,7 @@
 #include "dbt/dbt.h"
 #include "base/pages.h"
 #include "dbt/host_gs.h"
+#include "dbt/rewrite.h"
 #include "dbt/unit.h"
 
 #include <cpuid.h>

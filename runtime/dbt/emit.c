@@ -1,4 +1,5 @@
 /* Pieces that every emitter uses: flags, spills, sites and the cold code behind a block. */
+#include "dbt/rewrite.h"
 #include "dbt/unit.h"
 
 struct site *unit_site(struct unit *unit, enum site_kind kind, const struct item *item) {

@@ -10,6 +10,7 @@
 #include "cpu/system.h"
 #include "dbt/host_gs.h"
 #include "dbt/private.h"
+#include "dbt/rewrite.h"
 #include "interp/interp.h"
 #include "mem/guest_mem.h"
 

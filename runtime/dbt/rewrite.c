@@ -16,6 +16,7 @@
  * evicted.
  */
 #define _GNU_SOURCE
+#include "dbt/rewrite.h"
 #include "base/light.h"
 #include "dbt/unit.h"
 #include "mem/guest_mem.h"
