@@ -415,7 +415,7 @@ static void test_forward(void) {
         tcp_receive(&tcp, data, &flags);
     tcp_send(&tcp, ACK | PSH, (const uint8_t *)"hello from the guest", 20);
     char line[32] = "";
-    for (unsigned i = 0; i < 1000 && read(client, line, sizeof line) < 0; i++)
+    for (unsigned i = 0; i < 60000 && read(client, line, sizeof line) < 0; i++)
         usleep(1000);
     CHECK(!strcmp(line, "hello from the guest"));
     close(client);
