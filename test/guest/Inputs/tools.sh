@@ -1,6 +1,7 @@
 #!/bin/bash
 # What takes a processor to be one: a debugger's breakpoints, watchpoints and steps; programs that write code as they run.
 cd /tmp || exit 1
+dmesg -n emerg # a busy host makes the kernel complain of late timers, between the lines that are asked for
 cat >counted.c <<'END'
 int counter;
 int step(int i) { counter += i; return counter; }
