@@ -36,6 +36,13 @@ struct want {
     bool refused;
 };
 
+/* The request itself is made up when the first chunk is missing, which is seldom. */
+static void want_nothing(struct want *want) {
+    want->request.what = 0;
+    want->request.count = 0;
+    want->refused = false;
+}
+
 static void begin(struct want *want, const struct ntc_parts *parts) {
     light_fill(&want->request, 0, sizeof want->request);
     want->request.what = STORE_LOAD;
@@ -151,9 +158,7 @@ static bool have(struct want *want, struct ntc_parts *parts) {
 
 bool ntc_parts_ask(const struct ntc_view *view, enum ntc_section_kind kind, uint64_t first, uint64_t count) {
     struct want want;
-    want.request.what = 0;
-    want.request.count = 0;
-    want.refused = false;
+    want_nothing(&want);
     add(&want, view->parts, kind, first, count);
     return have(&want, view->parts);
 }
@@ -164,9 +169,7 @@ bool ntc_parts_of_guest(const struct ntc_view *view, uint32_t number) {
     struct want want;
     if (!parts)
         return true;
-    want.request.what = 0;
-    want.request.count = 0;
-    want.refused = false;
+    want_nothing(&want);
     add(&want, parts, NTC_SECTION_BYTES, unit->bytes, unit->guest_length);
     add(&want, parts, NTC_SECTION_FIELDS, unit->first_field, unit->field_count);
     return have(&want, parts);
@@ -194,9 +197,7 @@ bool ntc_parts_of_unit(const struct ntc_view *view, uint32_t number) {
     struct want want;
     if (!parts)
         return true;
-    want.request.what = 0;
-    want.request.count = 0;
-    want.refused = false;
+    want_nothing(&want);
     add(&want, parts, NTC_SECTION_CODE, unit->code, unit->code_length);
     add(&want, parts, NTC_SECTION_SLOTS, unit->first_slot, unit->slot_count);
     add(&want, parts, NTC_SECTION_CONSTS, unit->first_const, unit->const_count);
