@@ -190,8 +190,9 @@ static struct ntc_parts *make_parts(const struct ntc_file *file, uint64_t load_s
         return NULL;
     parts->chunks = (uint32_t)ntc_parts_chunks(ntc_header_section(header, NTC_SECTION_LEAVES)->offset);
     parts->present = (const uint64_t *)(const void *)((const uint8_t *)file->base + load_size);
-    parts->refused = calloc(parts->chunks / 64 + 1, sizeof *parts->refused);
+    parts->asked = calloc(parts->chunks / 64 + 1, sizeof *parts->asked);
     parts->socket = socket;
+    parts->waits = true;
     parts->path = file->path;
     memcpy(parts->root, header->root, sizeof parts->root);
     for (uint32_t kind = 1; kind < NTC_SECTION_KINDS; kind++) {
@@ -201,7 +202,7 @@ static struct ntc_parts *make_parts(const struct ntc_file *file, uint64_t load_s
         parts->place[kind] = section->offset;
         parts->record[kind] = section->record_size;
     }
-    if (parts->refused)
+    if (parts->asked)
         return parts;
     free(parts);
     return NULL;
@@ -230,6 +231,11 @@ int ntc_file_adopt_parts(struct ntc_file *file, const char *path, int memfd, con
     if (result)
         ntc_file_close(file);
     return result;
+}
+
+void ntc_file_do_not_wait(struct ntc_file *file) {
+    if (file->view.parts)
+        file->view.parts->waits = false;
 }
 
 struct ntc_file_counts ntc_file_count(const struct ntc_file *file) {
@@ -303,7 +309,7 @@ void ntc_file_close(struct ntc_file *file) {
         close(file->memfd);
     if (file->view.parts) {
         close(file->view.parts->socket);
-        free(file->view.parts->refused);
+        free(file->view.parts->asked);
         free(file->view.parts);
     }
     free(file->path);

@@ -74,12 +74,15 @@ struct ntc_section {
     uint32_t record_count; /* record_size * record_count == length */
 };
 
+/* In ntc_header.required_flags. */
+#define NTC_REQUIRE_INDEX_LIKELY 1u /* index_likely is not 0 */
+
 struct ntc_header {
     uint8_t magic[8];
     uint16_t version_major;
     uint16_t version_minor;
     uint32_t header_size;
-    uint32_t required_flags; /* none is defined: an unknown one refuses the file */
+    uint32_t required_flags; /* NTC_REQUIRE_...: an unknown one refuses the file */
     uint32_t optional_flags;
     uint64_t file_size;
     uint64_t load_size; /* up to the end of the leaves, whole pages */
@@ -88,11 +91,11 @@ struct ntc_header {
     uint32_t section_count;
     uint32_t index_probes;      /* the longest search that finds something looks at so many index slots */
     uint32_t translator_abi;    /* number: what the words in sites, states and stubs mean */
-    uint32_t reserved0;         /* zero, as all that is reserved */
+    uint32_t index_likely;      /* so many index slots, the first ones, are a table of likely entries alone */
     uint64_t translator_layout; /* digest of the offsets and constants compiled into the code */
     uint64_t host_features;     /* what every unit needs (host_features.h) */
-    uint8_t reserved1[48];
-    uint8_t producer[128]; /* for people: program and version, zero-filled UTF-8 */
+    uint8_t reserved1[48];      /* zero, as all that is reserved */
+    uint8_t producer[128];      /* for people: program and version, zero-filled UTF-8 */
     struct ntc_section section[NTC_SECTIONS_MAX];
     uint8_t reserved2[2560];
     /* From here on not under the root digest. */

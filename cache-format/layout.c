@@ -476,8 +476,7 @@ static int place_sections(struct layout *layout, struct ntc_header *header) {
 }
 
 /* Of the sections that are in the order of the units what belongs to the likely ones; and of the entries
- * theirs. The index is of use where little is known, so it comes with the likely ones of a file of such only.
- */
+ * theirs. Where all are likely the index is one table, which comes as a whole. */
 static void fill_likely(struct layout *layout, const struct ntc_header *header) {
     struct ntc_range *range = NULL, ranges[LIKELY_RANGES] = {{0, 0}};
     unsigned count = 0;
@@ -539,6 +538,8 @@ static int assemble(struct layout *layout, const struct ntc_writer *writer) {
                                 .header_size = NTC_HEADER_SIZE,
                                 .chunk_size = NTC_CHUNK_SIZE,
                                 .index_probes = layout->probes,
+                                .index_likely = layout->index_likely,
+                                .required_flags = layout->index_likely ? NTC_REQUIRE_INDEX_LIKELY : 0,
                                 .translator_abi = writer->options.translator_abi,
                                 .translator_layout = writer->options.translator_layout,
                                 .host_features = writer->options.host_features};

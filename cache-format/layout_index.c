@@ -95,10 +95,36 @@ static bool insert(struct ntc_index_record *index, uint32_t mask, uint64_t diges
     return true;
 }
 
-static int build_index(struct layout *layout, const struct sorted_entry *sorted, uint32_t entries) {
+/* One hash table more, of some entries. */
+static int build_table(struct layout *layout, const struct sorted_entry *sorted,
+                       const struct heat_order *order, uint32_t count, uint32_t *buckets) {
     struct ntc_entry_record *records =
         (struct ntc_entry_record *)(void *)layout->section[NTC_SECTION_ENTRIES].bytes;
-    uint32_t indexed = 0, buckets = 1;
+    for (*buckets = 1; *buckets * 3ull < count * 4ull;)
+        *buckets *= 2;
+    struct ntc_index_record *index = calloc(*buckets, sizeof *index);
+    if (!index)
+        return -ENOMEM;
+    for (uint32_t i = 0; i < count; i++) {
+        uint32_t number = order[i].entry;
+        const struct ntc_unit *unit = &sorted[number].unit->unit;
+        uint64_t digest = ntc_entry_digest(unit->bytes + sorted[number].guest, records[number].digest_length);
+        if (!insert(index, *buckets - 1, digest, number, records, &layout->probes)) {
+            records[number].digest_length = 0;
+            continue;
+        }
+        records[number].check = (uint8_t)digest;
+    }
+    int result = pool_add(&layout->section[NTC_SECTION_INDEX], index, *buckets * sizeof *index) ? 0 : -ENOMEM;
+    free(index);
+    return result;
+}
+
+/* The likely entries have a table of their own, which is small and is there when the file is opened. */
+static int build_index(struct layout *layout, const struct sorted_entry *sorted, uint32_t entries) {
+    const struct ntc_entry_record *records =
+        (struct ntc_entry_record *)(void *)layout->section[NTC_SECTION_ENTRIES].bytes;
+    uint32_t indexed = 0, likely = 0, buckets;
     struct heat_order *order = malloc((entries + 1ull) * sizeof *order);
     if (!order)
         return -ENOMEM;
@@ -106,25 +132,16 @@ static int build_index(struct layout *layout, const struct sorted_entry *sorted,
         if (records[i].digest_length)
             order[indexed++] = (struct heat_order){.heat = sorted[i].unit->unit.heat, .entry = i};
     qsort(order, indexed, sizeof *order, compare_heat);
-    while (buckets * 3ull < indexed * 4ull)
-        buckets *= 2;
-    struct ntc_index_record *index = calloc(buckets, sizeof *index);
-    int result = index ? 0 : -ENOMEM;
-    for (uint32_t i = 0; i < indexed && !result; i++) {
-        uint32_t number = order[i].entry;
-        const struct ntc_unit *unit = &sorted[number].unit->unit;
-        uint64_t digest = ntc_entry_digest(unit->bytes + sorted[number].guest, records[number].digest_length);
-        if (!insert(index, buckets - 1, digest, number, records, &layout->probes)) {
-            records[number].digest_length = 0;
-            continue;
-        }
-        records[number].check = (uint8_t)digest;
-    }
+    while (likely < indexed && order[likely].heat)
+        likely++;
+    if (likely == indexed)
+        likely = 0; /* one table of all */
+    int result = likely ? build_table(layout, sorted, order, likely, &layout->index_likely) : 0;
+    layout->likely[NTC_SECTION_INDEX] = layout->section[NTC_SECTION_INDEX].length;
+    if (!result)
+        result = build_table(layout, sorted, order + likely, indexed - likely, &buckets);
     for (uint32_t i = 0; i < entries; i++)
         layout->summary.entries_not_indexed += !records[i].digest_length;
-    if (!result && !pool_add(&layout->section[NTC_SECTION_INDEX], index, buckets * sizeof *index))
-        result = -ENOMEM;
-    free(index);
     free(order);
     return result;
 }

@@ -9,6 +9,8 @@
 #include "cache-format/store_private.h"
 
 #define EINTR_RESULT (-4)
+#define EAGAIN_RESULT (-11)
+#define UNANSWERED_MAX 16u /* more would fill the socket, and the store drops who does not read */
 
 static int64_t call(int64_t number, uint64_t a, uint64_t b, uint64_t c, uint64_t d) {
     int64_t result;
@@ -71,6 +73,27 @@ static void tell(struct ntc_parts *parts, const char *why) {
     (void)call(SYS_write, 2, (uint64_t)(uintptr_t)line, at, 0);
 }
 
+/* A late answer would be taken for the next one's. */
+static void lose(struct ntc_parts *parts) {
+    parts->lost = true;
+    tell(parts, "the cache store does not answer");
+}
+
+/* What was received: is it a good answer? */
+static bool take_answer(struct ntc_parts *parts, int64_t received, struct store_answer *answer) {
+    if (received != (int64_t)sizeof *answer) {
+        lose(parts);
+        return false;
+    }
+    answer->line[sizeof answer->line - 1] = 0;
+    for (char *c = answer->line; *c; c++)
+        if (*c < ' ')
+            *c = '?';
+    if (answer->result)
+        tell(parts, answer->line);
+    return !answer->result;
+}
+
 /* With the lock held. */
 static bool ask_store(struct ntc_parts *parts, const struct store_request *request) {
     struct store_answer answer;
@@ -88,18 +111,61 @@ static bool ask_store(struct ntc_parts *parts, const struct store_request *reque
                 call(SYS_recvfrom, (uint64_t)parts->socket, (uint64_t)(uintptr_t)&answer, sizeof answer, 0);
         while (result == EINTR_RESULT);
     }
-    if (result != (int64_t)sizeof answer) {
-        parts->lost = true; /* a late answer would be taken for the next one's */
-        tell(parts, "the cache store does not answer");
-        return false;
+    return take_answer(parts, result, &answer);
+}
+
+static void note_asked(struct ntc_parts *parts, uint32_t chunk) {
+    __atomic_fetch_or(&parts->asked[chunk / 64], 1ull << chunk % 64, __ATOMIC_RELAXED);
+}
+
+/* With the lock held. */
+static void wait_for(struct ntc_parts *parts, struct want *want) {
+    parts->requests++;
+    bool good = ask_store(parts, &want->request);
+    for (uint32_t i = 0; i < want->request.count; i++) {
+        uint32_t chunk = want->request.chunk[i];
+        if (good && is_present(parts, chunk))
+            continue;
+        want->refused = true;
+        note_asked(parts, chunk);
     }
-    answer.line[sizeof answer.line - 1] = 0;
-    for (char *c = answer.line; *c; c++)
-        if (*c < ' ')
-            *c = '?';
-    if (answer.result)
-        tell(parts, answer.line);
-    return !answer.result;
+}
+
+/* Answers that came meanwhile. What was asked for shows by its bits; they tell what could not be had. */
+static void take_answers(struct ntc_parts *parts) {
+    struct store_answer answer;
+    while (parts->unanswered) {
+        light_fill(&answer, 0, sizeof answer);
+        int64_t result = call(SYS_recvfrom, (uint64_t)parts->socket, (uint64_t)(uintptr_t)&answer,
+                              sizeof answer, MSG_DONTWAIT);
+        if (result == EAGAIN_RESULT || result == EINTR_RESULT)
+            return;
+        if (!take_answer(parts, result, &answer) && parts->lost)
+            return;
+        parts->unanswered--;
+    }
+}
+
+/* The same without waiting: what is wanted is not there this time. What cannot be sent now is asked for when
+ * it is wanted again. */
+static void wish_for(struct ntc_parts *parts, struct want *want) {
+    want->refused = true;
+    if (!parts->lost)
+        take_answers(parts);
+    if (parts->lost || parts->unanswered == UNANSWERED_MAX)
+        return;
+    int64_t result = call(SYS_sendto, (uint64_t)parts->socket, (uint64_t)(uintptr_t)&want->request,
+                          sizeof want->request, MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (result == EAGAIN_RESULT || result == EINTR_RESULT)
+        return;
+    if (result != (int64_t)sizeof want->request) {
+        lose(parts);
+        return;
+    }
+    parts->requests++;
+    parts->unanswered++;
+    for (uint32_t i = 0; i < want->request.count; i++)
+        note_asked(parts, want->request.chunk[i]);
 }
 
 static void load(struct ntc_parts *parts, struct want *want) {
@@ -109,15 +175,10 @@ static void load(struct ntc_parts *parts, struct want *want) {
         free = 0;
         (void)call(SYS_sched_yield, 0, 0, 0, 0);
     }
-    parts->requests++;
-    bool good = ask_store(parts, &want->request);
-    for (uint32_t i = 0; i < want->request.count; i++) {
-        uint32_t chunk = want->request.chunk[i];
-        if (good && is_present(parts, chunk))
-            continue;
-        want->refused = true;
-        __atomic_fetch_or(&parts->refused[chunk / 64], 1ull << chunk % 64, __ATOMIC_RELAXED);
-    }
+    if (parts->waits)
+        wait_for(parts, want);
+    else
+        wish_for(parts, want);
     parts->wait_tsc += __builtin_ia32_rdtsc() - start;
     __atomic_store_n(&parts->lock, 0, __ATOMIC_RELEASE);
     want->request.count = 0;
@@ -131,7 +192,7 @@ static void add(struct want *want, struct ntc_parts *parts, enum ntc_section_kin
     uint64_t last = start + count * parts->record[kind] - 1;
     for (uint64_t chunk = start / NTC_CHUNK_SIZE; chunk <= last / NTC_CHUNK_SIZE; chunk++) {
         uint32_t number = (uint32_t)chunk;
-        if (chunk >= parts->chunks || is_set(parts->refused, number)) {
+        if (chunk >= parts->chunks || is_set(parts->asked, number)) {
             want->refused |= !is_present(parts, number);
             continue;
         }
@@ -175,18 +236,56 @@ bool ntc_parts_of_guest(const struct ntc_view *view, uint32_t number) {
     return have(&want, parts);
 }
 
-/* The entries on the pages that a unit lies on, and the one behind them: all that ntc_unit_entry() and
- * ntc_search_unit() look at. */
-static bool add_entries(struct want *want, const struct ntc_view *view, const struct ntc_unit_record *unit) {
+bool ntc_parts_there(const struct ntc_view *view, enum ntc_section_kind kind, uint64_t record) {
+    const struct ntc_parts *parts = view->parts;
+    if (!parts)
+        return true;
+    uint64_t first = parts->place[kind] + record * parts->record[kind] - NTC_HEADER_SIZE;
+    return is_present(parts, (uint32_t)(first / NTC_CHUNK_SIZE)) &&
+           is_present(parts, (uint32_t)((first + parts->record[kind] - 1) / NTC_CHUNK_SIZE));
+}
+
+/* The unit's entries in one of the image's two tables, which is there. */
+static uint32_t count_entries(const struct ntc_view *view, uint32_t number, uint64_t low, uint64_t high) {
+    uint32_t count = 0;
+    for (uint64_t i = low; i < high; i++)
+        count += view->entries[i].unit == number;
+    return count;
+}
+
+static bool other_entries_there(const struct ntc_view *view, const struct ntc_image_record *image,
+                                uint64_t page, uint64_t last) {
+    const uint32_t *word = &view->pages[image->first_page + image->page_count + 1];
+    const uint64_t step = NTC_CHUNK_SIZE / sizeof(struct ntc_entry_record);
+    for (uint64_t i = word[page]; i < word[last + 1]; i += step)
+        if (!ntc_parts_there(view, NTC_SECTION_ENTRIES, i))
+            return false;
+    return word[page] >= word[last + 1] || ntc_parts_there(view, NTC_SECTION_ENTRIES, word[last + 1] - 1ull);
+}
+
+/* The entries on the pages that a unit lies on: all that ntc_unit_entry() and ntc_search_unit() look at. The
+ * unit's own are likely ones or others, so where all of them are found among the likely ones, the others need
+ * not be there. */
+static bool add_entries(struct want *want, const struct ntc_view *view, uint32_t number) {
+    const struct ntc_unit_record *unit = &view->units[number];
     const struct ntc_image_record *image = &view->images[unit->image];
     uint64_t first = unit->link_address - image->link_base;
     uint64_t page = first / PAGE_SIZE, last = (first + unit->guest_length - 1) / PAGE_SIZE;
+    struct want entries;
+    want_nothing(&entries);
     for (unsigned table = 0; table < 2; table++) {
         const uint32_t *word = &view->pages[image->first_page + table * (image->page_count + 1)];
-        uint64_t low = word[page], high = word[last + 1], all = view->count[NTC_SECTION_ENTRIES];
-        if (low > high || high > all)
+        uint64_t low = word[page], high = word[last + 1];
+        if (low > high || high > view->count[NTC_SECTION_ENTRIES])
             return false;
-        add(want, view->parts, NTC_SECTION_ENTRIES, low, high - low + (high < all));
+        add(&entries, view->parts, NTC_SECTION_ENTRIES, low, high - low);
+        if (!have(&entries, view->parts)) {
+            want->refused = true;
+            return true;
+        }
+        if (!table && !other_entries_there(view, image, page, last) &&
+            count_entries(view, number, low, high) >= unit->entry_count)
+            return true;
     }
     return true;
 }
@@ -204,5 +303,5 @@ bool ntc_parts_of_unit(const struct ntc_view *view, uint32_t number) {
     add(&want, parts, NTC_SECTION_SITES, unit->first_site, unit->site_count);
     add(&want, parts, NTC_SECTION_RELOCS, unit->first_reloc, unit->reloc_count);
     add(&want, parts, NTC_SECTION_MAPS, unit->map, unit->map_length);
-    return add_entries(&want, view, unit) && have(&want, parts);
+    return add_entries(&want, view, number) && have(&want, parts);
 }

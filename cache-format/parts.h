@@ -8,6 +8,9 @@
  *   if (!ntc_parts_need(view, NTC_SECTION_ENTRIES, low, high - low))
  *       return; the records cannot be had
  *
+ * Tools wait for what they ask for. A VM does not: to translate a block takes less time than to have a part
+ * read and verified, so it goes on as if the part could not be had and finds it there the next time.
+ *
  * All of this is (light): it runs while a guest's vector registers are live, and asks the store by bare
  * system calls that a confined VM may make. Any number of threads may ask at a time.
  */
@@ -21,17 +24,19 @@
 
 struct ntc_parts {
     const uint64_t *present; /* a bit for each chunk; the store sets them */
-    uint64_t *refused;       /* a bit for each chunk that could not be had: it is not asked for again */
+    uint64_t *asked;         /* a bit for each chunk that was asked for, or could not be had: not again */
     uint32_t chunks;
     int socket; /* to the store */
-    bool lost;  /* it does not answer any more */
+    bool waits; /* for what is asked for; else it is not there until it has come */
+    bool lost;  /* the store does not answer any more */
     bool told;  /* what was refused first was told of */
     uint32_t lock;
+    uint32_t unanswered; /* requests that nobody waits for */
     const char *path;
     uint8_t root[NTC_DIGEST_SIZE];
     uint64_t place[NTC_SECTION_KINDS]; /* of the sections in the file */
     uint32_t record[NTC_SECTION_KINDS];
-    uint64_t requests, wait_tsc;
+    uint64_t requests, wait_tsc; /* time that requests took */
 };
 
 /* Chunks before LEAVES, and bytes of the pages that say which of them are there. */
@@ -50,8 +55,10 @@ MUST_CHECK static inline bool ntc_parts_need(const struct ntc_view *view, enum n
                                              uint64_t first, uint64_t count) {
     return !view->parts || ntc_parts_ask(view, kind, first, count);
 }
-/* The same for what a unit's guest bytes are compared by, and for all else that belongs to it. The ranges in
- * its record were checked. */
+/* Is a record there? It is not asked for. */
+bool ntc_parts_there(const struct ntc_view *view, enum ntc_section_kind kind, uint64_t record);
+/* As ntc_parts_need() for what a unit's guest bytes are compared by, and for all else that belongs to it. The
+ * ranges in its record were checked. */
 MUST_CHECK bool ntc_parts_of_guest(const struct ntc_view *view, uint32_t number);
 MUST_CHECK bool ntc_parts_of_unit(const struct ntc_view *view, uint32_t number);
 

@@ -43,19 +43,33 @@ static bool take(const struct ntc_search *search, uint32_t number, struct ntc_hi
     return true;
 }
 
+/* The table of likely entries, or that of all others. */
+static void choose_table(struct ntc_search *search, bool likely) {
+    uint32_t count = search->view->header->index_likely;
+    search->first = likely ? 0 : count;
+    search->mask = (likely ? count : (uint32_t)search->view->count[NTC_SECTION_INDEX] - count) - 1;
+    search->length_class = 0;
+}
+
 void ntc_search_content(struct ntc_search *search, const struct ntc_view *view, const uint8_t *bytes,
                         uint32_t available, uint32_t mode) {
     *search = (struct ntc_search){
         .view = view, .bytes = bytes, .available = available, .mode = mode, .also = {mode, mode}};
+    choose_table(search, view->header->index_likely != 0);
 }
 
-/* Begin the next digest length for which there are bytes. */
+/* Begin the next digest length for which there are bytes, or the next table. */
 static bool next_class(struct ntc_search *search) {
-    while (search->length_class < NTC_DIGEST_CLASSES &&
-           ntc_digest_lengths[search->length_class] > search->available)
-        search->length_class++;
-    if (search->length_class == NTC_DIGEST_CLASSES)
-        return false;
+    while (search->length_class == NTC_DIGEST_CLASSES ||
+           ntc_digest_lengths[search->length_class] > search->available) {
+        if (search->length_class != NTC_DIGEST_CLASSES) {
+            search->length_class++;
+            continue;
+        }
+        if (search->first == search->view->header->index_likely)
+            return false;
+        choose_table(search, false);
+    }
     uint64_t digest = ntc_entry_digest(search->bytes, ntc_digest_lengths[search->length_class]);
     search->at = (uint32_t)digest;
     search->tag = (uint32_t)(digest >> 32);
@@ -66,12 +80,12 @@ static bool next_class(struct ntc_search *search) {
 
 static bool next_by_content(struct ntc_search *search, struct ntc_hit *hit) {
     const struct ntc_view *view = search->view;
-    uint32_t mask = (uint32_t)view->count[NTC_SECTION_INDEX] - 1;
     while (search->started || next_class(search)) {
         uint8_t length = ntc_digest_lengths[search->length_class];
         while (search->probes) {
-            const struct ntc_index_record *slot = &view->index[search->at & mask];
-            if (!ntc_parts_need(view, NTC_SECTION_INDEX, search->at & mask, 1) || !slot->entry)
+            uint32_t number = search->first + (search->at & search->mask);
+            const struct ntc_index_record *slot = &view->index[number];
+            if (!ntc_parts_need(view, NTC_SECTION_INDEX, number, 1) || !slot->entry)
                 break;
             search->at++;
             search->probes--;

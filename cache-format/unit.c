@@ -397,11 +397,15 @@ static bool next_entry(const struct ntc_view *view, uint32_t number, const struc
     uint64_t first = unit->link_address - image->link_base;
     uint64_t from = image->first_entry + (unlikely ? (uint64_t)image->likely_count : 0);
     uint64_t end = image->first_entry + (uint64_t)(unlikely ? image->entry_count : image->likely_count);
+    const uint32_t *word = &view->pages[image->first_page + (unlikely ? image->page_count + 1 : 0)];
+    uint64_t behind = word[(first + unit->guest_length - 1) / PAGE_SIZE + 1];
     if (!*at)
-        *at = view->pages[image->first_page + (unlikely ? image->page_count + 1 : 0) + first / PAGE_SIZE];
+        *at = word[first / PAGE_SIZE];
     if (*at < from)
         return false;
-    for (; *at < end; ++*at) {
+    for (; *at < end && *at < behind; ++*at) {
+        if (!ntc_parts_there(view, NTC_SECTION_ENTRIES, *at))
+            continue; /* so nobody has used it */
         const struct ntc_entry_record *record = &view->entries[*at];
         if (record->address >= first + unit->guest_length)
             return false;

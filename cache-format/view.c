@@ -71,13 +71,13 @@ static int check_fixed(const struct ntc_header *h, const char *path, struct ntc_
         return ntc_fail(error, NTC_FAULT_VERSION,
                         "cache '%s' has format version %u.%u, this program reads %u; make it again", path,
                         h->version_major, h->version_minor, NTC_VERSION_MAJOR);
-    if (h->required_flags)
+    if (h->required_flags & ~NTC_REQUIRE_INDEX_LIKELY)
         return ntc_fail(error, NTC_FAULT_VERSION,
                         "cache '%s' requires a feature that is not known (flags %#x); make it again", path,
                         h->required_flags);
     if (h->header_size != NTC_HEADER_SIZE || h->chunk_size != NTC_CHUNK_SIZE)
         return malformed(path, error, "header or chunk size");
-    if (h->reserved0 || h->reserved3 || !ntc_is_zero(h->reserved1, sizeof h->reserved1) ||
+    if (h->reserved3 || !ntc_is_zero(h->reserved1, sizeof h->reserved1) ||
         !ntc_is_zero(h->reserved2, sizeof h->reserved2) || !ntc_is_zero(h->reserved4, sizeof h->reserved4))
         return malformed(path, error, "reserved bytes of the header are not zero");
     if (h->producer[sizeof h->producer - 1])
@@ -146,8 +146,11 @@ int ntc_header_check(const struct ntc_header *h, const char *path, struct ntc_er
         return malformed(path, error, "CODE, SLOTS and CONSTS are not whole pages in a row");
     if (slots->record_count < NTC_RUNTIME_SLOTS)
         return malformed(path, error, "too few link slots");
-    uint32_t buckets = s[NTC_SECTION_INDEX]->record_count;
-    if (!buckets || buckets & (buckets - 1))
+    uint32_t likely = h->index_likely, others = s[NTC_SECTION_INDEX]->record_count - likely;
+    if (!(h->required_flags & NTC_REQUIRE_INDEX_LIKELY) != !likely)
+        return malformed(path, error, "index_likely");
+    if (likely & (likely - 1) || !others || others & (others - 1) ||
+        likely >= s[NTC_SECTION_INDEX]->record_count)
         return malformed(path, error, "the index is no power of two");
     if (!s[NTC_SECTION_STATES]->record_count || !s[NTC_SECTION_STRINGS]->record_count ||
         s[NTC_SECTION_IMAGES]->record_count > NTC_IMAGES_MAX ||

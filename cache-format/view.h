@@ -200,7 +200,9 @@ struct ntc_search {
     const uint8_t *bytes;
     uint32_t available;
     uint32_t mode, also[2]; /* made for one of them; `also` may be set once the search is begun */
-    /* by content: which digest length, where in its run */
+    /* by content: which of the tables, [first, first + mask] of the index; which digest length, where in its
+     * run */
+    uint32_t first, mask;
     uint32_t length_class, at, probes, tag;
     bool started;
     /* by address: entries [at, end), first of the likely ones; with `bytes`, of those that begin with them */

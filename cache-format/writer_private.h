@@ -40,6 +40,7 @@ struct layout {
     struct kept_image **image; /* by number */
     struct kept_unit **unit;   /* by number, which is their order in CODE */
     uint32_t units, likely_units;
+    uint32_t index_likely;              /* header.index_likely */
     uint64_t likely[NTC_SECTION_KINDS]; /* so much of a section is theirs */
     uint32_t probes;
     struct ntc_writer_summary summary;

@@ -404,16 +404,18 @@ static void test_equal_beginnings(void) {
     }
     CHECK(!ntc_writer_write(writer, in_directory("e.ntc"), NULL, &summary, &error));
     ntc_writer_destroy(writer);
-    CHECK_EQUAL(summary.entries_not_indexed, 500 - 64);
+    /* The one that is not likely is in a table of its own, which is searched behind the other. */
+    CHECK_EQUAL(summary.entries_not_indexed, 500 - 65);
     read_file(&file, "e.ntc");
     uint8_t bytes[64];
     memset(bytes, 0x90, sizeof bytes);
     ntc_search_content(&search, &file.view, bytes, sizeof bytes, SAMPLE_MODE);
     while (ntc_search_next(&search, &hit)) {
-        CHECK(file.view.notes[hit.unit].heat >= 500 - 64);
+        CHECK(found < 64 ? file.view.notes[hit.unit].heat >= 500 - 64 : !file.view.notes[hit.unit].heat);
         found++;
     }
-    CHECK_EQUAL(found, 64);
+    CHECK_EQUAL(found, 65);
+    CHECK(file.view.header->required_flags == NTC_REQUIRE_INDEX_LIKELY && file.view.header->index_likely);
     CHECK(find_unit(&file.view, 0) != UINT32_MAX);
     ntc_file_close(&file);
 }

@@ -197,6 +197,50 @@ static void test_changes(void) {
     ntc_file_close(&file);
 }
 
+/* A VM does not wait: what is not there is refused, and is there when it has come. What cannot come is told
+ * of once, as where it is waited for. */
+static void test_no_waiting(void) {
+    struct ntc_file file;
+    for (unsigned damaged = 0; damaged < 2; damaged++) {
+        stop_broker();
+        start_broker();
+        write_sample(other_path, UNITS);
+        open_shared(&file, other_path);
+        const struct ntc_section *code = &file.view.header->section[0];
+        if (damaged)
+            overwrite(other_path, code->offset + code->length / 2, code->length / 2);
+        ntc_file_do_not_wait(&file);
+        uint32_t good = count_good(&file.view), before = 0;
+        CHECK(good > 0 && good < UNITS);
+        /* As long as it takes: only a store that gives nothing more ends this early. */
+        for (unsigned i = 0;
+             i < 6000 && (damaged ? !file.view.parts->told || good < UNITS / 2 : good < UNITS); i++) {
+            CHECK(good >= before);
+            before = good;
+            usleep(5000);
+            good = count_good(&file.view);
+        }
+        CHECK(damaged ? good >= UNITS / 2 && good < UNITS : good == UNITS);
+        CHECK_EQUAL(file.view.parts->told, damaged != 0);
+        CHECK(!file.view.parts->lost);
+        if (!damaged)
+            CHECK_EQUAL(sample_walk(&file.view), UNITS);
+        ntc_file_close(&file);
+    }
+    /* The store ends: that is told, and nothing waits for it. */
+    write_sample(other_path, UNITS);
+    stop_broker();
+    start_broker();
+    open_shared(&file, other_path);
+    ntc_file_do_not_wait(&file);
+    stop_broker();
+    uint32_t good = count_good(&file.view);
+    CHECK(good > 0 && good < UNITS && count_good(&file.view) == good);
+    CHECK(file.view.parts->lost && file.view.parts->told);
+    ntc_file_close(&file);
+    start_broker();
+}
+
 /* The store ends: what is there stays, what is not is refused, at once. */
 static void test_store_ends(void) {
     struct ntc_file file;
@@ -272,6 +316,7 @@ int main(void) {
     test_whole();
     test_together();
     test_changes();
+    test_no_waiting();
     test_store_ends();
     test_bad_requests();
     stop_broker();
