@@ -137,7 +137,10 @@ void block_kill(struct dbt_vcpu *dbt, uint32_t index) {
     remove_from_page(dbt, index, 0, block->ram_offset & PAGE_MASK);
     if (block->ram_page2 != GUEST_NO_RAM)
         remove_from_page(dbt, index, 1, block->ram_page2);
-    remove_outgoing(dbt, block, rewrite_hit(dbt, index));
+    struct rewrite *rewrite = rewrite_hit(dbt, index);
+    remove_outgoing(dbt, block, rewrite != NULL);
+    if (rewrite) /* without a jump that was linked, should one stand there */
+        rewrite_keep_entry(dbt, block, rewrite);
     for (uint32_t i = block->incoming; i != NO_INDEX; i = dbt->site[i].next_incoming)
         block_unlink(dbt, i);
     block->incoming = NO_INDEX;

@@ -16,6 +16,7 @@
 
 #define AREA_BYTES align_up(sizeof(struct dbt_area), PAGE_SIZE)
 #define CODE_CACHE_MIN (1 * MIB)
+#define CODE_REGION_MAX GIB
 
 static int memfd_of(const char *name, uint64_t size) {
     int fd = memfd_create(name, MFD_CLOEXEC);
@@ -76,13 +77,18 @@ static int map_aliases(struct dbt_vcpu *dbt, struct dbt_area *area) {
 }
 
 static int map_code(struct dbt_vcpu *dbt, uint64_t size) {
-    dbt->size = align_up(size < CODE_CACHE_MIN ? CODE_CACHE_MIN : size, PAGE_SIZE);
+    dbt->size = size;
     dbt->code_fd = memfd_of("nestor-code", dbt->size);
     if (dbt->code_fd < 0)
         return dbt->code_fd;
     dbt->rw = map_shared(dbt->code_fd, dbt->size, PROT_READ | PROT_WRITE);
     dbt->rx = map_shared(dbt->code_fd, dbt->size, PROT_READ | PROT_EXEC);
     return dbt->rw && dbt->rx ? 0 : -ENOMEM;
+}
+
+static uint64_t grown(uint64_t size) {
+    uint64_t most = size > CODE_REGION_MAX ? size : CODE_REGION_MAX;
+    return size < most / DBT_CODE_CACHE_GROWTH ? size * DBT_CODE_CACHE_GROWTH : most;
 }
 
 int dbt_vcpu_create(struct vcpu *vcpu, const struct dbt_options *options) {
@@ -96,8 +102,10 @@ int dbt_vcpu_create(struct vcpu *vcpu, const struct dbt_options *options) {
     uint32_t eax, ebx, ecx, edx;
     dbt->xgetbv_in_use = __get_cpuid_count(0xd, 1, &eax, &ebx, &ecx, &edx) && eax & 4;
     int result = map_aliases(dbt, area_of(vcpu));
+    uint64_t size = align_up(
+        options->code_cache_size < CODE_CACHE_MIN ? CODE_CACHE_MIN : options->code_cache_size, PAGE_SIZE);
     if (!result)
-        result = map_code(dbt, options->code_cache_size);
+        result = map_code(dbt, options->code_cache_grows ? grown(size) : size);
     if (result)
         goto fail;
     /* A block's code is rarely under 128 bytes; its exits number about one in 40 bytes. */
@@ -113,10 +121,12 @@ int dbt_vcpu_create(struct vcpu *vcpu, const struct dbt_options *options) {
     if (!dbt->block || !dbt->site || !dbt->pc || !dbt->unit || !dbt->rewrite)
         goto fail;
     dbt_emit_stubs(dbt);
-    code_divide(dbt, options->parts);
+    result = code_divide(dbt, size, options->parts);
+    if (result)
+        goto fail;
     vcpu->cpuid_changed = 1;
     block_flush_all(vcpu);
-    dbt->stats = (struct dbt_stats){0};
+    dbt->stats = (struct dbt_stats){.code_limit = dbt->stats.code_limit};
     return 0;
 fail:
     dbt_vcpu_destroy(vcpu);
@@ -145,6 +155,7 @@ void dbt_vcpu_destroy(struct vcpu *vcpu) {
         close(dbt->code_fd);
     free(dbt->unit);
     free(dbt->rewrite);
+    free(dbt->evicted);
     free(dbt);
     vcpu->dbt = NULL;
 }

@@ -13,8 +13,11 @@
 
 #include <signal.h>
 
+#define DBT_CODE_CACHE_GROWTH 4u
+
 struct dbt_options {
     uint64_t code_cache_size; /* bytes */
+    bool code_cache_grows;    /* to DBT_CODE_CACHE_GROWTH times that, when it is too small for what runs */
     unsigned parts;           /* that it is evicted by, 16 at most; 0: the translator's choice */
 };
 
@@ -33,6 +36,7 @@ struct dbt_stats {
     uint64_t cache_differs; /* found by their first bytes, but not the same */
     uint64_t cache_tsc;     /* TSC ticks of looking up, comparing and putting to use */
     uint64_t code_bytes;    /* in use now */
+    uint64_t code_limit;    /* may be in use */
 };
 
 enum dbt_exit {

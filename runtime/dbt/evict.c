@@ -10,28 +10,41 @@
  * keeps its translations and links. Nobody is inside translated code while this happens, and host_writes
  * tells whoever wants to resume a block or to link a site that either may be gone.
  *
+ * Where it may, the cache grows: when too much of what was translated since the first part was begun had been
+ * evicted shortly before, what runs does not fit, and instead of the first part again an empty one is filled.
+ *
  * Units of a persistent cache that are in use have their blocks and sites in the parts, too, but no code
  * there.
  */
 #define _GNU_SOURCE
 #include "base/light.h"
+#include "cpu/mode.h"
 #include "dbt/private.h"
 
+#include <errno.h>
+#include <stdlib.h>
 #include <sys/mman.h>
 
 /* More lose less at a time, but leave more unused: BLOCK_MAX_HOST at the end of each. */
 #define CODE_PARTS 8u
 #define CODE_PART_LEAST (128 * KIB)
 
-void code_divide(struct dbt_vcpu *dbt, unsigned parts) {
+int code_divide(struct dbt_vcpu *dbt, uint64_t size, unsigned parts) {
     if (!parts)
         parts = CODE_PARTS;
-    while (parts > 1 && dbt->size / parts < CODE_PART_LEAST)
+    while (parts > 1 && size / parts < CODE_PART_LEAST)
         parts--;
-    uint64_t code = dbt->size / parts & PAGE_MASK;
-    for (unsigned i = 0; i < parts; i++)
-        dbt->part[i] = (struct code_part){.code = i ? i * code : dbt->stubs_end, .code_end = (i + 1) * code};
+    uint64_t code = size / parts & PAGE_MASK, all = dbt->size / code;
+    dbt->part_size = code;
     dbt->parts = parts;
+    dbt->parts_max = all < CODE_PARTS_MAX ? (unsigned)all : CODE_PARTS_MAX;
+    for (unsigned i = 0; i < dbt->parts_max; i++)
+        dbt->part[i] = (struct code_part){.code = i ? i * code : dbt->stubs_end, .code_end = (i + 1) * code};
+    dbt->stats.code_limit = parts * code;
+    if (dbt->parts == dbt->parts_max)
+        return 0;
+    dbt->evicted = calloc(1u << EVICTED_BITS, sizeof *dbt->evicted);
+    return dbt->evicted ? 0 : -ENOMEM;
 }
 
 static bool is_empty(const struct code_part *part) {
@@ -56,6 +69,7 @@ static void set_limits(struct dbt_vcpu *dbt) {
 static void clear(struct code_part *part) {
     part->used = part->code;
     part->block = part->blocks = part->site = part->sites = part->pc = part->pcs = 0;
+    part->made = part->again = part->again_user = 0;
 }
 
 /* Begin to fill a part that is empty, behind the one before it. */
@@ -149,9 +163,73 @@ static void zero_sites(struct dbt_vcpu *dbt, const struct code_part *part) {
     light_fill((void *)end, 0, to - end);
 }
 
+/* -- growing -- */
+
+/* The place of a block's fingerprint, which is never 0. */
+static uint8_t *fingerprint(struct dbt_vcpu *dbt, const struct block *block, uint8_t *value) {
+    uint64_t mixed = (block->ram_offset ^ (uint64_t)block->mode << 48) * 0x9e3779b97f4a7c15ull ^
+                     block->rip * 0xc2b2ae3d27d4eb4full;
+    *value = (uint8_t)(mixed >> 56 | 1);
+    return &dbt->evicted[mixed >> 32 & ((1u << EVICTED_BITS) - 1)];
+}
+
+static void note_evicted(struct dbt_vcpu *dbt, const struct code_part *part) {
+    if (!dbt->evicted)
+        return;
+    for (uint32_t i = part->block; i < part->blocks; i++) {
+        const struct block *block = &dbt->block[i];
+        uint8_t value;
+        if (!block->dead && !block->cache) {
+            uint8_t *place = fingerprint(dbt, block, &value);
+            *place = value;
+        }
+    }
+}
+
+void code_note_made(struct dbt_vcpu *dbt, const struct block *block) {
+    uint8_t value, *place;
+    if (!dbt->evicted)
+        return;
+    place = fingerprint(dbt, block, &value);
+    dbt->filling->made++;
+    if (*place != value)
+        return;
+    *place = 0;
+    dbt->filling->again++;
+    dbt->filling->again_user += (block->mode & MODE_CPL3) != 0;
+}
+
+/* The kernel's code is evicted and wanted again by whatever runs, and a guest that starts one program after
+ * the other translates them for the first time: a booting Debian has a fifth of ring 3's code among all that
+ * is translated, and half with the kernel's. Programs that do not fit begin at a third, and reach nine
+ * tenths. */
+static bool is_too_small(const struct dbt_vcpu *dbt) {
+    uint64_t made = 0, again = 0, again_user = 0;
+    for (unsigned i = 0; i < dbt->parts; i++) {
+        made += dbt->part[i].made;
+        again += dbt->part[i].again;
+        again_user += dbt->part[i].again_user;
+    }
+    return again_user * 10 > made * 3 || again * 4 > made * 3;
+}
+
+static struct code_part *next_part(struct dbt_vcpu *dbt) {
+    struct code_part *next = dbt->filling + 1;
+    if (next < dbt->part + dbt->parts)
+        return next;
+    if (dbt->parts == dbt->parts_max || !is_too_small(dbt))
+        return dbt->part;
+    dbt->parts = dbt->parts * 2 < dbt->parts_max ? dbt->parts * 2 : dbt->parts_max;
+    dbt->stats.code_limit = dbt->parts * dbt->part_size;
+    return next;
+}
+
+/* -- filling -- */
+
 static void evict(struct dbt_vcpu *dbt, struct code_part *part) {
     if (is_empty(part))
         return;
+    note_evicted(dbt, part);
     sweep_tables(dbt, part);
     sweep_incoming(dbt, part);
     for (unsigned i = 0; i < dbt->parts; i++)
@@ -179,9 +257,8 @@ static void go_on_in(struct dbt_vcpu *dbt, struct code_part *part) {
 }
 
 bool code_make_room(struct dbt_vcpu *dbt, uint64_t code, uint32_t blocks, uint32_t sites, uint32_t pcs) {
-    const struct code_part *end = dbt->part + dbt->parts;
     if (dbt->used + code > dbt->filling->code_end)
-        go_on_in(dbt, dbt->filling + 1 == end ? dbt->part : dbt->filling + 1);
+        go_on_in(dbt, next_part(dbt));
     while (dbt->blocks + blocks > dbt->blocks_limit || dbt->sites + sites > dbt->sites_limit ||
            dbt->pcs + pcs > dbt->pcs_limit) {
         struct code_part *next = following(dbt);
@@ -199,10 +276,11 @@ bool code_make_room(struct dbt_vcpu *dbt, uint64_t code, uint32_t blocks, uint32
 }
 
 const struct code_part *code_part_at(const struct dbt_vcpu *dbt, uint64_t offset) {
-    for (const struct code_part *part = dbt->part; part < dbt->part + dbt->parts; part++)
-        if (offset >= part->code && offset < (part == dbt->filling ? dbt->used : part->used))
-            return part;
-    return NULL;
+    uint64_t index = offset / dbt->part_size;
+    const struct code_part *part = &dbt->part[index];
+    if (index >= dbt->parts || offset < part->code)
+        return NULL;
+    return offset < (part == dbt->filling ? dbt->used : part->used) ? part : NULL;
 }
 
 const struct code_part *code_part_of_block(const struct dbt_vcpu *dbt, uint32_t index) {

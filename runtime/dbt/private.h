@@ -112,7 +112,7 @@ struct block {
     uint32_t cached_unit; /* its number there */
 };
 
-#define HASH_BITS 15
+#define HASH_BITS 17
 #define PAGE_HASH_BITS 13
 
 /* Jump-cache contexts: what a key stands for. */
@@ -146,14 +146,19 @@ enum runtime_slot {
 };
 
 /* A part of what is translated, evicted at once: evict.c. */
-#define CODE_PARTS_MAX 16u
+#define CODE_PARTS_MAX (16u * DBT_CODE_CACHE_GROWTH)
 struct code_part {
     uint64_t code, code_end;  /* in the code region */
     uint32_t block, site, pc; /* where it begins in the tables */
     /* Where what is in use ends; of the part that is being filled, struct dbt_vcpu has it. */
     uint64_t used;
     uint32_t blocks, sites, pcs;
+    uint32_t made; /* blocks translated into it; of these, those that had been evicted shortly before: */
+    uint32_t again, again_user; /* all, and ring 3's */
 };
+
+/* Fingerprints of evicted blocks; newer ones take the places of older ones. */
+#define EVICTED_BITS 17
 
 struct unit;
 struct rewrite;
@@ -186,12 +191,14 @@ struct dbt_vcpu {
     struct pc_entry *pc;
     uint32_t pcs, max_pcs;
     struct code_part part[CODE_PARTS_MAX];
-    unsigned parts;
+    uint64_t part_size;
+    unsigned parts, parts_max; /* in use; it may grow to so many */
     struct code_part *filling;
     uint32_t blocks_limit, sites_limit, pcs_limit; /* up to here it may have the tables */
     struct rewrite *rewrite;                       /* REWRITES of them */
     uint32_t hash[1u << HASH_BITS];
     uint32_t page_hash[1u << PAGE_HASH_BITS];
+    uint8_t *evicted; /* 1 << EVICTED_BITS of them; NULL: it cannot grow */
 
     struct jump_context context[JUMP_CONTEXTS];
     const struct jump_context *recent[2]; /* the last one of user and of kernel code */
@@ -270,8 +277,11 @@ void cached_profile(const struct dbt_vcpu *dbt, void (*add)(void *context, const
 const char *cached_image(const struct dbt_vcpu *dbt, uint64_t *address);
 
 /* -- evict.c -- */
-/* Divide the region behind the stubs. */
-void code_divide(struct dbt_vcpu *dbt, unsigned parts);
+/* Divide the region behind the stubs: so many parts in the first `size` bytes, 0: as many as are good; more
+ * are for growing. */
+MUST_CHECK int code_divide(struct dbt_vcpu *dbt, uint64_t size, unsigned parts);
+/* A block was translated. */
+void code_note_made(struct dbt_vcpu *dbt, const struct block *block);
 /* Nothing is translated, the first part is to be filled. */
 void code_empty(struct dbt_vcpu *dbt);
 /* Evict what stands against so many more bytes of code and entries of the tables. False: there is not so

@@ -101,22 +101,23 @@ void rewrite_keep(const struct unit *unit) {
     rewrite->epoch = epoch_of(unit->dbt);
 }
 
-bool rewrite_hit(struct dbt_vcpu *dbt, uint32_t index) {
+struct rewrite *rewrite_hit(struct dbt_vcpu *dbt, uint32_t index) {
     const struct block *block = &dbt->block[index];
     if (block->cache || block->ram_page2 != GUEST_NO_RAM)
-        return false;
+        return NULL;
     struct rewrite *rewrite = slot_of(dbt, block->ram_offset, block->rip, block->mode);
     if (!is_for(rewrite, block->ram_offset, block->rip, block->mode)) {
         *rewrite = (struct rewrite){
             .ram_offset = block->ram_offset, .rip = block->rip, .mode = block->mode, .block = NO_INDEX};
-        return false;
+        return NULL;
     }
-    if (rewrite->block != index || rewrite->epoch != epoch_of(dbt))
-        return false;
+    return rewrite->block == index && rewrite->epoch == epoch_of(dbt) ? rewrite : NULL;
+}
+
+void rewrite_keep_entry(const struct dbt_vcpu *dbt, const struct block *block, struct rewrite *rewrite) {
     uint32_t room = block->host + block->host_size - block->entry[true];
     rewrite->entry_size = (uint8_t)(room < sizeof rewrite->entry ? room : sizeof rewrite->entry);
     copy_bytes(rewrite->entry, dbt->rw + block->entry[true], rewrite->entry_size);
-    return true;
 }
 
 static bool differs_in_immediates_alone(const struct rewrite *rewrite, const uint8_t *now) {

@@ -34,8 +34,10 @@ struct rewrite *rewrite_begin(struct dbt_vcpu *dbt, const struct block *block, c
 void rewrite_note(struct unit *unit, const struct item *item);
 /* The unit's block is done. */
 void rewrite_keep(const struct unit *unit);
-/* A block is about to be dropped. True: it may be revived, so nothing of its code may stay linked. */
-bool rewrite_hit(struct dbt_vcpu *dbt, uint32_t index);
+/* A block is about to be dropped. Not NULL: it may be revived, so nothing of its code may stay linked, and
+ * then rewrite_keep_entry() is to be called. */
+struct rewrite *rewrite_hit(struct dbt_vcpu *dbt, uint32_t index);
+void rewrite_keep_entry(const struct dbt_vcpu *dbt, const struct block *block, struct rewrite *rewrite);
 /* The dropped block for vcpu->rip, in use again with the code that is there now; NO_INDEX: there is none. */
 uint32_t rewrite_revive(struct vcpu *vcpu, uint64_t ram_offset, uint32_t mode);
 

@@ -751,5 +751,6 @@ uint32_t dbt_translate(struct vcpu *vcpu, uint64_t ram_offset, uint32_t mode) {
     if (UNLIKELY(dbt->log))
         portable_log_add(vcpu, block);
     block_publish(vcpu, index);
+    code_note_made(dbt, block);
     return index;
 }

@@ -119,6 +119,7 @@ static void add_vcpu(cJSON *array, const struct vcpu *vcpu) {
         {"translate_ns", stats->translate_ns},
         {"translate_ring0_ns", stats->translate_ring0_ns},
         {"code_cache_bytes", stats->code_bytes},
+        {"code_cache_limit", stats->code_limit},
         {"cache_flushes", stats->flushes},
         {"cache_evictions", stats->evictions},
         {"block_invalidations", stats->invalidations},

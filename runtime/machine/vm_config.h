@@ -80,9 +80,10 @@ struct vm_config {
     struct vm_serial_config serial;  /* of the first serial port */
     struct vm_serial_config console; /* of the virtio console; NONE: the machine has no such device */
     enum vm_engine engine;
-    unsigned direct_max;              /* 0: the engine's default */
-    const char *cpu;                  /* for cpu_model_create() */
-    uint64_t code_cache;              /* bytes; 0: the engine's default */
+    unsigned direct_max; /* 0: the engine's default */
+    const char *cpu;     /* for cpu_model_create() */
+    uint64_t code_cache; /* bytes; 0: the default, which grows */
+    bool code_cache_grows;
     const char *cache[VM_CACHES_MAX]; /* cache files */
     size_t cache_count;
     const char *trust[VM_TRUST_MAX]; /* public keys: files or directories; none: the user's configuration */

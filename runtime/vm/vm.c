@@ -272,7 +272,8 @@ static int create_cpu(struct vm *vm, unsigned index) {
         result = vtlb_create(vcpu);
     if (!result)
         result = interp_vcpu_create(vcpu);
-    struct dbt_options dbt = {.code_cache_size = vm->options.code_cache_size};
+    const struct dbt_options dbt = {.code_cache_size = vm->options.code_cache_size,
+                                    .code_cache_grows = vm->options.code_cache_grows};
     if (!result)
         result = dbt_vcpu_create(vcpu, &dbt);
     if (!result && vm->options.engine != VM_ENGINE_INTERP)

@@ -31,6 +31,7 @@ struct vm_options {
     unsigned direct_max;       /* processes for direct execution, per vCPU; 0: the engine's default */
     bool count_spaces;         /* direct execution counts for each address space, too */
     uint64_t code_cache_size;  /* bytes per vCPU */
+    bool code_cache_grows;     /* DBT_CODE_CACHE_GROWTH times, when it is too small */
     const struct trace *trace; /* of --trace and --dump; outlives the VM. NULL: no log */
     /* A vCPU met a triple fault: called on its thread, which then ends. */
     void (*on_shutdown)(void *context, struct vcpu *vcpu);

@@ -287,12 +287,20 @@ int option_parse_cpu(struct run_options *options, const struct option_source *so
 
 int option_parse_code_cache(struct run_options *options, const struct option_source *source,
                             const char *value) {
+    struct value_fields fields = {run_options_keep(options, value, strlen(value))};
+    char *text, *field;
     uint64_t size;
-    bool has_unit;
-    if (value_parse_size(value, &size, &has_unit) || size < CODE_CACHE_MIN || size > CODE_CACHE_MAX ||
-        size % PAGE_SIZE)
+    bool has_unit, grows = false;
+    if (!value_fields_next(&fields, &text, &field) || field || value_parse_size(text, &size, &has_unit) ||
+        size < CODE_CACHE_MIN || size > CODE_CACHE_MAX || size % PAGE_SIZE)
         return option_refuse(source, value, "give a size from 1M to %lluM", CODE_CACHE_MAX / MIB);
+    while (value_fields_next(&fields, &text, &field)) {
+        if (strcmp(text, "grow") || !field || (strcmp(field, "on") && strcmp(field, "off")))
+            return option_refuse(source, value, "behind the size there can be grow=on or grow=off");
+        grows = !strcmp(field, "on");
+    }
     options->vm.code_cache = size;
+    options->vm.code_cache_grows = grows;
     return 0;
 }
 

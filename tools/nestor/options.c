@@ -91,8 +91,9 @@ const struct option run_option_table[] = {
      .parse = option_parse_cpu,
      .invalidates_code = true},
     {.name = "code-cache",
-     .argument = "SIZE",
-     .help = "memory for translated code of each virtual processor, 1M to 1024M (default: 32M)",
+     .argument = "SIZE[,grow=on|off]",
+     .help = "translated code kept for each virtual processor, 1M to 1024M; grow: up to four times that when "
+             "it is too small (default: 32M,grow=on)",
      .parse = option_parse_code_cache},
     {.name = "cache",
      .argument = "FILE",
