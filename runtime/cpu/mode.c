@@ -79,5 +79,6 @@ static uint32_t mode_of_controls(const struct vcpu *vcpu) {
 
 void cpu_mode_changed(struct vcpu *vcpu) {
     vcpu->mode = mode_of_segments(vcpu) | mode_of_controls(vcpu) | mode_of_privilege(vcpu);
+    vcpu->crossing_changed = 1;
     vtlb_select_view(vcpu);
 }

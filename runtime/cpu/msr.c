@@ -340,6 +340,7 @@ int cpu_rdmsr(struct vcpu *vcpu, uint32_t index, uint64_t *value) {
 
 int cpu_wrmsr(struct vcpu *vcpu, uint32_t index, uint64_t value) {
     int result = write_register(vcpu, index, value);
+    vcpu->crossing_changed |= index == MSR_STAR || index == MSR_SFMASK;
     cpu_trace(vcpu, TRACE_MSR, CPU_TRACE_MSR_WRITE, index, value, result);
     return result;
 }

@@ -12,21 +12,32 @@
 #define ATTRIBUTES_DATA(dpl)                                                                                 \
     (SEG_P | SEG_S | (dpl) << SEG_DPL_SHIFT | TYPE_WRITABLE | TYPE_ACCESSED | SEG_G | SEG_DB)
 
+static struct segment code_segment(uint64_t selector, unsigned cpl, bool is_code64) {
+    return (struct segment){.selector = (uint16_t)((selector & 0xfffc) | cpl),
+                            .attributes = ATTRIBUTES_CODE(cpl) | (is_code64 ? SEG_L : SEG_DB),
+                            .limit = UINT32_MAX};
+}
+
+static struct segment stack_segment(uint64_t selector, unsigned cpl) {
+    return (struct segment){
+        .selector = (uint16_t)selector, .attributes = ATTRIBUTES_DATA(cpl), .limit = UINT32_MAX};
+}
+
 static void load_code(struct vcpu *vcpu, uint64_t selector, unsigned cpl, bool is_code64) {
-    struct segment *cs = &vcpu->segment[SEG_CS];
-    cs->selector = (uint16_t)((selector & 0xfffc) | cpl);
-    cs->attributes = ATTRIBUTES_CODE(cpl) | (is_code64 ? SEG_L : SEG_DB);
-    cs->limit = UINT32_MAX;
-    cs->base = 0;
+    struct segment cs = code_segment(selector, cpl, is_code64);
+    segment_copy(&vcpu->segment[SEG_CS], &cs);
     vcpu->cpl = (uint8_t)cpl;
 }
 
 static void load_stack(struct vcpu *vcpu, uint64_t selector, unsigned cpl) {
-    struct segment *ss = &vcpu->segment[SEG_SS];
-    ss->selector = (uint16_t)selector;
-    ss->attributes = ATTRIBUTES_DATA(cpl);
-    ss->limit = UINT32_MAX;
-    ss->base = 0;
+    struct segment ss = stack_segment(selector, cpl);
+    segment_copy(&vcpu->segment[SEG_SS], &ss);
+}
+
+void cpu_syscall_segments(const struct vcpu *vcpu, bool user, struct segment *cs, struct segment *ss) {
+    uint64_t kernel = vcpu->star >> 32, base = vcpu->star >> 48;
+    *cs = user ? code_segment(base + 16, 3, true) : code_segment(kernel, 0, true);
+    *ss = user ? stack_segment((base + 8) | SELECTOR_RPL, 3) : stack_segment(kernel + 8, 0);
 }
 
 int cpu_syscall(struct vcpu *vcpu, uint64_t next) {

@@ -52,6 +52,8 @@ MUST_CHECK int cpu_far_return(struct vcpu *vcpu, unsigned operand_size, uint16_t
 
 /* -- fast system calls (syscall.c) -- */
 MUST_CHECK int cpu_syscall(struct vcpu *vcpu, uint64_t next);
+/* What SYSCALL loads into CS and SS in 64-bit code, or (user) SYSRET on the way back to 64-bit code. */
+void cpu_syscall_segments(const struct vcpu *vcpu, bool user, struct segment *cs, struct segment *ss);
 MUST_CHECK int cpu_sysret(struct vcpu *vcpu, unsigned operand_size);
 MUST_CHECK int cpu_sysenter(struct vcpu *vcpu);
 MUST_CHECK int cpu_sysexit(struct vcpu *vcpu, unsigned operand_size);

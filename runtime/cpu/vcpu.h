@@ -124,6 +124,8 @@ struct vcpu {
                               this */
     uint8_t tlb_lost; /* (any thread sets) the TLB has lost an entry or a write tag: whoever keeps copies of
                          what it held drops them and clears this */
+    uint8_t crossing_changed; /* what SYSCALL, SYSRET or IRET would do has changed otherwise than with the
+                                 address space: whoever does them by copies drops those and clears this */
     struct vcpu *self;
 
     /* -- system registers -- */
@@ -182,6 +184,7 @@ struct vcpu {
     struct direct_vcpu *direct;
     bool (*tier_up)(
         struct vcpu *vcpu); /* shall ring 3 go on there? Asked with live extended state; may be NULL */
+    bool tier_settled;      /* its answer was no, and need not be asked for at each entry */
     uint64_t user_entries;  /* times that ring 3 was entered */
     uint64_t flushes;       /* counts invalidations of the user half, in any address space */
     uint8_t *direct_write;  /* per page of RAM: not 0 when it may be writable there; NULL: nothing is */

@@ -64,6 +64,20 @@ struct memo {
 };
 #define MEMO_SLOTS 32u
 
+/* What rings 0 and 3 of 64-bit code change places by without C: see crossing.c. Indexed by "is ring 3". */
+struct crossing {
+    uint64_t key[2];  /* the jump keys; 0: C has to see to it */
+    uint64_t mode[2]; /* of vcpu->mode */
+    struct vtlb_view *user_view;
+    uint64_t kept_flags;   /* by SYSCALL */
+    uint64_t cs[2], ss[2]; /* what SYSCALL and SYSRET load: see crossing_segment() */
+    /* Of the last IRET to ring 3. */
+    uint64_t iret_selector[2];    /* CS, SS */
+    uint64_t iret_raw[2];         /* their descriptors */
+    uint64_t iret_segment[2];     /* what they mean */
+    uint64_t *iret_descriptor[2]; /* where they are in the host's memory; NULL: not known any more */
+};
+
 struct dbt_hot {
     uint64_t host_rsp;                              /* the C stack while translated code runs */
     uint64_t target;                                /* scratch: indirect target (guest, then host) */
@@ -84,6 +98,7 @@ struct dbt_hot {
     bool fault_is_poll;     /* at a block's start */
     bool fault_is_sti_poll; /* behind an STI */
     uint64_t resume;        /* where a slow exit goes on */
+    struct crossing crossing;
 };
 
 /* General registers that are in vcpu->gpr, not in the host's, whenever one block ends and the next begins.

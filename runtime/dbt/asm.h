@@ -164,6 +164,17 @@ static inline void asm_movzx8(struct code_buffer *c, int to, int from) {
     code_u8(c, (uint8_t)(0xc0 | (to & 7) << 3 | (from & 7)));
 }
 
+/* movzx reg32, byte gs:[offset] */
+static inline void asm_movzx8_gs(struct code_buffer *c, int reg, uint32_t offset) {
+    code_u8(c, 0x65);
+    asm_rex(c, false, reg, 0, 0);
+    code_u8(c, 0x0f);
+    code_u8(c, 0xb6);
+    code_u8(c, (uint8_t)((reg & 7) << 3 | 4));
+    code_u8(c, 0x25);
+    code_u32(c, offset);
+}
+
 /* shr reg, count */
 static inline void asm_shr(struct code_buffer *c, int reg, uint8_t count) {
     asm_rex(c, true, 0, 0, reg);

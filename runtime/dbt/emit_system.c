@@ -96,7 +96,43 @@ void unit_describe_helper(const struct item *item, struct site *site) {
     }
 }
 
+/* The stub that tries SYSCALL, SYSRET or IRET without C; RUNTIME_EXIT: there is none. */
+static enum runtime_slot crossing_stub(const struct unit *unit, const struct item *item) {
+    bool wide = item->insn.z.raw.rex.W;
+    if (!unit->code64)
+        return RUNTIME_EXIT;
+    switch (item->helper) {
+    case HELPER_SYSCALL:
+        return unit->block->mode & MODE_CPL3 && !unit->portable ? RUNTIME_SYSCALL : RUNTIME_EXIT;
+    case HELPER_SYSRET:
+        return unit->block->mode & MODE_CPL0 && wide ? RUNTIME_SYSRET : RUNTIME_EXIT;
+    case HELPER_IRET:
+        return unit->block->mode & MODE_CPL0 && wide ? RUNTIME_IRET : RUNTIME_EXIT;
+    default:
+        return RUNTIME_EXIT;
+    }
+}
+
+static void emit_crossing(struct unit *unit, const struct item *item, enum runtime_slot stub) {
+    emit_reload(unit);
+    if (!unit->flags_saved)
+        emit_save_flags(unit, BOUNDARY_SCRATCH); /* a block that ends so may have no scratches */
+    struct site *site = unit_site(unit, SITE_HELPER, item);
+    site->flags_saved = true;
+    unit_describe_helper(item, site);
+    if (stub == RUNTIME_SYSCALL)
+        asm_mov_imm(&unit->code, GPR_R8, unit->block->rip + item->guest + item->insn.length);
+    emit_leave_to(unit, site, stub);
+    site->host = (uint32_t)(unit->code.at - unit->dbt->rw);
+    unit->flags_saved = true;
+}
+
 void emit_helper(struct unit *unit, const struct item *item, enum site_kind kind) {
+    enum runtime_slot stub = kind == SITE_HELPER ? crossing_stub(unit, item) : RUNTIME_EXIT;
+    if (stub != RUNTIME_EXIT) {
+        emit_crossing(unit, item, stub);
+        return;
+    }
     if ((item->helper == HELPER_INVLPG || item->helper == HELPER_XSTATE) && kind == SITE_HELPER) {
         emit_flags_clobber(unit);
         emit_address(unit, item, &item->insn.op[0]);
@@ -125,21 +161,10 @@ static void emit_helper_at(struct unit *unit, const struct item *item, enum help
         unit_cold(unit, places[i], SITE_HELPER, unit_site_index(unit, site))->back = unit->code.at;
 }
 
-/* movzx reg32, byte gs:[offset] */
-static void emit_load_byte(struct code_buffer *c, int reg, uint32_t offset) {
-    code_u8(c, 0x65);
-    asm_rex(c, false, reg, 0, 0);
-    code_u8(c, 0x0f);
-    code_u8(c, 0xb6);
-    code_u8(c, (uint8_t)((reg & 7) << 3 | 4));
-    code_u8(c, 0x25);
-    code_u32(c, offset);
-}
-
 /* t0 |= byte of the area << shift */
 static void emit_gather_flag(struct unit *unit, uint32_t offset, uint8_t shift) {
     struct code_buffer *c = &unit->code;
-    emit_load_byte(c, unit->t1, offset);
+    asm_movzx8_gs(c, unit->t1, offset);
     asm_shl(c, unit->t1, shift);
     asm_alu(c, ASM_OR, unit->t0, unit->t1);
 }

@@ -59,11 +59,25 @@ static void refresh_memos(struct vcpu *vcpu) {
             memo_forget(&area->memo[VMEM_READ][i]);
             memo_forget(&area->memo[VMEM_WRITE][i]);
         }
+        area->hot.crossing.iret_descriptor[0] = NULL;
     }
     if (lost || area->hot.stack_view != vcpu->view) {
         area->hot.stack_view = vcpu->view;
         memo_forget(&area->hot.stack);
     }
+}
+
+/* Shut the ways between the rings that may lead elsewhere now (crossing.c). */
+static void refresh_crossing(struct vcpu *vcpu) {
+    struct dbt_vcpu *dbt = vcpu->dbt;
+    struct crossing *crossing = &dbt->area->hot.crossing;
+    if (UNLIKELY(vcpu->crossing_changed)) {
+        vcpu->crossing_changed = 0;
+        crossing->key[0] = crossing->key[1] = 0;
+    }
+    if (vcpu->space->generation != dbt->crossing_generation)
+        crossing->key[1] = 0;
+    crossing->user_view = vcpu->space->view[VIEW_USER];
 }
 
 /* Last steps before translated code at host runs. False: something came up, look again. */
@@ -79,6 +93,7 @@ static bool arm(struct vcpu *vcpu, uint64_t host) {
     hot->flags = flags_to_lahf(vcpu->rflags);
     hot->view_kernel = vcpu->space->view[VIEW_KERNEL];
     hot->view_kernel_ac = vcpu->space->view[vcpu->cr4 & CR4_SMAP ? VIEW_KERNEL_AC : VIEW_KERNEL];
+    refresh_crossing(vcpu);
     vcpu_fpu_unpark(vcpu);
     uint32_t requests = __atomic_load_n(&vcpu->requests, __ATOMIC_ACQUIRE);
     enum area_alias want = requests ? AREA_MASKED : AREA_RUN;
@@ -213,6 +228,7 @@ static uint64_t go(struct vcpu *vcpu, struct origin origin) {
             return RESUME_LEAVE;
         }
         if (vcpu->mode & MODE_CPL3 && vcpu->tier_up && vcpu->tier_up(vcpu)) {
+            dbt->area->hot.crossing.key[1] = 0;
             dbt->exit = DBT_EXIT_TIER;
             return RESUME_LEAVE;
         }
@@ -225,6 +241,8 @@ static uint64_t go(struct vcpu *vcpu, struct origin origin) {
             origin = no_origin;
         }
         jump_refresh_key(vcpu);
+        if (UNLIKELY(dbt->area->hot.crossing.key[!!(vcpu->mode & MODE_CPL3)] != dbt->area->hot.jump_key))
+            crossing_open(vcpu);
         if (origin.site == NO_INDEX && !origin.ungrouped) {
             uint64_t host = jump_find(vcpu, vcpu->rip);
             if (host && arm(vcpu, host))
@@ -389,6 +407,8 @@ static uint64_t serve_helper(struct vcpu *vcpu, const struct site *site, const s
         interpret(vcpu);
         return go(vcpu, no_origin);
     }
+    if (helper == HELPER_IRET)
+        crossing_note_iret(vcpu);
     if (transfers_control(helper))
         return go(vcpu, no_origin);
     vcpu->rip = next;

@@ -25,6 +25,7 @@ static void clear_returns(struct dbt_vcpu *dbt, bool user) {
     uint64_t count = RETURN_SLOTS;
     __asm__ volatile("rep stosq" : "+D"(to), "+c"(count) : "a"(dbt->stub_return) : "memory");
     dbt->returns_key[user] = 0;
+    dbt->area->hot.crossing.key[user] = 0;
 }
 
 /* 0 ^ key: context bits are never zero, so no canonical rip matches. */
@@ -121,6 +122,9 @@ void jump_refresh_key(struct vcpu *vcpu) {
     }
     uint64_t key = fresh_key(dbt);
     struct jump_context *context = &dbt->context[dbt->next_context++ % JUMP_CONTEXTS];
+    for (unsigned user = 0; user < 2; user++) /* nobody would find its entries to drop any more */
+        if (dbt->area->hot.crossing.key[user] == context->key)
+            dbt->area->hot.crossing.key[user] = 0;
     *context =
         (struct jump_context){.generation = generation, .key = key, .mode = vcpu->mode, .kernel = kernel};
     use_key(dbt, kernel, key);
@@ -215,6 +219,7 @@ static bool still_holds(struct vcpu *vcpu, const struct relied_page *page) {
 
 static void kernel_changed(struct dbt_vcpu *dbt) {
     dbt->kernel_generation++;
+    dbt->area->hot.crossing.key[0] = 0;
     block_unlink_cross_page(dbt);
     light_fill(dbt->relied, 0, sizeof dbt->relied);
     dbt->relied_count = 0;

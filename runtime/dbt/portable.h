@@ -9,7 +9,7 @@
 #include "cpu/vcpu.h"
 
 /* What the words in sites and states, the numbers of run-time slots and unit.abi_data mean. */
-#define DBT_PORTABLE_ABI 5u
+#define DBT_PORTABLE_ABI 6u
 
 struct portable_request {
     uint64_t rip;         /* link address */

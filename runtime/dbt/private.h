@@ -142,6 +142,9 @@ enum runtime_slot {
     RUNTIME_EXIT_LIVE,
     RUNTIME_MEMORY,
     RUNTIME_LOOK_UP, /* a target that the jump cache does not know */
+    RUNTIME_SYSRET,  /* to ring 3 without C, or else to C as RUNTIME_EXIT does */
+    RUNTIME_IRET,    /* the same */
+    RUNTIME_SYSCALL, /* from ring 3, which no portable unit is of; R8: what RCX gets */
     RUNTIME_SLOTS_USED
 };
 
@@ -160,6 +163,7 @@ struct code_part {
 /* Fingerprints of evicted blocks; newer ones take the places of older ones. */
 #define EVICTED_BITS 17
 
+struct code_buffer;
 struct unit;
 struct rewrite;
 struct cached;
@@ -177,12 +181,13 @@ struct dbt_vcpu {
 
     uint8_t *rx, *rw; /* two mappings of the code region */
     uint64_t size, stubs_end;
-    uint64_t used;      /* of the part that is being filled; so are blocks, sites and pcs */
-    uint64_t populated; /* up to here pages of rw were asked for */
-    uint64_t released;  /* stats.host_bytes when pages of rw were last given back */
+    uint64_t reach, reached; /* address space from rx on: all of it, and what of it is in use */
+    uint64_t used;           /* of the part that is being filled; so are blocks, sites and pcs */
+    uint64_t populated;      /* up to here pages of rw were asked for */
+    uint64_t released;       /* stats.host_bytes when pages of rw were last given back */
     int code_fd;
     uint8_t *stub_enter, *stub_load, *stub_exit, *stub_exit_live, *stub_memory, *stub_fault, *stub_look_up;
-    uint8_t *stub_return;
+    uint8_t *stub_return, *stub_syscall, *stub_sysret, *stub_iret;
 
     struct block *block;
     uint32_t blocks, max_blocks;
@@ -208,9 +213,10 @@ struct dbt_vcpu {
     struct relied_page relied[1u << RELIED_BITS];
     unsigned relied_count;
     uint64_t user_bloom[USER_BLOOM_WORDS];
-    uint64_t returns_key[2];   /* the jump key that each of area->returns is of; 0: it is empty */
-    bool kernel_local;         /* see jump.c */
-    uint64_t local_generation; /* of the space, then */
+    uint64_t crossing_generation; /* of the space that crossing.key[1] is of */
+    uint64_t returns_key[2];      /* the jump key that each of area->returns is of; 0: it is empty */
+    bool kernel_local;            /* see jump.c */
+    uint64_t local_generation;    /* of the space, then */
 
     struct cached *cached;         /* the persistent caches; NULL: none */
     bool cached_any_ring;          /* the tester's: they have code of ring 3, too */
@@ -227,12 +233,15 @@ struct dbt_vcpu {
 /* -- stubs.c -- */
 void dbt_emit_stubs(struct dbt_vcpu *dbt);
 
-static inline const uint8_t *dbt_stub(const struct dbt_vcpu *dbt, enum runtime_slot stub) {
-    return stub == RUNTIME_EXIT      ? dbt->stub_exit
-           : stub == RUNTIME_MEMORY  ? dbt->stub_memory
-           : stub == RUNTIME_LOOK_UP ? dbt->stub_look_up
-                                     : dbt->stub_exit_live;
-}
+const uint8_t *dbt_stub(const struct dbt_vcpu *dbt, enum runtime_slot stub);
+
+/* -- crossing.c -- */
+/* Emit the stubs, behind stub_exit. */
+void dbt_emit_crossings(struct dbt_vcpu *dbt, struct code_buffer *c);
+/* The other ring may be entered without C from now on, as this one is now: by its jump key. */
+void crossing_open(struct vcpu *vcpu);
+/* C has done an IRET to ring 3: the next one like it may go without. */
+void crossing_note_iret(struct vcpu *vcpu);
 
 /* -- translate.c -- */
 /* Translate the block at vcpu->rip for mode (vcpu->mode, perhaps with MODE_UNGROUPED); the page is at

@@ -137,6 +137,8 @@ void dbt_emit_stubs(struct dbt_vcpu *dbt) {
     asm_patch_rel32(emit_branch_on(c, RESUME_LOAD), load);
     emit_leave(c);
 
+    dbt_emit_crossings(dbt, c);
+
     dbt->stub_memory = dbt->rx + (c->at - dbt->rw);
     emit_save_registers(c, AREA_HOT(save), all);
     asm_load_gs(c, GPR_RSP, AREA_HOT(host_rsp));
@@ -157,4 +159,23 @@ void dbt_emit_stubs(struct dbt_vcpu *dbt) {
     emit_leave(c);
 
     dbt->used = dbt->stubs_end = align_up((uint64_t)(c->at - dbt->rw), 64);
+}
+
+const uint8_t *dbt_stub(const struct dbt_vcpu *dbt, enum runtime_slot stub) {
+    switch (stub) {
+    case RUNTIME_EXIT:
+        return dbt->stub_exit;
+    case RUNTIME_MEMORY:
+        return dbt->stub_memory;
+    case RUNTIME_LOOK_UP:
+        return dbt->stub_look_up;
+    case RUNTIME_SYSRET:
+        return dbt->stub_sysret;
+    case RUNTIME_IRET:
+        return dbt->stub_iret;
+    case RUNTIME_SYSCALL:
+        return dbt->stub_syscall;
+    default:
+        return dbt->stub_exit_live;
+    }
 }

@@ -128,12 +128,14 @@ bool tier_goes_on(struct vcpu *vcpu, const struct direct_stub *stub, bool only_m
 
 bool tier_wants_direct(struct vcpu *vcpu) {
     struct direct_vcpu *direct = vcpu->direct;
+    vcpu->tier_settled = direct->broken;
     if (direct->hold == vcpu->user_entries || direct->broken)
         return false;
     if (direct->options.policy == DIRECT_AUTO) {
         struct tier_record *record = current_record(vcpu);
         if (!record->is_direct) {
             look_up(vcpu, record);
+            vcpu->tier_settled = !record->is_direct; /* windows are long: the next tick of time will do */
             if (!record->is_direct)
                 return false;
         }

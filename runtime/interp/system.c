@@ -30,6 +30,7 @@ int descriptor_table_load_execute(struct vcpu *vcpu, struct decoded *d) {
         base &= 0xffffff;
     struct descriptor_table *table = d->insn.z.mnemonic == ZYDIS_MNEMONIC_LGDT ? &vcpu->gdtr : &vcpu->idtr;
     *table = (struct descriptor_table){.base = base, .limit = (uint16_t)limit};
+    vcpu->crossing_changed = 1;
     return CPU_OK;
 }
 
