@@ -12,34 +12,21 @@
 #include "cache-format/file_private.h"
 #include "cache-format/header.h"
 
-#define NEAR_STEP (16 * MIB)
-#define NEAR_REACH GIB
-
-/* Address space for the mapping, near a place if there is any. */
-static uint8_t *reserve(uint64_t size, const void *near) {
-    uint64_t at = (uint64_t)(uintptr_t)near & PAGE_MASK;
-    void *base = MAP_FAILED;
-    for (uint64_t away = NEAR_STEP; near && away < NEAR_REACH && base == MAP_FAILED; away += NEAR_STEP) {
-        uint64_t below = at - away - align_up(size, PAGE_SIZE), above = at + away;
-        if (below < at)
-            base = mmap((void *)(uintptr_t)below, size, PROT_NONE,
-                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0);
-        if (base == MAP_FAILED)
-            base = mmap((void *)(uintptr_t)above, size, PROT_NONE,
-                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0);
-    }
-    if (base == MAP_FAILED)
-        base = mmap(NULL, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+/* Address space for the mapping: the caller's, or NULL. */
+static uint8_t *reserve(uint64_t size, const struct ntc_room *room) {
+    if (room)
+        return size <= room->size ? room->at : NULL;
+    void *base = mmap(NULL, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     return base == MAP_FAILED ? NULL : base;
 }
 
-int ntc_mapping_create(struct ntc_mapping *mapping, const struct ntc_file *file, const void *near,
+int ntc_mapping_create(struct ntc_mapping *mapping, const struct ntc_file *file, const struct ntc_room *room,
                        struct ntc_error *error) {
     const struct ntc_header *header = file->view.header;
     const struct ntc_section *code = ntc_header_section(header, NTC_SECTION_CODE),
                              *slots = ntc_header_section(header, NTC_SECTION_SLOTS),
                              *consts = ntc_header_section(header, NTC_SECTION_CONSTS);
-    *mapping = (struct ntc_mapping){.view = &file->view};
+    *mapping = (struct ntc_mapping){.view = &file->view, .lent = room != NULL};
     if (file->memfd < 0)
         return ntc_fail(error, NTC_FAULT_STORE, "cache '%s' was opened for reading only", file->path);
     int result = ntc_memfd_check(file->memfd, file->size, file->view.parts != NULL, error);
@@ -47,7 +34,10 @@ int ntc_mapping_create(struct ntc_mapping *mapping, const struct ntc_file *file,
         return result;
     uint64_t writable = slots->length + consts->length;
     mapping->size = code->length + writable;
-    mapping->base = reserve(mapping->size, near);
+    mapping->base = reserve(mapping->size, room);
+    if (!mapping->base && room)
+        return ntc_fail(error, NTC_FAULT_MEMORY, "cache '%s': no address space near the code cache",
+                        file->path);
     mapping->prepared = calloc(slots->length / PAGE_SIZE / 8 + 1, 1);
     if (!mapping->base || !mapping->prepared)
         goto no_memory;
@@ -72,7 +62,7 @@ no_memory:
 }
 
 void ntc_mapping_destroy(struct ntc_mapping *mapping) {
-    if (mapping->base)
+    if (mapping->base && !mapping->lent)
         munmap(mapping->base, mapping->size);
     free(mapping->prepared);
     *mapping = (struct ntc_mapping){0};

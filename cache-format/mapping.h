@@ -21,13 +21,20 @@ struct ntc_mapping {
     uint64_t slot_count;
     uint64_t *consts;
     uint64_t const_count;
+    bool lent;              /* the address space is the caller's */
     uint8_t *prepared;      /* a bit for each page of slots */
     uint64_t private_pages; /* pages of slots that were prepared */
 };
 
-/* near: map within 1 GiB of it if there is room, else anywhere; NULL: anywhere. */
-MUST_CHECK int ntc_mapping_create(struct ntc_mapping *mapping, const struct ntc_file *file, const void *near,
-                                  struct ntc_error *error);
+/* Address space that the caller keeps for mappings, and unmaps after them. */
+struct ntc_room {
+    uint8_t *at; /* at a page's start */
+    uint64_t size;
+};
+
+/* Map it at the start of the room (NTC_FAULT_MEMORY when that is too small); NULL: anywhere. */
+MUST_CHECK int ntc_mapping_create(struct ntc_mapping *mapping, const struct ntc_file *file,
+                                  const struct ntc_room *room, struct ntc_error *error);
 void ntc_mapping_destroy(struct ntc_mapping *mapping);
 
 /* (light) Make the slots [first, first + count) lead to their units' unlinked exits, unless that was done.

@@ -72,13 +72,10 @@ int dbt_cache_attach(struct vcpu *vcpu, const struct ntc_file *file, struct ntc_
                                .sure = calloc(images + 1, sizeof *to->sure),
                                .entered = calloc(file->view.count[NTC_SECTION_ENTRIES] / 8 + 1, 1)};
     to->slides = (struct ntc_slides){.slide = to->slide, .known = to->known, .count = (uint32_t)images};
+    const struct ntc_room room = {.at = dbt->rx + dbt->reached, .size = dbt->reach - dbt->reached};
     int result = to->slide && to->known && to->sure && to->entered
-                     ? ntc_mapping_create(&to->mapping, file, dbt->rx + dbt->size + GIB / 2, error)
+                     ? ntc_mapping_create(&to->mapping, file, &room, error)
                      : ntc_fail(error, NTC_FAULT_MEMORY, "cache '%s': no memory", file->path);
-    /* Links from the vCPU's own code are rel32s. */
-    if (!result && distance(dbt, &to->mapping) + to->mapping.size > INT32_MAX)
-        result =
-            ntc_fail(error, NTC_FAULT_MEMORY, "cache '%s': no address space near the code cache", file->path);
     if (result) {
         ntc_mapping_destroy(&to->mapping);
         free(to->slide);
@@ -87,6 +84,7 @@ int dbt_cache_attach(struct vcpu *vcpu, const struct ntc_file *file, struct ntc_
         free(to->entered);
         return result;
     }
+    dbt->reached += align_up(to->mapping.size, PAGE_SIZE);
     for (unsigned i = 0; i < RUNTIME_SLOTS_USED; i++)
         to->mapping.slots[i] = (uint64_t)dbt_stub(dbt, (enum runtime_slot)i);
     cached->count++;

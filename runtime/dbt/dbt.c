@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #define AREA_BYTES align_up(sizeof(struct dbt_area), PAGE_SIZE)
+#define CODE_REACH (2 * GIB - PAGE_SIZE)
 #define CODE_CACHE_MIN (1 * MIB)
 #define CODE_REGION_MAX GIB
 
@@ -82,7 +83,16 @@ static int map_code(struct dbt_vcpu *dbt, uint64_t size) {
     if (dbt->code_fd < 0)
         return dbt->code_fd;
     dbt->rw = map_shared(dbt->code_fd, dbt->size, PROT_READ | PROT_WRITE);
-    dbt->rx = map_shared(dbt->code_fd, dbt->size, PROT_READ | PROT_EXEC);
+    /* Links from here to caches are rel32s, so they get their places behind it before anybody else does. */
+    void *place = mmap(NULL, CODE_REACH, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    bool wide = place != MAP_FAILED;
+    void *rx = mmap(wide ? place : NULL, dbt->size, PROT_READ | PROT_EXEC,
+                    wide ? MAP_SHARED | MAP_FIXED : MAP_SHARED, dbt->code_fd, 0);
+    dbt->reached = dbt->size;
+    dbt->reach = wide ? CODE_REACH : dbt->size;
+    dbt->rx = rx == MAP_FAILED ? NULL : rx;
+    if (!dbt->rx && wide)
+        munmap(place, CODE_REACH);
     return dbt->rw && dbt->rx ? 0 : -ENOMEM;
 }
 
@@ -147,7 +157,7 @@ void dbt_vcpu_destroy(struct vcpu *vcpu) {
     unmap(dbt->alias[AREA_MASKED], AREA_BYTES);
     unmap(dbt->alias[AREA_STOP], AREA_BYTES);
     unmap(dbt->rw, dbt->size);
-    unmap(dbt->rx, dbt->size);
+    unmap(dbt->rx, dbt->reach);
     unmap(dbt->block, dbt->max_blocks * sizeof *dbt->block);
     unmap(dbt->site, dbt->max_sites * sizeof *dbt->site);
     unmap(dbt->pc, dbt->max_pcs * sizeof *dbt->pc);
