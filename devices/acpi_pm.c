@@ -1,4 +1,7 @@
-/* ACPI fixed hardware. The machine is always in ACPI mode (no SMI command port), so SCI_EN reads as one. */
+/* ACPI fixed hardware. The machine is always in ACPI mode (no SMI command port), so SCI_EN reads as one.
+ *
+ * Asleep lasts from the write of SLP_EN with S3's type to the first event that wakes. An event that is there
+ * already ends the sleep at once, so none is lost in between. */
 #include "devices/acpi_pm.h"
 
 #include <pthread.h>
@@ -8,13 +11,15 @@
 #define STATUS_GLOBAL (1u << 5)
 #define STATUS_POWER_BUTTON (1u << 8)
 #define STATUS_RTC (1u << 10)
-#define STATUS_ALL (STATUS_TIMER | STATUS_GLOBAL | STATUS_POWER_BUTTON | STATUS_RTC | 1u << 15)
+#define STATUS_WAKE (1u << 15)
 #define ENABLE_ALL (STATUS_TIMER | STATUS_GLOBAL | STATUS_POWER_BUTTON | STATUS_RTC)
 #define CONTROL_SCI_ENABLE (1u << 0)
 #define CONTROL_SLEEP_TYPE_SHIFT 10
 #define CONTROL_SLEEP_ENABLE (1u << 13)
 #define CONTROL_WRITABLE 0x1c06u
 #define TIMER_BITS 24
+/* What stays enabled while the rest of the machine has no power. */
+#define ENABLE_ASLEEP (STATUS_POWER_BUTTON | STATUS_RTC)
 
 struct acpi_pm {
     pthread_mutex_t lock;
@@ -24,8 +29,9 @@ struct acpi_pm {
     uint64_t carries; /* halves of the timer's range seen up to now */
     struct irq_line sci;
     bool sci_level;
-    void (*poweroff)(void *context);
+    const struct acpi_pm_ops *ops;
     void *context;
+    bool asleep;
     uint16_t status, enable, control;
     uint16_t gpe_status, gpe_enable;
 };
@@ -68,18 +74,40 @@ static void timer_callback(void *context) {
     pthread_mutex_unlock(&pm->lock);
 }
 
-void acpi_pm_power_button(struct acpi_pm *pm) {
-    pthread_mutex_lock(&pm->lock);
-    pm->status |= STATUS_POWER_BUTTON;
+/* With the lock held: an event comes to pass, with its bits of the status. True if that ended the sleep:
+ * then ops->wake() is due, without the lock. */
+static bool event_take(struct acpi_pm *pm, uint16_t status, bool wakes) {
+    bool woken = pm->asleep && wakes;
+    pm->status |= status;
+    if (woken) {
+        pm->asleep = false;
+        pm->status |= STATUS_WAKE;
+    }
     sci_update(pm);
-    pthread_mutex_unlock(&pm->lock);
+    return woken;
 }
 
-bool acpi_pm_button_enabled(struct acpi_pm *pm) {
+/* With the lock held. */
+static bool wake_waits(const struct acpi_pm *pm) {
+    return pm->status & pm->enable & ENABLE_ASLEEP || pm->gpe_status & pm->gpe_enable;
+}
+
+enum acpi_button acpi_pm_power_button(struct acpi_pm *pm) {
     pthread_mutex_lock(&pm->lock);
-    bool enabled = pm->enable & STATUS_POWER_BUTTON;
+    bool woken = event_take(pm, STATUS_POWER_BUTTON, true);
+    bool heard = pm->enable & STATUS_POWER_BUTTON;
     pthread_mutex_unlock(&pm->lock);
-    return enabled;
+    if (woken)
+        pm->ops->wake(pm->context);
+    return woken ? ACPI_BUTTON_WOKE : heard ? ACPI_BUTTON_HEARD : ACPI_BUTTON_UNHEARD;
+}
+
+void acpi_pm_rtc_alarm(struct acpi_pm *pm) {
+    pthread_mutex_lock(&pm->lock);
+    bool woken = event_take(pm, STATUS_RTC, pm->enable & STATUS_RTC);
+    pthread_mutex_unlock(&pm->lock);
+    if (woken)
+        pm->ops->wake(pm->context);
 }
 
 void acpi_pm_gpe(struct acpi_pm *pm, unsigned event) {
@@ -87,8 +115,10 @@ void acpi_pm_gpe(struct acpi_pm *pm, unsigned event) {
         return;
     pthread_mutex_lock(&pm->lock);
     pm->gpe_status |= (uint16_t)(1u << event);
-    sci_update(pm);
+    bool woken = event_take(pm, 0, wake_waits(pm));
     pthread_mutex_unlock(&pm->lock);
+    if (woken)
+        pm->ops->wake(pm->context);
 }
 
 /* The 16-bit register that holds a byte, or NULL. */
@@ -129,7 +159,7 @@ uint32_t acpi_pm_read(struct acpi_pm *pm, unsigned offset, unsigned size) {
     return value;
 }
 
-/* Returns true if the guest asks for S5. */
+/* Returns true if the guest asks for sleep of the type that the control register holds then. */
 static bool byte_write(struct acpi_pm *pm, unsigned offset, uint8_t value) {
     uint16_t *reg = register_of(pm, offset);
     if (!reg)
@@ -149,19 +179,37 @@ static bool byte_write(struct acpi_pm *pm, unsigned offset, uint8_t value) {
         return false;
     }
     *reg = (*reg & (uint16_t) ~(mask & CONTROL_WRITABLE)) | (shifted & CONTROL_WRITABLE);
-    return shifted & CONTROL_SLEEP_ENABLE && (*reg >> CONTROL_SLEEP_TYPE_SHIFT & 7) == ACPI_SLEEP_S5;
+    return shifted & CONTROL_SLEEP_ENABLE;
+}
+
+/* S3, but for an event that is there already. */
+static void fall_asleep(struct acpi_pm *pm) {
+    pm->ops->sleep(pm->context);
+    pthread_mutex_lock(&pm->lock);
+    bool woken = event_take(pm, 0, wake_waits(pm));
+    pthread_mutex_unlock(&pm->lock);
+    if (woken)
+        pm->ops->wake(pm->context);
 }
 
 void acpi_pm_write(struct acpi_pm *pm, unsigned offset, unsigned size, uint32_t value) {
-    bool off = false;
+    bool ask = false;
     pthread_mutex_lock(&pm->lock);
     settle(pm);
     for (unsigned i = 0; i < size && i < 4; i++)
-        off |= byte_write(pm, offset + i, (uint8_t)(value >> (8 * i)));
+        ask |= byte_write(pm, offset + i, (uint8_t)(value >> (8 * i)));
+    unsigned type = pm->control >> CONTROL_SLEEP_TYPE_SHIFT & 7;
+    bool sleep = ask && type == ACPI_SLEEP_S3 && !pm->asleep;
+    if (sleep) {
+        pm->asleep = true;
+        pm->enable &= ENABLE_ASLEEP;
+    }
     sci_update(pm);
     pthread_mutex_unlock(&pm->lock);
-    if (off && pm->poweroff)
-        pm->poweroff(pm->context);
+    if (sleep)
+        fall_asleep(pm);
+    else if (ask && type == ACPI_SLEEP_S5)
+        pm->ops->poweroff(pm->context);
 }
 
 void acpi_pm_reset(struct acpi_pm *pm) {
@@ -171,20 +219,21 @@ void acpi_pm_reset(struct acpi_pm *pm) {
     pm->gpe_status = 0;
     pm->gpe_enable = 0;
     pm->control = CONTROL_SCI_ENABLE;
+    pm->asleep = false;
     pm->carries = pm_ticks(pm) >> (TIMER_BITS - 1);
     sci_update(pm);
     pthread_mutex_unlock(&pm->lock);
 }
 
-struct acpi_pm *acpi_pm_create(struct timer_queue *timers, struct irq_line sci,
-                               void (*poweroff)(void *context), void *context) {
+struct acpi_pm *acpi_pm_create(struct timer_queue *timers, struct irq_line sci, const struct acpi_pm_ops *ops,
+                               void *context) {
     struct acpi_pm *pm = calloc(1, sizeof *pm);
     if (!pm)
         return NULL;
     pthread_mutex_init(&pm->lock, NULL);
     pm->timers = timers;
     pm->sci = sci;
-    pm->poweroff = poweroff;
+    pm->ops = ops;
     pm->context = context;
     pm->wanted = UINT64_MAX;
     timer_init(&pm->timer, timers, timer_callback, pm);

@@ -23,7 +23,6 @@ enum fadt_flags {
     FADT_WBINVD = 1 << 0,
     FADT_PROC_C1 = 1 << 2,
     FADT_NO_SLEEP_BUTTON = 1 << 5, /* not a fixed one */
-    FADT_NO_FIXED_RTC = 1 << 6,
     FADT_RESET_REGISTER = 1 << 10,
 };
 
@@ -140,7 +139,7 @@ struct PACKED madt_nmi {
 
 _Static_assert(sizeof(struct acpi_rsdp) == 36, "ACPI 5.2.5.3");
 _Static_assert(sizeof(struct acpi_fadt) == 276, "ACPI 5.2.9");
-_Static_assert(sizeof(struct acpi_facs) == 64, "ACPI 5.2.10");
+_Static_assert(sizeof(struct acpi_facs) == ACPI_FACS_SIZE, "ACPI 5.2.10");
 _Static_assert(sizeof(struct acpi_hpet) == 56, "HPET 3.2.4");
 
 /* The image being filled. */
@@ -216,7 +215,7 @@ static int dsdt_build(struct image *image, const struct firmware_tables_config *
     return result;
 }
 
-static int fadt_build(struct image *image, uint64_t dsdt) {
+static int fadt_build(struct image *image, uint64_t dsdt, uint64_t *facs_address) {
     struct acpi_facs *facs = image_take(image, sizeof *facs, FACS_ALIGNMENT);
     struct acpi_fadt *fadt = image_take(image, sizeof *fadt, 16);
     if (!facs || !fadt)
@@ -224,6 +223,7 @@ static int fadt_build(struct image *image, uint64_t dsdt) {
     memcpy(facs->signature, "FACS", 4);
     facs->length = sizeof *facs;
     facs->version = 2;
+    *facs_address = image_address(image, facs);
     header_fill(&fadt->header, "FACP", sizeof *fadt, 6);
     fadt->minor_revision = 3;
     fadt->facs = (uint32_t)image_address(image, facs);
@@ -243,7 +243,7 @@ static int fadt_build(struct image *image, uint64_t dsdt) {
     fadt->c3_latency = 0xfff;
     fadt->century = 0x32;
     fadt->boot_flags = BOOT_LEGACY_DEVICES | BOOT_8042 | BOOT_NO_VGA;
-    fadt->flags = FADT_WBINVD | FADT_PROC_C1 | FADT_NO_SLEEP_BUTTON | FADT_NO_FIXED_RTC | FADT_RESET_REGISTER;
+    fadt->flags = FADT_WBINVD | FADT_PROC_C1 | FADT_NO_SLEEP_BUTTON | FADT_RESET_REGISTER;
     fadt->reset_register = port_address(RESET_PORT, 8);
     fadt->reset_value = RESET_VALUE;
     fadt->x_pm1a_event = port_address(fadt->pm1a_event, 32);
@@ -322,8 +322,8 @@ static int roots_build(struct image *image, struct acpi_rsdp *rsdp) {
     return 0;
 }
 
-int64_t firmware_tables_build(const struct firmware_tables_config *config, uint64_t base, uint8_t *bytes,
-                              size_t size, size_t *used) {
+int firmware_tables_build(const struct firmware_tables_config *config, uint64_t base, uint8_t *bytes,
+                          size_t size, struct firmware_tables *tables) {
     struct image image = {.bytes = bytes, .base = base, .size = size};
     struct acpi_rsdp *rsdp = image_take(&image, sizeof *rsdp, 16);
     if (!rsdp)
@@ -331,7 +331,7 @@ int64_t firmware_tables_build(const struct firmware_tables_config *config, uint6
     uint64_t dsdt;
     int result = dsdt_build(&image, config, &dsdt);
     if (!result)
-        result = fadt_build(&image, dsdt);
+        result = fadt_build(&image, dsdt, &tables->facs);
     if (!result)
         result = madt_build(&image, config);
     if (!result)
@@ -344,6 +344,18 @@ int64_t firmware_tables_build(const struct firmware_tables_config *config, uint6
     if (!mp)
         return -ENOSPC;
     mp_table_write(config, image_address(&image, mp), mp);
-    *used = image.used;
-    return (int64_t)image_address(&image, rsdp);
+    tables->used = image.used;
+    tables->rsdp = image_address(&image, rsdp);
+    return 0;
+}
+
+struct acpi_waking acpi_facs_waking(const uint8_t bytes[static ACPI_FACS_SIZE]) {
+    struct acpi_facs facs;
+    memcpy(&facs, bytes, sizeof facs);
+    /* The wide vector has precedence. That it may be a 64-bit one is not offered in the flags. */
+    if (facs.x_waking_vector)
+        return (struct acpi_waking){.address =
+                                        facs.x_waking_vector >> 32 ? 0 : (uint32_t)facs.x_waking_vector,
+                                    .protected_mode = true};
+    return (struct acpi_waking){.address = facs.waking_vector};
 }

@@ -16,10 +16,25 @@ struct firmware_tables_config {
     uint16_t debug_exit_port; /* 0: none */
 };
 
-/* Build all tables for an image that is loaded at base (a multiple of 16). Returns the RSDP's address, or
- * -ENOSPC, -ENOMEM. Bytes that are not used are left alone; *used is the number of bytes from the image's
- * start that are. */
-MUST_CHECK int64_t firmware_tables_build(const struct firmware_tables_config *config, uint64_t base,
-                                         uint8_t *image, size_t size, size_t *used);
+struct firmware_tables {
+    uint64_t rsdp, facs; /* addresses */
+    size_t used;         /* bytes from the image's start */
+};
+
+/* Build all tables for an image that is loaded at base (a multiple of 16). 0, -ENOSPC or -ENOMEM. Bytes that
+ * are not used are left alone. */
+MUST_CHECK int firmware_tables_build(const struct firmware_tables_config *config, uint64_t base,
+                                     uint8_t *image, size_t size, struct firmware_tables *tables);
+
+#define ACPI_FACS_SIZE 64
+
+/* Where a guest that sleeps in S3 wants to go on. */
+struct acpi_waking {
+    uint32_t address;    /* physical; 0: nowhere */
+    bool protected_mode; /* 32-bit flat segments, no paging; else real mode at CS:IP = address / 16:address %
+                            16 */
+};
+/* What the guest wrote into the FACS, whatever that is. */
+struct acpi_waking acpi_facs_waking(const uint8_t facs[static ACPI_FACS_SIZE]);
 
 #endif

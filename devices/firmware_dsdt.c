@@ -1,6 +1,6 @@
-/* What the DSDT says: \_PIC and \_S5, the host bridge with its windows and its interrupt routing for either
- * interrupt model, the fixed devices of a PC, and the processors. The power button is fixed hardware (FADT),
- * so not here. */
+/* What the DSDT says: \_PIC, \_S3 and \_S5, the host bridge with its windows and its interrupt routing for
+ * either interrupt model, the fixed devices of a PC, and the processors. The power button is fixed hardware
+ * (FADT), so not here. */
 #include "devices/firmware_dsdt.h"
 
 #include <stdio.h>
@@ -146,19 +146,25 @@ static void processors(struct aml *aml, unsigned count) {
     }
 }
 
+/* Name (name, Package () { SLP_TYPa, SLP_TYPb, 0, 0 }) */
+static void sleep_state(struct aml *aml, const char *name, unsigned type) {
+    aml_name(aml, name);
+    aml_begin_package(aml, 4);
+    aml_integer(aml, type);
+    aml_integer(aml, type);
+    aml_integer(aml, 0);
+    aml_integer(aml, 0);
+    aml_end(aml);
+}
+
 void firmware_dsdt_write(struct aml *aml, const struct firmware_tables_config *config) {
     aml_name_integer(aml, "\\PICF", 0);
     aml_begin_method(aml, "\\_PIC", 1);
     aml_store_arg0(aml, "\\PICF");
     aml_end(aml);
 
-    aml_name(aml, "\\_S5_");
-    aml_begin_package(aml, 4);
-    aml_integer(aml, ACPI_SLEEP_S5);
-    aml_integer(aml, ACPI_SLEEP_S5);
-    aml_integer(aml, 0);
-    aml_integer(aml, 0);
-    aml_end(aml);
+    sleep_state(aml, "\\_S3_", ACPI_SLEEP_S3);
+    sleep_state(aml, "\\_S5_", ACPI_SLEEP_S5);
 
     aml_begin_scope(aml, "\\_SB_");
     processors(aml, config->cpus);

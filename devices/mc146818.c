@@ -56,6 +56,9 @@ struct mc146818 {
     struct timer timer;
     uint64_t wanted;
     struct irq_line irq;
+    void (*alarm)(void *context);
+    void *context;
+    bool alarm_level; /* the alarm is among what interrupts */
     uint8_t index;
     uint8_t ram[CMOS_SIZE];
     int64_t offset_ns;    /* RTC time in ns since 1970 = timer_now() + this */
@@ -146,6 +149,10 @@ static void irq_update(struct mc146818 *rtc) {
     bool level = rtc->ram[CMOS_C] & rtc->ram[CMOS_B] & (B_PERIODIC | B_ALARM | B_UPDATE);
     rtc->ram[CMOS_C] = (rtc->ram[CMOS_C] & (uint8_t)~C_IRQ) | (level ? C_IRQ : 0);
     irq_line_set(&rtc->irq, level);
+    bool alarm = rtc->ram[CMOS_C] & rtc->ram[CMOS_B] & B_ALARM;
+    if (alarm && !rtc->alarm_level && rtc->alarm)
+        rtc->alarm(rtc->context);
+    rtc->alarm_level = alarm;
 }
 
 /* With the lock held: flags for what has passed. */
@@ -321,6 +328,8 @@ struct mc146818 *mc146818_create(const struct mc146818_config *config) {
     pthread_mutex_init(&rtc->lock, NULL);
     rtc->timers = config->timers;
     rtc->irq = config->irq8;
+    rtc->alarm = config->alarm;
+    rtc->context = config->context;
     rtc->wanted = UINT64_MAX;
     timer_init(&rtc->timer, rtc->timers, timer_callback, rtc);
     struct timespec host = {.tv_sec = (time_t)config->start_time};

@@ -1,5 +1,6 @@
 /* The PC's real-time clock and CMOS memory (Motorola MC146818A data sheet; memory-size bytes as PC firmware
- * keeps them). The clock starts at the host's UTC and may be set by the guest. Thread-safe. */
+ * keeps them). The clock starts at the host's UTC and may be set by the guest. Runs on while the machine
+ * sleeps. Thread-safe. */
 #ifndef NESTOR_DEVICES_MC146818_H
 #define NESTOR_DEVICES_MC146818_H
 
@@ -11,6 +12,8 @@ struct mc146818;
 struct mc146818_config {
     struct timer_queue *timers;
     struct irq_line irq8;
+    void (*alarm)(void *context); /* the alarm's interrupt begins; with the lock held. Optional */
+    void *context;
     uint64_t low_memory;  /* bytes of RAM below 4 GiB */
     uint64_t high_memory; /* and above */
     uint64_t start_time;  /* seconds since 1970, UTC; 0: the host's clock */

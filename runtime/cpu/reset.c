@@ -8,6 +8,8 @@
 #define PAT_AT_RESET 0x0007040600070406ull
 #define MISC_ENABLE_AT_RESET 0x1801ull
 #define RESET_RIP 0xfff0ull
+#define WAKING_CS 0x10u
+#define WAKING_DS 0x18u
 #define RESET_CS 0xf000u
 #define RESET_CS_BASE 0xffff0000ull
 #define MXCSR_AT_RESET 0x1f80u
@@ -46,6 +48,7 @@ static void reset_extended_state(struct vcpu *vcpu) {
 static void reset_power_on(struct vcpu *vcpu) {
     vcpu->pat = PAT_AT_RESET;
     vcpu->misc_enable = MISC_ENABLE_AT_RESET;
+    vcpu->tsc_offset -= vcpu->tsc_adjust;
     vcpu->tsc_aux = vcpu->tsc_adjust = vcpu->spec_ctrl = vcpu->mtrr_def_type = 0;
     vcpu->star = vcpu->lstar = vcpu->cstar = vcpu->sfmask = 0;
     vcpu->sysenter_cs = vcpu->sysenter_esp = vcpu->sysenter_eip = 0;
@@ -90,6 +93,25 @@ void cpu_reset(struct vcpu *vcpu, bool is_init) {
     vtlb_switch_space(vcpu, 0, false);
     cpu_mode_changed(vcpu);
     __atomic_store_n(&vcpu->run_state, vcpu->is_bsp ? RUN_ACTIVE : RUN_WAIT_FOR_SIPI, __ATOMIC_RELEASE);
+}
+
+void cpu_wake(struct vcpu *vcpu, uint32_t address, bool protected_mode) {
+    vcpu->cr0 = CR0_ET; /* caches on, as firmware leaves them */
+    if (protected_mode) {
+        vcpu->cr0 |= CR0_PE;
+        const uint32_t common = SEG_P | SEG_S | SEG_G | SEG_DB | TYPE_WRITABLE | TYPE_ACCESSED;
+        for (unsigned i = 0; i < SEG_COUNT; i++)
+            vcpu->segment[i] =
+                (struct segment){.selector = WAKING_DS, .attributes = common, .limit = 0xffffffff, .base = 0};
+        vcpu->segment[SEG_CS].selector = WAKING_CS;
+        vcpu->segment[SEG_CS].attributes |= TYPE_CODE;
+        vcpu->rip = address;
+    } else {
+        vcpu->segment[SEG_CS].selector = (uint16_t)(address >> 4);
+        vcpu->segment[SEG_CS].base = (uint64_t)(uint16_t)(address >> 4) << 4;
+        vcpu->rip = address & 15;
+    }
+    cpu_mode_changed(vcpu);
 }
 
 void cpu_sipi(struct vcpu *vcpu, uint8_t vector) {

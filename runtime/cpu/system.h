@@ -96,5 +96,8 @@ MUST_CHECK int cpu_rdpmc(struct vcpu *vcpu, uint32_t counter, uint64_t *value);
 void cpu_reset(struct vcpu *vcpu, bool is_init);
 /* Start at the SIPI's address. */
 void cpu_sipi(struct vcpu *vcpu, uint8_t vector);
+/* After power-on: go on where firmware hands over to a guest that slept in S3 (ACPI 6.5, 16.3.2). Real mode:
+ * at CS:IP = address / 16:address % 16. */
+void cpu_wake(struct vcpu *vcpu, uint32_t address, bool protected_mode);
 
 #endif

@@ -53,6 +53,7 @@ enum run_state {
     RUN_HALTED,        /* HLT: until an interrupt, NMI, INIT */
     RUN_WAIT_FOR_SIPI, /* after INIT, or an application processor at reset */
     RUN_SHUTDOWN,      /* triple fault */
+    RUN_ASLEEP,        /* this vCPU put the machine to sleep: until the reset that wakes it */
 };
 
 /* Bits of vcpu->requests (any thread sets with vcpu_request(); the run loop takes). */

@@ -125,6 +125,26 @@ static void machine_poweroff(void *context) {
         board->config.events.poweroff(board->config.events.context);
 }
 
+static void machine_sleep(void *context) {
+    struct board *board = context;
+    if (board->config.events.sleep)
+        board->config.events.sleep(board->config.events.context);
+}
+
+static void machine_wake(void *context) {
+    struct board *board = context;
+    if (board->config.events.wake)
+        board->config.events.wake(board->config.events.context);
+}
+
+static const struct acpi_pm_ops pm_ops = {
+    .poweroff = machine_poweroff, .sleep = machine_sleep, .wake = machine_wake};
+
+static void rtc_alarm(void *context) {
+    struct board *board = context;
+    acpi_pm_rtc_alarm(board->pm);
+}
+
 static void machine_reset(void *context) {
     struct board *board = context;
     if (board->config.events.reset)
@@ -192,13 +212,15 @@ static bool create_clocks(struct board *board) {
     struct mc146818_config rtc = {
         .timers = board->timers,
         .irq8 = isa_line(board, 8),
+        .alarm = rtc_alarm,
+        .context = board,
         .low_memory = mem->low_size,
         .high_memory = mem->size - mem->low_size,
     };
     board->pit = i8254_create(board->timers, isa_line(board, 0));
-    board->rtc = mc146818_create(&rtc);
     board->hpet = hpet_create(board->timers, &hpet_ops, board);
-    board->pm = acpi_pm_create(board->timers, isa_line(board, ACPI_SCI_IRQ), machine_poweroff, board);
+    board->pm = acpi_pm_create(board->timers, isa_line(board, ACPI_SCI_IRQ), &pm_ops, board);
+    board->rtc = board->pm ? mc146818_create(&rtc) : NULL; /* its alarm goes there */
     return board->pit && board->rtc && board->hpet && board->pm;
 }
 
@@ -301,9 +323,9 @@ void board_destroy(struct board *board) {
     test_bench_destroy(board->bench);
     fw_cfg_destroy(&board->fw_cfg);
     i8042_destroy(board->kbc);
-    acpi_pm_destroy(board->pm);
     hpet_destroy(board->hpet);
     mc146818_destroy(board->rtc);
+    acpi_pm_destroy(board->pm);
     i8254_destroy(board->pit);
     i8259_destroy(board->pic);
     ioapic_destroy(board->ioapic);
@@ -355,9 +377,10 @@ static int tables_write(struct board *board, uint64_t *rsdp) {
     uint8_t *image = calloc(1, BOARD_TABLES_SIZE);
     if (!image)
         return -ENOMEM;
-    size_t used = 0;
-    int64_t address = firmware_tables_build(&tables, BOARD_TABLES_BASE, image, BOARD_TABLES_SIZE, &used);
-    int result = address < 0 ? (int)address : used > FIRMWARE_BIOS_CODE ? -ENOSPC : 0;
+    struct firmware_tables built;
+    int result = firmware_tables_build(&tables, BOARD_TABLES_BASE, image, BOARD_TABLES_SIZE, &built);
+    if (!result && built.used > FIRMWARE_BIOS_CODE)
+        result = -ENOSPC;
     if (!result) {
         firmware_bios_code(image, GUEST_LOW_END);
         result = guest_mem_write(board->config.mem, BOARD_TABLES_BASE, image, BOARD_TABLES_SIZE);
@@ -367,13 +390,15 @@ static int tables_write(struct board *board, uint64_t *rsdp) {
         firmware_bios_data(data, GUEST_LOW_END);
         result = guest_mem_write(board->config.mem, 0, data, sizeof data);
     }
-    if (!result)
-        *rsdp = (uint64_t)address;
+    if (!result) {
+        *rsdp = built.rsdp;
+        board->facs = built.facs;
+    }
     free(image);
     return result;
 }
 
-int board_start(struct board *board, uint64_t *rsdp) {
+static int pci_assign(struct board *board) {
     struct pci_windows windows = {
         .io_base = PCI_IO_BASE,
         .io_end = PCI_IO_END,
@@ -385,7 +410,11 @@ int board_start(struct board *board, uint64_t *rsdp) {
         windows.mem64_base = board->pci_mem64_base;
         windows.mem64_end = board->pci_mem64_base + PCI_MEM64_SIZE;
     }
-    int result = pci_root_assign(board->pci, &windows);
+    return pci_root_assign(board->pci, &windows);
+}
+
+int board_start(struct board *board, uint64_t *rsdp) {
+    int result = pci_assign(board);
     return result ? result : tables_write(board, rsdp);
 }
 
@@ -396,16 +425,14 @@ void board_start_clock(struct board *board) {
     i8259_write(board->pic, 0, 1, (uint8_t) ~(1u << TIMER_IRQ));
 }
 
-void board_reset(struct board *board) {
+void board_sleep(struct board *board) {
     pci_root_reset(board->pci);
     for (unsigned i = 0; i < BOARD_SERIAL_PORTS; i++) {
         if (board->serial[i].uart)
             uart_reset(board->serial[i].uart);
     }
     i8042_reset(board->kbc);
-    acpi_pm_reset(board->pm);
     hpet_reset(board->hpet);
-    mc146818_reset(board->rtc);
     i8254_reset(board->pit);
     system_ports_reset(&board->ports);
     fw_cfg_reset(&board->fw_cfg);
@@ -420,6 +447,21 @@ void board_reset(struct board *board) {
         lapic_power_on(lapic_set_get(board->lapics, i));
 }
 
+int board_wake(struct board *board, struct acpi_waking *waking) {
+    uint8_t facs[ACPI_FACS_SIZE];
+    int result = guest_mem_read(board->config.mem, board->facs, facs, sizeof facs);
+    if (result)
+        return result;
+    *waking = acpi_facs_waking(facs);
+    return pci_assign(board);
+}
+
+void board_reset(struct board *board) {
+    acpi_pm_reset(board->pm);
+    mc146818_reset(board->rtc);
+    board_sleep(board);
+}
+
 size_t board_serial_receive(struct board *board, unsigned port, const uint8_t *bytes, size_t count) {
     if (port >= BOARD_SERIAL_PORTS || !board->serial[port].uart)
         return 0;
@@ -432,10 +474,8 @@ size_t board_serial_room(struct board *board, unsigned port) {
     return uart_rx_room(board->serial[port].uart);
 }
 
-bool board_power_button(struct board *board) {
-    bool heard = acpi_pm_button_enabled(board->pm);
-    acpi_pm_power_button(board->pm);
-    return heard;
+enum acpi_button board_power_button(struct board *board) {
+    return acpi_pm_power_button(board->pm);
 }
 
 void board_ferr(struct board *board, bool on) {

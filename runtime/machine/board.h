@@ -7,6 +7,8 @@
 #ifndef NESTOR_MACHINE_BOARD_H
 #define NESTOR_MACHINE_BOARD_H
 
+#include "devices/acpi_pm.h"
+#include "devices/acpi_tables.h"
 #include "devices/lapic.h"
 #include "devices/pci.h"
 #include "machine/bus.h"
@@ -27,6 +29,9 @@ struct board;
 struct board_events {
     void (*poweroff)(void *context); /* S5 */
     void (*reset)(void *context);    /* the caller stops the vCPUs, then board_reset() */
+    void (*sleep)(void *context);    /* S3: the caller stops the vCPUs, then board_sleep() */
+    void (*wake)(
+        void *context); /* the end of S3: then board_wake(). May come before the caller has done that */
     void (*debug_exit)(void *context, uint32_t value);
     void (*debug_write)(void *context, const uint8_t *bytes, size_t count); /* port 0xE9 */
     void (*serial_write)(void *context, unsigned port, const uint8_t *bytes, size_t count);
@@ -68,6 +73,11 @@ MUST_CHECK int board_start(struct board *board, uint64_t *rsdp);
 void board_start_clock(struct board *board);
 /* All devices to their power-on state. No vCPU may run. */
 void board_reset(struct board *board);
+/* Everything but RAM, the RTC and what wakes the machine loses its power. No vCPU may run. */
+void board_sleep(struct board *board);
+/* What firmware does when the machine wakes: PCI as in board_start(). *waking: where the guest goes on. 0 or
+ * -errno. */
+MUST_CHECK int board_wake(struct board *board, struct acpi_waking *waking);
 
 /* Guest ports and MMIO. vcpu: whose LAPIC page may be hit. size 1, 2, 4 (ports), 8. False if nobody answered.
  */
@@ -79,8 +89,8 @@ bool board_mmio_write(struct board *board, unsigned vcpu, uint64_t address, unsi
 /* Serial input: bytes taken; the rest when serial_ready says so. */
 size_t board_serial_receive(struct board *board, unsigned port, const uint8_t *bytes, size_t count);
 size_t board_serial_room(struct board *board, unsigned port);
-/* The power button. False if the guest does not listen to it. */
-bool board_power_button(struct board *board);
+/* The power button. */
+enum acpi_button board_power_button(struct board *board);
 /* FERR# of any processor: IRQ 13 rises, and stays until port 0xF0 is written (on = false). Any thread. */
 void board_ferr(struct board *board, bool on);
 /* NMI button: LINT1 of every LAPIC is pulsed. */

@@ -73,6 +73,7 @@ struct board {
     uint8_t isa_drivers[BOARD_ISA_IRQS];
     bool hpet_legacy;  /* IRQ 0 and 8 are the HPET's */
     uint8_t pci_wires; /* levels */
+    uint64_t facs;     /* its address, once the tables are written */
 };
 
 /* board_map.c: claim the ports and MMIO ranges of all fixed devices. 0 or -errno. */

@@ -208,6 +208,7 @@ cJSON *counters_collect(const struct counter_sources *sources) {
     uint64_t up = counters_now_ns() - sources->started_ns;
     cJSON_AddNumberToObject(tree, "uptime_seconds", (double)up / 1e9);
     cJSON_AddNumberToObject(tree, "resets", (double)sources->resets);
+    cJSON_AddNumberToObject(tree, "sleeps", (double)sources->sleeps);
     add_memory(tree, sources);
     cJSON *cpus = cJSON_AddArrayToObject(tree, "vcpus");
     for (unsigned i = 0; i < config->cpus; i++)

@@ -21,7 +21,7 @@ struct counter_sources {
     struct virtio_net *const *nets;  /* config->net_count of them; NULL where there is no card */
     const struct caches *caches;
     uint64_t started_ns; /* CLOCK_MONOTONIC at power-on */
-    uint64_t resets;
+    uint64_t resets, sleeps;
     int statm; /* /proc/self/statm, open for reading; negative: not to be had */
 };
 

@@ -7,6 +7,7 @@
 #include "machine/machine.h"
 #include "base/diag.h"
 #include "cpu/mode.h"
+#include "cpu/system.h"
 #include "devices/net_user.h"
 #include "devices/virtio_blk.h"
 #include "devices/virtio_console.h"
@@ -31,14 +32,24 @@
 #define DESCRIPTORS_RESERVED 128 /* of the process's limit, for everything but connections of guests */
 #define NET_CONNECTIONS_MIN 8
 
-enum event { EVENT_NONE, EVENT_POWEROFF, EVENT_RESET, EVENT_DEBUG_EXIT, EVENT_TRIPLE_FAULT, EVENT_STOP };
+/* Up to the reset, a later one counts more. */
+enum event {
+    EVENT_NONE,
+    EVENT_SLEEP,
+    EVENT_WAKE,
+    EVENT_RESET,
+    EVENT_POWEROFF,
+    EVENT_DEBUG_EXIT,
+    EVENT_TRIPLE_FAULT,
+    EVENT_STOP,
+};
 
 struct machine {
     const struct vm_config *config;
     struct machine_host host;
     struct trace trace; /* of --trace and --dump */
     int statm;          /* see counters.h */
-    uint64_t started_ns, resets;
+    uint64_t started_ns, resets, sleeps;
     struct guest_mem mem;
     bool has_mem;
     struct cpu_model model;
@@ -62,8 +73,8 @@ struct machine {
 
 static void post(struct machine *machine, enum event event, uint32_t value) {
     pthread_mutex_lock(&machine->lock);
-    /* The first end counts; a stop from outside overrides a reset. */
-    if (machine->event == EVENT_NONE || (machine->event == EVENT_RESET && event != EVENT_RESET)) {
+    /* The first end counts. */
+    if (machine->event <= EVENT_RESET && event > machine->event) {
         machine->event = event;
         machine->event_value = value;
         pthread_cond_signal(&machine->changed);
@@ -77,6 +88,15 @@ static void on_poweroff(void *context) {
 
 static void on_reset(void *context) {
     post(context, EVENT_RESET, 0);
+}
+
+static void on_sleep(void *context) {
+    vm_sleep();
+    post(context, EVENT_SLEEP, 0);
+}
+
+static void on_wake(void *context) {
+    post(context, EVENT_WAKE, 0);
 }
 
 static void on_debug_exit(void *context, uint32_t value) {
@@ -149,6 +169,8 @@ static int create_board(struct machine *machine) {
             machine->config->debug_exit == VM_NO_PORT ? BOARD_NO_PORT : machine->config->debug_exit,
         .events = {.poweroff = on_poweroff,
                    .reset = on_reset,
+                   .sleep = on_sleep,
+                   .wake = on_wake,
                    .debug_exit = on_debug_exit,
                    .debug_write = on_debug_write,
                    .serial_write = on_serial_write,
@@ -410,9 +432,10 @@ static int reboot(struct machine *machine) {
     return result ? result : load_guest(machine);
 }
 
-static enum event wait_for_event(struct machine *machine, uint32_t *value) {
+/* An event that counts more than this one. */
+static enum event wait_for_event(struct machine *machine, enum event after, uint32_t *value) {
     pthread_mutex_lock(&machine->lock);
-    while (machine->event == EVENT_NONE)
+    while (machine->event <= after)
         pthread_cond_wait(&machine->changed, &machine->lock);
     enum event event = machine->event;
     *value = machine->event_value;
@@ -426,11 +449,27 @@ static void quiet_console(struct machine *machine) {
         virtio_console_quiesce(machine->console);
 }
 
-static void forget_reset(struct machine *machine) {
+static void forget(struct machine *machine, enum event event) {
     pthread_mutex_lock(&machine->lock);
-    if (machine->event == EVENT_RESET)
+    if (machine->event == event)
         machine->event = EVENT_NONE;
     pthread_mutex_unlock(&machine->lock);
+}
+
+/* The vCPUs are stopped. The processors begin as after power-on, where firmware hands over to the guest. */
+static int wake(struct machine *machine) {
+    vm_reset(machine->vm);
+    struct acpi_waking waking;
+    int result = board_wake(machine->board, &waking);
+    if (result) {
+        diag_error("the guest cannot be woken: %s", strerror(-result));
+        return result;
+    }
+    if (waking.address)
+        cpu_wake(vm_vcpu(machine->vm, 0), waking.address, waking.protected_mode);
+    else /* a guest that did not say where to go on starts anew */
+        post(machine, EVENT_RESET, 0);
+    return 0;
 }
 
 void machine_run(struct machine *machine, struct machine_outcome *outcome) {
@@ -451,8 +490,18 @@ void machine_run(struct machine *machine, struct machine_outcome *outcome) {
             return;
         }
         uint32_t value;
-        enum event event = wait_for_event(machine, &value);
+        enum event event = wait_for_event(machine, EVENT_NONE, &value);
         vm_stop(machine->vm);
+        if (event == EVENT_SLEEP || event == EVENT_WAKE) {
+            __atomic_store_n(&machine->sleeps, machine->sleeps + 1, __ATOMIC_RELAXED);
+            board_sleep(machine->board);
+            event = wait_for_event(machine, EVENT_SLEEP, &value);
+        }
+        if (event == EVENT_WAKE) {
+            result = wake(machine);
+            forget(machine, EVENT_WAKE);
+            continue;
+        }
         quiet_console(machine);
         if (machine->config->record_profile && (event != EVENT_RESET || machine->config->no_reboot))
             caches_profile(machine->config, machine->vm);
@@ -464,7 +513,7 @@ void machine_run(struct machine *machine, struct machine_outcome *outcome) {
         }
         __atomic_store_n(&machine->resets, machine->resets + 1, __ATOMIC_RELAXED);
         result = reboot(machine);
-        forget_reset(machine);
+        forget(machine, EVENT_RESET);
     }
 }
 
@@ -472,8 +521,11 @@ void machine_stop(struct machine *machine) {
     post(machine, EVENT_STOP, 0);
 }
 
-bool machine_power_button(struct machine *machine) {
-    return board_power_button(machine->board);
+enum machine_button machine_power_button(struct machine *machine) {
+    static const enum machine_button buttons[] = {[ACPI_BUTTON_UNHEARD] = MACHINE_BUTTON_UNHEARD,
+                                                  [ACPI_BUTTON_HEARD] = MACHINE_BUTTON_HEARD,
+                                                  [ACPI_BUTTON_WOKE] = MACHINE_BUTTON_WOKE};
+    return buttons[board_power_button(machine->board)];
 }
 
 size_t machine_serial_receive(struct machine *machine, const uint8_t *bytes, size_t count) {
@@ -499,6 +551,7 @@ cJSON *machine_counters(struct machine *machine) {
         .nets = machine->net,
         .started_ns = machine->started_ns,
         .resets = __atomic_load_n(&machine->resets, __ATOMIC_RELAXED),
+        .sleeps = __atomic_load_n(&machine->sleeps, __ATOMIC_RELAXED),
         .statm = machine->statm,
     };
     return counters_collect(&sources);

@@ -35,6 +35,12 @@ enum machine_end {
     MACHINE_FAILED,       /* one line was told */
 };
 
+enum machine_button {
+    MACHINE_BUTTON_UNHEARD, /* the guest does not listen */
+    MACHINE_BUTTON_HEARD,
+    MACHINE_BUTTON_WOKE, /* the guest slept; that was all that it takes the press for */
+};
+
 struct machine_outcome {
     enum machine_end end;
     uint32_t value;
@@ -52,7 +58,7 @@ void machine_run(struct machine *machine, struct machine_outcome *outcome);
 
 /* From any thread. */
 void machine_stop(struct machine *machine);
-bool machine_power_button(struct machine *machine); /* false: the guest does not listen */
+enum machine_button machine_power_button(struct machine *machine);
 size_t machine_serial_receive(struct machine *machine, const uint8_t *bytes, size_t count);
 size_t machine_console_receive(struct machine *machine, const uint8_t *bytes, size_t count);
 /* The terminal of the virtio console has this size now. Nothing without that device. */

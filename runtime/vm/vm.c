@@ -209,6 +209,8 @@ static void *vcpu_thread(void *argument) {
         } else if (vcpu->run_state == RUN_SHUTDOWN) {
             cpu->vm->options.on_shutdown(cpu->vm->options.context, vcpu);
             break;
+        } else if (vcpu->run_state == RUN_ASLEEP) {
+            break;
         } else {
             run_halted(cpu);
         }
@@ -384,6 +386,11 @@ void vm_stop(struct vm *vm) {
         pthread_join(vm->cpu[i].thread, NULL);
         vm->cpu[i].has_thread = false;
     }
+}
+
+void vm_sleep(void) {
+    if (current)
+        __atomic_store_n(&current->run_state, RUN_ASLEEP, __ATOMIC_RELEASE);
 }
 
 void vm_reset(struct vm *vm) {

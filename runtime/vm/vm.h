@@ -53,6 +53,9 @@ void vm_connect(struct vm *vm, unsigned index, const struct vcpu_env *env);
 MUST_CHECK int vm_start(struct vm *vm);
 /* Make every vCPU thread end and wait for them. Not from a vCPU thread. */
 void vm_stop(struct vm *vm);
+/* The vCPU whose access is under way executes no instruction after this one, until vm_reset(): its thread
+ * ends. Nothing on other threads. */
+void vm_sleep(void);
 /* Bring every vCPU back to its state after power-on, whatever it was; the threads must be stopped. */
 void vm_reset(struct vm *vm);
 /* What the process runs, from a signal handler and so async-signal-safe, before it dies of a fault in its own

@@ -5,6 +5,7 @@
  *   k   reset by the keyboard controller               t  triple fault
  *   h   halt with interrupts off                       s  spin with interrupts off
  *   n   read and write where nothing is                g  write garbage to devices
+ *   z   sleep (S3) until the power button is pressed; without a waking vector that boots anew
  */
 #include "runtime.h"
 
@@ -13,6 +14,11 @@
 #define PCI_ADDRESS 0xcf8
 #define PCI_DATA 0xcfc
 #define GARBAGE_ROUNDS 20000
+#define PM_STATUS 0x600
+#define PM_ENABLE 0x602
+#define PM_CONTROL 0x604
+#define BUTTON 0x0100
+#define SLEEP_S3 0x2400
 
 static uint8_t cmos_read(uint8_t index) {
     out8(0x70, index);
@@ -22,6 +28,10 @@ static uint8_t cmos_read(uint8_t index) {
 static void cmos_write(uint8_t index, uint8_t value) {
     out8(0x70, index);
     out8(0x71, value);
+}
+
+static void out16(uint16_t port, uint16_t value) {
+    asm volatile("outw %0, %1" : : "a"(value), "Nd"(port) : "memory");
 }
 
 static char serial_read(void) {
@@ -111,6 +121,14 @@ static void obey(char command) {
         console_print("spinning\n");
         for (;;)
             asm volatile("");
+    case 'z':
+        /* Enabled, a press that comes before the sleep ends it, too. */
+        out16(PM_STATUS, BUTTON);
+        out16(PM_ENABLE, BUTTON);
+        console_print("asleep\n");
+        out16(PM_CONTROL, SLEEP_S3);
+        console_print("awake in its sleep\n");
+        break;
     case 'n':
         touch_nowhere();
         return;

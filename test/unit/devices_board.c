@@ -164,9 +164,9 @@ static void test_interrupts(struct timer_queue *queue) {
     /* Power button: SCI, a level, through IOAPIC input 9. */
     out(0x21, 1, 0xff);
     redirect(9, 0x8039);
-    CHECK(!board_power_button(board));
+    CHECK_EQUAL(board_power_button(board), ACPI_BUTTON_UNHEARD);
     out(0x602, 2, 1 << 8);
-    CHECK(board_power_button(board));
+    CHECK_EQUAL(board_power_button(board), ACPI_BUTTON_HEARD);
     CHECK_EQUAL(lapic_interrupt_take(lapic), 0x39);
     out(0x600, 2, 1 << 8);
     mmio(0xfee000b0, 0);

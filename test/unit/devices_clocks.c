@@ -251,24 +251,118 @@ static void test_hpet(void) {
     hpet_destroy(hpet);
 }
 
+/* How often a guest powered off, fell asleep and was woken. */
+struct power {
+    unsigned offs, sleeps, wakes;
+};
+
 static void power_off(void *context) {
-    (*(unsigned *)context)++;
+    ((struct power *)context)->offs++;
+}
+static void power_sleep(void *context) {
+    ((struct power *)context)->sleeps++;
+}
+static void power_wake(void *context) {
+    ((struct power *)context)->wakes++;
+}
+
+static const struct acpi_pm_ops power_ops = {.poweroff = power_off, .sleep = power_sleep, .wake = power_wake};
+
+static void alarm_to_pm(void *context) {
+    acpi_pm_rtc_alarm(context);
+}
+
+/* But for the timer's carry. */
+static uint32_t pm_events(struct acpi_pm *pm) {
+    return acpi_pm_read(pm, 0, 2) & ~1u;
+}
+
+static void test_sleep(void) {
+    const unsigned asleep = 1 << 10 | 1 << 13, alarm_bit = 1 << 10, button_bit = 1 << 8, wake_bit = 1 << 15;
+    struct power power = {0};
+    struct check_line sci = {0}, irq = {0};
+    struct acpi_pm *pm =
+        acpi_pm_create(queue, (struct irq_line){check_line_set, &sci, 0}, &power_ops, &power);
+    struct mc146818_config config = {.timers = queue,
+                                     .irq8 = {check_line_set, &irq, 0},
+                                     .alarm = alarm_to_pm,
+                                     .context = pm,
+                                     .start_time = 1709210096}; /* 2024-02-29 12:34:56 */
+    struct mc146818 *rtc = mc146818_create(&config);
+    /* Any second's alarm; not enabled at first. */
+    cmos_set(rtc, 1, 0xff);
+    cmos_set(rtc, 3, 0xff);
+    cmos_set(rtc, 5, 0xff);
+    timer_queue_advance(queue, 2 * NS_PER_SECOND);
+    CHECK_EQUAL(pm_events(pm) & alarm_bit, 0);
+    CHECK_EQUAL(cmos(rtc, 0x0c) & 0xa0, 0x20);
+    cmos_set(rtc, 0x0b, 0x22);
+    /* Awake: RTC_STS, and an SCI once that is enabled. */
+    timer_queue_advance(queue, NS_PER_SECOND);
+    CHECK_EQUAL(pm_events(pm), alarm_bit);
+    CHECK(!sci.level);
+    acpi_pm_write(pm, 2, 2, alarm_bit);
+    CHECK(sci.level);
+    acpi_pm_write(pm, 0, 2, alarm_bit);
+    CHECK(!sci.level);
+    /* The interrupt stands until register C is read, so there is no other alarm. */
+    timer_queue_advance(queue, 3 * NS_PER_SECOND);
+    CHECK_EQUAL(pm_events(pm), 0);
+    cmos(rtc, 0x0c);
+    /* Asleep until the alarm. */
+    acpi_pm_write(pm, ACPI_PM_CONTROL, 2, asleep);
+    CHECK_EQUAL(power.sleeps, 1);
+    CHECK_EQUAL(power.wakes, 0);
+    timer_queue_advance(queue, NS_PER_SECOND);
+    CHECK_EQUAL(power.wakes, 1);
+    CHECK_EQUAL(pm_events(pm), wake_bit | alarm_bit);
+    CHECK_EQUAL(acpi_pm_read(pm, ACPI_PM_CONTROL, 2), 1 << 10 | 1);
+    CHECK_EQUAL(cmos(rtc, 0x0c) & 0xa0, 0xa0);
+    /* What waits already ends the next sleep at once. */
+    acpi_pm_write(pm, ACPI_PM_CONTROL, 2, asleep);
+    CHECK_EQUAL(power.sleeps, 2);
+    CHECK_EQUAL(power.wakes, 2);
+    /* An alarm that is not enabled wakes nobody, nor does the timer; the button always does. */
+    acpi_pm_write(pm, 0, 2, 0xffff);
+    acpi_pm_write(pm, 2, 2, 1);
+    cmos(rtc, 0x0c);
+    acpi_pm_write(pm, ACPI_PM_CONTROL, 2, asleep);
+    timer_queue_advance(queue, 10 * NS_PER_SECOND);
+    CHECK_EQUAL(power.sleeps, 3);
+    CHECK_EQUAL(power.wakes, 2);
+    CHECK_EQUAL(acpi_pm_power_button(pm), ACPI_BUTTON_WOKE);
+    CHECK_EQUAL(power.wakes, 3);
+    CHECK_EQUAL(pm_events(pm), wake_bit | button_bit | alarm_bit);
+    acpi_pm_write(pm, 0, 2, 0xffff);
+    /* So does an enabled general-purpose event. */
+    acpi_pm_write(pm, ACPI_PM_GPE0 + 2, 2, 2);
+    acpi_pm_write(pm, ACPI_PM_CONTROL, 2, asleep);
+    acpi_pm_gpe(pm, 2);
+    CHECK_EQUAL(power.wakes, 3);
+    acpi_pm_gpe(pm, 1);
+    CHECK_EQUAL(power.sleeps, 4);
+    CHECK_EQUAL(power.wakes, 4);
+    CHECK_EQUAL(power.offs, 0);
+    mc146818_destroy(rtc);
+    acpi_pm_destroy(pm);
 }
 
 static void test_acpi(void) {
-    unsigned offs = 0;
+    struct power power = {0};
     struct check_line sci = {0};
-    struct acpi_pm *pm = acpi_pm_create(queue, (struct irq_line){check_line_set, &sci, 0}, power_off, &offs);
+    struct acpi_pm *pm =
+        acpi_pm_create(queue, (struct irq_line){check_line_set, &sci, 0}, &power_ops, &power);
     uint32_t before = acpi_pm_read(pm, ACPI_PM_TIMER, 4);
     timer_queue_advance(queue, NS_PER_SECOND);
     uint32_t after = acpi_pm_read(pm, ACPI_PM_TIMER, 4);
     uint32_t ticks = (after - before) & 0xffffff;
     CHECK(ticks >= 3579544 && ticks <= 3579546);
     CHECK_EQUAL(acpi_pm_read(pm, ACPI_PM_CONTROL, 2), 1);
-    CHECK(!acpi_pm_button_enabled(pm));
+    CHECK_EQUAL(acpi_pm_power_button(pm), ACPI_BUTTON_UNHEARD);
+    acpi_pm_write(pm, 0, 2, 1 << 8);
     acpi_pm_write(pm, 2, 2, 1 << 8);
-    CHECK(acpi_pm_button_enabled(pm));
-    acpi_pm_power_button(pm);
+    CHECK(!sci.level);
+    CHECK_EQUAL(acpi_pm_power_button(pm), ACPI_BUTTON_HEARD);
     CHECK(sci.level);
     CHECK(acpi_pm_read(pm, 0, 2) & 1 << 8);
     acpi_pm_write(pm, 0, 2, 1 << 8);
@@ -285,9 +379,9 @@ static void test_acpi(void) {
     timer_queue_advance(queue, 3 * NS_PER_SECOND);
     CHECK(sci.level);
     acpi_pm_write(pm, ACPI_PM_CONTROL, 2, 3 << 10 | 1 << 13);
-    CHECK_EQUAL(offs, 0);
+    CHECK_EQUAL(power.offs, 0);
     acpi_pm_write(pm, ACPI_PM_CONTROL, 2, 5 << 10 | 1 << 13);
-    CHECK_EQUAL(offs, 1);
+    CHECK_EQUAL(power.offs, 1);
     acpi_pm_destroy(pm);
 }
 
@@ -297,6 +391,7 @@ int main(void) {
     test_rtc();
     test_hpet();
     test_acpi();
+    test_sleep();
     timer_queue_destroy(queue);
     return check_result();
 }

@@ -82,9 +82,19 @@ static void end_run(struct run *run, int code) {
     machine_stop(run->machine);
 }
 
-static void press_power_button(struct run *run) {
-    if (!machine_power_button(run->machine))
+/* False if that only woke the guest. */
+static bool press_power_button(struct run *run) {
+    switch (machine_power_button(run->machine)) {
+    case MACHINE_BUTTON_UNHEARD:
         diag_warn("the guest does not listen to its power button; once more stops it hard");
+        break;
+    case MACHINE_BUTTON_HEARD:
+        break;
+    case MACHINE_BUTTON_WOKE:
+        diag_warn("the guest slept and is woken; once more asks it to power off");
+        return false;
+    }
+    return true;
 }
 
 static void host_key(void *context, enum serial_key key) {
@@ -97,15 +107,15 @@ static void host_key(void *context, enum serial_key key) {
         write_counters(run, NULL);
         break;
     case SERIAL_KEY_POWER:
-        press_power_button(run);
+        (void)press_power_button(run);
         break;
     }
 }
 
 /* -- signals -- */
 
-static void on_power_button(void *context) {
-    press_power_button(context);
+static bool on_power_button(void *context) {
+    return press_power_button(context);
 }
 
 static void on_stop(void *context, int exit_code) {

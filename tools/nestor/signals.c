@@ -51,8 +51,8 @@ static void handle(struct signal_watch *watch, int signal) {
             stop(watch, signal);
             break;
         }
-        watch->deadline = now_seconds() + SIGNALS_GRACE_SECONDS;
-        watch->actions->power_button(watch->context);
+        if (watch->actions->power_button(watch->context))
+            watch->deadline = now_seconds() + SIGNALS_GRACE_SECONDS;
         break;
     case SIGINT:
     case SIGHUP:

@@ -1,9 +1,9 @@
 /* Signals from outside, turned into calls on one thread of their own.
  *
  * SIGTERM presses the power button; a second one, or SIGNALS_GRACE_SECONDS without an end, stops the VM hard.
- * SIGINT and SIGHUP stop it at once; SIGUSR1 asks for the counters; SIGWINCH tells of the
- * terminal's new size; SIGCONT makes the terminal raw again. A
- * signal to stop that comes while the VM is being stopped ends the process on the spot. */
+ * A press that only woke a sleeping guest does not count. SIGINT and SIGHUP stop it at once; SIGUSR1 asks for
+ * the counters; SIGWINCH tells of the terminal's new size; SIGCONT makes the terminal raw again. A signal to
+ * stop that comes while the VM is being stopped ends the process on the spot. */
 #ifndef NESTOR_TOOLS_SIGNALS_H
 #define NESTOR_TOOLS_SIGNALS_H
 
@@ -13,7 +13,8 @@
 
 /* All are called on the signal thread. */
 struct signal_actions {
-    void (*power_button)(void *context);
+    /* False: the guest slept and was only woken. */
+    bool (*power_button)(void *context);
     /* End the VM; the process is to exit with exit_code. */
     void (*stop)(void *context, int exit_code);
     void (*counters)(void *context);
