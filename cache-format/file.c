@@ -20,6 +20,9 @@
 #ifndef F_SEAL_FUTURE_WRITE
 #define F_SEAL_FUTURE_WRITE 0x0010 /* Linux 5.1 */
 #endif
+#ifndef MADV_POPULATE_READ
+#define MADV_POPULATE_READ 22 /* Linux 5.14 */
+#endif
 
 static const char root_personal[] = "nestor-ntc-root1";
 
@@ -231,6 +234,21 @@ int ntc_file_adopt_parts(struct ntc_file *file, const char *path, int memfd, con
     if (result)
         ntc_file_close(file);
     return result;
+}
+
+void ntc_file_populate(const struct ntc_file *file) {
+    const struct ntc_view *view = &file->view;
+    const struct ntc_section *consts = ntc_header_section(view->header, NTC_SECTION_CONSTS);
+    for (uint64_t i = 0; i < view->count[NTC_SECTION_LIKELY]; i++) {
+        const struct ntc_range *range = &view->likely[i];
+        uint64_t from = range->offset & PAGE_MASK, end = view->header->load_size;
+        if (!range->length || from < consts->offset + consts->length || from >= end)
+            continue; /* code, slots and constants are read where they are mapped for execution */
+        uint64_t length = range->offset - from + range->length;
+        if (length > end - from || !ntc_parts_have(view, from, length))
+            continue; /* a hole would become a page of zeroes */
+        (void)madvise((uint8_t *)file->base + from, align_up(length, PAGE_SIZE), MADV_POPULATE_READ);
+    }
 }
 
 void ntc_file_do_not_wait(struct ntc_file *file) {

@@ -43,6 +43,8 @@ struct ntc_file_counts {
     uint64_t requests; /* of this file for more, since it was opened */
     uint64_t wait_tsc; /* spent on them, by all threads, whether they waited or not */
 };
+/* Map what lookups of likely units read at once, instead of by page faults. */
+void ntc_file_populate(const struct ntc_file *file);
 /* From now on a part that is not there is asked for and done without until it has come. */
 void ntc_file_do_not_wait(struct ntc_file *file);
 struct ntc_file_counts ntc_file_count(const struct ntc_file *file);

@@ -11,6 +11,13 @@
 
 #include "cache-format/file_private.h"
 #include "cache-format/header.h"
+#include "cache-format/parts.h"
+
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23 /* Linux 5.14 */
+#endif
+
+#define POPULATE_MAX MIB /* of private memory: about what a boot uses */
 
 /* Address space for the mapping: the caller's, or NULL. */
 static uint8_t *reserve(uint64_t size, const struct ntc_room *room) {
@@ -59,6 +66,25 @@ no_memory:
                       strerror(errno));
     ntc_mapping_destroy(mapping);
     return result;
+}
+
+void ntc_mapping_populate(struct ntc_mapping *mapping) {
+    const struct ntc_view *view = mapping->view;
+    const struct ntc_section *slots = ntc_header_section(view->header, NTC_SECTION_SLOTS);
+    for (uint64_t i = 0; i < view->count[NTC_SECTION_LIKELY]; i++) {
+        const struct ntc_range *range = &view->likely[i];
+        if (range->offset != slots->offset || !range->length || range->length > POPULATE_MAX ||
+            range->length > slots->length)
+            continue;
+        uint32_t count = (uint32_t)(range->length / sizeof(uint64_t));
+        bool there = true;
+        for (uint32_t at = 0; at < count && there; at += PAGE_SIZE / sizeof(uint64_t))
+            there = ntc_parts_there(view, NTC_SECTION_SLOTS, at);
+        if (!there)
+            continue;
+        (void)madvise(mapping->slots, range->length, MADV_POPULATE_WRITE); /* if the host can */
+        ntc_mapping_prepare(mapping, 0, count);
+    }
 }
 
 void ntc_mapping_destroy(struct ntc_mapping *mapping) {

@@ -41,6 +41,10 @@ void ntc_mapping_destroy(struct ntc_mapping *mapping);
  * Call it before a unit's code is first reached and before its slots are written. */
 void ntc_mapping_prepare(struct ntc_mapping *mapping, uint32_t first, uint32_t count);
 
+/* Prepare the slots of the units that are likely to be used, if they are there and not too many: all at once
+ * they cost less than by a page fault each. */
+void ntc_mapping_populate(struct ntc_mapping *mapping);
+
 /* Host address of a unit's code. */
 static inline const uint8_t *ntc_mapping_code(const struct ntc_mapping *mapping,
                                               const struct ntc_unit *unit) {

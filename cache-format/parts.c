@@ -245,6 +245,15 @@ bool ntc_parts_there(const struct ntc_view *view, enum ntc_section_kind kind, ui
            is_present(parts, (uint32_t)((first + parts->record[kind] - 1) / NTC_CHUNK_SIZE));
 }
 
+bool ntc_parts_have(const struct ntc_view *view, uint64_t offset, uint64_t length) {
+    const struct ntc_parts *parts = view->parts;
+    uint64_t at = offset - NTC_HEADER_SIZE, end = at + length;
+    for (uint64_t chunk = at / NTC_CHUNK_SIZE; parts && chunk * NTC_CHUNK_SIZE < end; chunk++)
+        if (!is_present(parts, (uint32_t)chunk))
+            return false;
+    return true;
+}
+
 /* The unit's entries in one of the image's two tables, which is there. */
 static uint32_t count_entries(const struct ntc_view *view, uint32_t number, uint64_t low, uint64_t high) {
     uint32_t count = 0;

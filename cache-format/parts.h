@@ -57,6 +57,8 @@ MUST_CHECK static inline bool ntc_parts_need(const struct ntc_view *view, enum n
 }
 /* Is a record there? It is not asked for. */
 bool ntc_parts_there(const struct ntc_view *view, enum ntc_section_kind kind, uint64_t record);
+/* Is all of a range of the file there? */
+bool ntc_parts_have(const struct ntc_view *view, uint64_t offset, uint64_t length);
 /* As ntc_parts_need() for what a unit's guest bytes are compared by, and for all else that belongs to it. The
  * ranges in its record were checked. */
 MUST_CHECK bool ntc_parts_of_guest(const struct ntc_view *view, uint32_t number);

@@ -24,7 +24,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
-#define FOUND_BITS 9
+#define FOUND_BITS 12
 #define RECENT_IMAGES 4u
 #define SURE 64u
 #define SURE_MAX 1024u
@@ -87,6 +87,7 @@ int dbt_cache_attach(struct vcpu *vcpu, const struct ntc_file *file, struct ntc_
     dbt->reached += align_up(to->mapping.size, PAGE_SIZE);
     for (unsigned i = 0; i < RUNTIME_SLOTS_USED; i++)
         to->mapping.slots[i] = (uint64_t)dbt_stub(dbt, (enum runtime_slot)i);
+    ntc_mapping_populate(&to->mapping);
     cached->count++;
     return 0;
 }

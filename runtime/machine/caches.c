@@ -59,6 +59,7 @@ int caches_open(struct caches *caches, const struct vm_config *config, const str
         int opened = ntc_store_open(&caches->file[caches->count], config->cache[i], &demand, &store, &error);
         if (!opened) {
             ntc_file_do_not_wait(&caches->file[caches->count]);
+            ntc_file_populate(&caches->file[caches->count]);
             caches->path[caches->count] = config->cache[i];
             caches->open_ns[caches->count++] = counters_now_ns() - start;
             continue;
@@ -95,6 +96,7 @@ int caches_attach(struct caches *caches, const struct vm_config *config, struct 
         }
     }
     for (unsigned i = 0; i < caches->count; i++) {
+        uint64_t start = counters_now_ns();
         for (unsigned cpu = 0; cpu < config->cpus; cpu++) {
             int result = dbt_cache_attach(vm_vcpu(vm, cpu), &caches->file[i], &error);
             if (!result)
@@ -104,6 +106,7 @@ int caches_attach(struct caches *caches, const struct vm_config *config, struct 
                 return result;
             break;
         }
+        caches->open_ns[i] += counters_now_ns() - start;
     }
     return 0;
 }
