@@ -64,6 +64,30 @@ static void cpu_sipi(void *context, uint8_t vector) {
 }
 static const struct lapic_cpu_ops cpu_ops = {cpu_event, cpu_event, cpu_event, cpu_sipi};
 
+/* What the machine does around the board when it falls asleep and is woken. */
+struct power {
+    bool asleep, settled, woken;
+};
+
+static void power_sleep(void *context) {
+    ((struct power *)context)->asleep = true;
+}
+static void power_wake(void *context) {
+    ((struct power *)context)->woken = true;
+}
+
+static void power_settle(struct board *board, struct power *power) {
+    if (power->asleep && !power->settled)
+        board_sleep(board);
+    power->settled = power->asleep;
+    if (!power->woken)
+        return;
+    struct acpi_waking waking;
+    if (!power->asleep || board_wake(board, &waking))
+        __builtin_trap(); /* nobody slept, or the FACS is gone */
+    *power = (struct power){0};
+}
+
 static void operation(struct board *board, struct timer_queue *queue, struct input *input) {
     uint8_t code = (uint8_t)take(input, 1);
     unsigned cpu = (code >> 4) % CPUS;
@@ -147,13 +171,15 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     if (guest_mem_create(&mem, MEMORY, 0))
         return 0;
     struct timer_queue *queue = timer_queue_create_manual();
+    struct power power = {0};
     struct board_config config = {.cpus = CPUS,
                                   .mem = &mem,
                                   .tsc_hz = 2500000000,
                                   .physical_bits = 40,
                                   .debug_exit_port = 0xf4,
                                   .com2 = true,
-                                  .timers = queue};
+                                  .timers = queue,
+                                  .events = {.sleep = power_sleep, .wake = power_wake, .context = &power}};
     struct board *board = board_create(&config);
     struct pci_device device;
     pci_device_init(&device, "fuzz", &device_ops, &device, 0x1234, 0x5678, 0xff0000, 0);
@@ -166,8 +192,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     ready = ready && board_start(board, &rsdp) == 0;
     for (unsigned i = 0; i < CPUS; i++)
         lapic_connect(board_lapic(board, i), &cpu_ops, NULL);
-    while (ready && input.left)
+    while (ready && input.left) {
         operation(board, queue, &input);
+        power_settle(board, &power);
+    }
     if (ready) {
         board_reset(board);
         timer_queue_advance(queue, NS_PER_SECOND);
