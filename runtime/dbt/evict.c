@@ -38,8 +38,10 @@ int code_divide(struct dbt_vcpu *dbt, uint64_t size, unsigned parts) {
     dbt->part_size = code;
     dbt->parts = parts;
     dbt->parts_max = all < CODE_PARTS_MAX ? (unsigned)all : CODE_PARTS_MAX;
-    for (unsigned i = 0; i < dbt->parts_max; i++)
-        dbt->part[i] = (struct code_part){.code = i ? i * code : dbt->stubs_end, .code_end = (i + 1) * code};
+    for (unsigned i = 0; i < dbt->parts_max; i++) {
+        uint64_t begin = i ? i * code : dbt->stubs_end;
+        dbt->part[i] = (struct code_part){.code = begin, .code_end = (i + 1) * code, .used = begin};
+    }
     dbt->stats.code_limit = parts * code;
     if (dbt->parts == dbt->parts_max)
         return 0;
