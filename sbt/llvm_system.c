@@ -50,11 +50,15 @@ static bool lift_set_ac(struct lifter *l, bool set) {
     return true;
 }
 
+static void lift_exchange(struct lifter *l, uint32_t one, uint32_t other) {
+    LLVMValueRef first = lift_load_area(l, one, l->i64, false);
+    lift_store_area(l, one, lift_load_area(l, other, l->i64, false), false);
+    lift_store_area(l, other, first, false);
+}
+
 static bool lift_swapgs(struct lifter *l) {
-    LLVMValueRef base = lift_load_area(l, AREA_VCPU(segment[SEG_GS].base), l->i64, false);
-    LLVMValueRef other = lift_load_area(l, AREA_VCPU(kernel_gs_base), l->i64, false);
-    lift_store_area(l, AREA_VCPU(segment[SEG_GS].base), other, false);
-    lift_store_area(l, AREA_VCPU(kernel_gs_base), base, false);
+    lift_exchange(l, AREA_VCPU(segment[SEG_GS].base), AREA_VCPU(kernel_gs_base));
+    lift_exchange(l, AREA_HOT(percpu), AREA_HOT(percpu_swapped));
     l->state.segment_base[1] = NULL;
     return true;
 }

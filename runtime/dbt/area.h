@@ -64,6 +64,13 @@ struct memo {
 };
 #define MEMO_SLOTS 32u
 
+/* Pages that ring 0 reaches through GS at constant offsets, as kernels reach the data of a processor: the
+ * host's addresses, by slot; 0: not known. See emit_percpu.c. */
+#define PERCPU_SLOTS 64u
+struct percpu_table {
+    uint64_t page[2][PERCPU_SLOTS]; /* by access: reads, writes */
+};
+
 /* What rings 0 and 3 of 64-bit code change places by without C: see crossing.c. Indexed by "is ring 3". */
 struct crossing {
     uint64_t key[2];  /* the jump keys; 0: C has to see to it */
@@ -99,6 +106,12 @@ struct dbt_hot {
     bool fault_is_sti_poll; /* behind an STI */
     uint64_t resume;        /* where a slow exit goes on */
     struct crossing crossing;
+    struct percpu_table *percpu;         /* for GS's base: one of the next two */
+    struct percpu_table *percpu_swapped; /* for the base that SWAPGS would bring */
+    struct percpu_table *percpu_none;    /* always empty: GS has another base, */
+    struct percpu_table *percpu_of_base; /* for this one */
+    uint64_t percpu_base;                /* at a page's start */
+    uint8_t percpu_filled;               /* the table may hold something */
 };
 
 /* General registers that are in vcpu->gpr, not in the host's, whenever one block ends and the next begins.
@@ -121,6 +134,7 @@ struct dbt_area {
     int area_fd;
     struct dbt_hot hot __attribute__((aligned(64)));
     struct memo memo[2][MEMO_SLOTS] __attribute__((aligned(64))); /* by access: reads, writes */
+    struct percpu_table percpu[2] __attribute__((aligned(64)));
     struct cpuid_memo cpuid[CPUID_MEMO_SIZE] __attribute__((aligned(64)));
     struct jump_cache jump __attribute__((aligned(64)));
     struct jump_second second;

@@ -215,6 +215,13 @@ static inline void asm_and_imm(struct code_buffer *c, int reg, int32_t value) {
     code_u32(c, (uint32_t)value);
 }
 
+/* test a, b */
+static inline void asm_test(struct code_buffer *c, int a, int b) {
+    asm_rex(c, true, b, 0, a);
+    code_u8(c, 0x85);
+    code_u8(c, (uint8_t)(0xc0 | (b & 7) << 3 | (a & 7)));
+}
+
 /* cmp r64, simm32 */
 static inline void asm_cmp_imm(struct code_buffer *c, int reg, int32_t value) {
     asm_rex(c, true, 0, 0, reg);

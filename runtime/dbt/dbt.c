@@ -130,6 +130,8 @@ int dbt_vcpu_create(struct vcpu *vcpu, const struct dbt_options *options) {
     result = -ENOMEM;
     if (!dbt->block || !dbt->site || !dbt->pc || !dbt->unit || !dbt->rewrite)
         goto fail;
+    dbt->area->hot.percpu_none = &dbt->area->percpu[0];
+    dbt->area->hot.percpu_of_base = &dbt->area->percpu[1];
     dbt_emit_stubs(dbt);
     result = code_divide(dbt, size, options->parts);
     if (result)

@@ -204,6 +204,9 @@ void emit_colds(struct unit *unit) {
         case SITE_MEMO:
             emit_cold_memo(unit, cold);
             break;
+        case SITE_PERCPU:
+            emit_cold_percpu(unit, cold);
+            break;
         case SITE_LINK:
             if (cold->leader >= 0)
                 function_cold_jump(unit, cold->leader);

@@ -179,8 +179,11 @@ static bool emit_operand_memo(struct unit *unit, const struct item *item, const 
 void emit_load_operand(struct unit *unit, const struct item *item) {
     struct use use;
     struct host_memory memory = {.base = (int8_t)unit->t0, .index = -1};
-    if (!group_operand(unit, item, &use) || !emit_operand_memo(unit, item, &use, true, &memory))
-        emit_operand(unit, item, &item->insn.op[0], unit->code64 ? 8 : 4, VMEM_READ, true);
+    const ZydisDecodedOperand *op = &item->insn.op[0];
+    unsigned size = unit->code64 ? 8 : 4;
+    bool memo = group_operand(unit, item, &use) && emit_operand_memo(unit, item, &use, true, &memory);
+    if (!memo && !emit_percpu(unit, item, op, size, VMEM_READ, true, &memory))
+        emit_operand(unit, item, op, size, VMEM_READ, true);
     asm_mem(&unit->code, unit->code64, 0x8b, unit->t0, memory.base, memory.index, 0, memory.disp);
 }
 
@@ -197,7 +200,8 @@ void emit_memory(struct unit *unit, const struct item *item) {
     bool simple = group_operand(unit, item, &use);
     if (!simple || !group_cover(unit, item, &use, &memory)) {
         emit_flags_lose(unit, item);
-        if (!simple || !emit_operand_memo(unit, item, &use, plain, &memory))
+        bool memo = simple && emit_operand_memo(unit, item, &use, plain, &memory);
+        if (!memo && !emit_percpu(unit, item, op, op->size / 8, access_of(op), plain, &memory))
             emit_operand(unit, item, op, op->size / 8, access_of(op), plain);
     }
     emit_native(unit, item, &memory);

@@ -343,12 +343,18 @@ void emit_cpuid(struct unit *unit, const struct item *item) {
     emit_helper_at(unit, item, HELPER_CPUID, &place, 1);
 }
 
-void emit_swapgs(struct unit *unit) {
+/* Exchange two words of the area. */
+static void emit_exchange(struct unit *unit, uint32_t one, uint32_t other) {
     struct code_buffer *c = &unit->code;
-    asm_load_gs(c, unit->t0, AREA_VCPU(segment[SEG_GS].base));
-    asm_load_gs(c, unit->t1, AREA_VCPU(kernel_gs_base));
-    asm_store_gs(c, AREA_VCPU(segment[SEG_GS].base), unit->t1);
-    asm_store_gs(c, AREA_VCPU(kernel_gs_base), unit->t0);
+    asm_load_gs(c, unit->t0, one);
+    asm_load_gs(c, unit->t1, other);
+    asm_store_gs(c, one, unit->t1);
+    asm_store_gs(c, other, unit->t0);
+}
+
+void emit_swapgs(struct unit *unit) {
+    emit_exchange(unit, AREA_VCPU(segment[SEG_GS].base), AREA_VCPU(kernel_gs_base));
+    emit_exchange(unit, AREA_HOT(percpu), AREA_HOT(percpu_swapped));
 }
 
 void emit_set_ac(struct unit *unit, bool set) {

@@ -9,6 +9,7 @@
 #include "cpu/pending.h"
 #include "cpu/system.h"
 #include "dbt/host_gs.h"
+#include "dbt/percpu.h"
 #include "dbt/private.h"
 #include "dbt/rewrite.h"
 #include "interp/interp.h"
@@ -60,6 +61,7 @@ static void refresh_memos(struct vcpu *vcpu) {
             memo_forget(&area->memo[VMEM_WRITE][i]);
         }
         area->hot.crossing.iret_descriptor[0] = NULL;
+        percpu_forget(area);
     }
     if (lost || area->hot.stack_view != vcpu->view) {
         area->hot.stack_view = vcpu->view;
@@ -94,6 +96,7 @@ static bool arm(struct vcpu *vcpu, uint64_t host) {
     hot->view_kernel = vcpu->space->view[VIEW_KERNEL];
     hot->view_kernel_ac = vcpu->space->view[vcpu->cr4 & CR4_SMAP ? VIEW_KERNEL_AC : VIEW_KERNEL];
     refresh_crossing(vcpu);
+    percpu_refresh(vcpu);
     vcpu_fpu_unpark(vcpu);
     uint32_t requests = __atomic_load_n(&vcpu->requests, __ATOMIC_ACQUIRE);
     enum area_alias want = requests ? AREA_MASKED : AREA_RUN;
@@ -463,6 +466,7 @@ uint64_t dbt_exit_guest(struct vcpu *vcpu) {
     case SITE_DEAD:
     case SITE_MEMORY:
     case SITE_MEMO:
+    case SITE_PERCPU:
         break;
     }
     vcpu->rip = block->rip;

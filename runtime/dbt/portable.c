@@ -75,6 +75,7 @@ uint64_t dbt_portable_layout(const struct cpu_model *model) {
                               AREA_VCPU(rflags),
                               AREA_VCPU(segment[SEG_FS].base),
                               AREA_VCPU(segment[SEG_GS].base),
+                              AREA_HOT(percpu),
                               AREA_VCPU(kernel_gs_base),
                               AREA_VCPU(tsc_aux),
                               AREA_HOT(target),

@@ -29,6 +29,7 @@ enum site_kind {
     SITE_DEAD,      /* entry of an invalidated block */
     SITE_MEMORY,    /* an inline TLB check missed: raw state */
     SITE_MEMO,      /* no site of its own: the page is not the one remembered (emit_memo.c) */
+    SITE_PERCPU,    /* nor here: the page is not known (emit_percpu.c) */
     SITE_UNGROUPED, /* as LINK, to the translation without groups of what follows */
 };
 
@@ -218,13 +219,15 @@ struct dbt_vcpu {
     bool kernel_local;            /* see jump.c */
     uint64_t local_generation;    /* of the space, then */
 
-    struct cached *cached;         /* the persistent caches; NULL: none */
-    bool cached_any_ring;          /* the tester's: they have code of ring 3, too */
-    struct portable_log *log;      /* what is to be recorded; NULL: nothing is */
-    struct translator *translator; /* of a vCPU that makes portable units */
-    unsigned next_memo[2];         /* to be dealt out to reads, to writes */
-    uint64_t host_writes;          /* bumped by invalidations: an in-block resume is off */
-    struct unit *unit;             /* the translation in progress */
+    struct cached *cached;              /* the persistent caches; NULL: none */
+    bool cached_any_ring;               /* the tester's: they have code of ring 3, too */
+    struct portable_log *log;           /* what is to be recorded; NULL: nothing is */
+    struct translator *translator;      /* of a vCPU that makes portable units */
+    uint64_t percpu_page[PERCPU_SLOTS]; /* offsets from GS's base that have slots */
+    unsigned percpu_pages;
+    unsigned next_memo[2]; /* to be dealt out to reads, to writes */
+    uint64_t host_writes;  /* bumped by invalidations: an in-block resume is off */
+    struct unit *unit;     /* the translation in progress */
     enum dbt_exit exit;
     struct dbt_stats stats;
     uint8_t xstate_copy[XSTATE_AREA_MAX] __attribute__((aligned(64)));

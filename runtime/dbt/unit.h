@@ -99,7 +99,7 @@ struct cold {
     bool look_up;       /* JUMP_MISS: a side exit that goes through the jump cache first */
     uint8_t *back;      /* HELPER, MEMO: where the block goes on */
     const struct item *item; /* MEMO */
-    struct memo_range range;
+    struct memo_range range; /* PERCPU: memo is the place in the table */
     const struct item
         *remake;        /* MEMORY, MEMO: what makes the flags, to be saved first; NULL: they are saved */
     int8_t borrowed[2]; /* MEMORY: registers to be given back, if they differ */
@@ -322,6 +322,12 @@ void emit_memo_probe(struct unit *unit, const struct item *item, const struct me
 void emit_cold_memo(struct unit *unit, const struct cold *cold);
 /* The view is about to change. */
 void emit_forget_stack(struct unit *unit);
+
+/* -- emit_percpu.c -- */
+/* Reach an operand by the table of pages that GS leads to; flags are saved. False: it is none for that. */
+bool emit_percpu(struct unit *unit, const struct item *item, const ZydisDecodedOperand *op, unsigned size,
+                 enum vmem_access access, bool plain, struct host_memory *memory);
+void emit_cold_percpu(struct unit *unit, const struct cold *cold);
 
 /* -- emit_remake.c -- */
 /* Make the flags again as item did. May use t1. */
