@@ -18,8 +18,8 @@
 #define POPULATE_BYTES (256 * KIB)
 #define NARROW_SCRATCHES 1
 #define FLAGS_DIE_ITEMS 4 /* that are worth being emitted twice */
-#define RELEASE_BYTES (4 * MIB)
-#define RELEASE_KEPT_BYTES (1 * MIB)
+#define RELEASE_BYTES (2 * MIB)
+#define RELEASE_KEPT_BYTES (MIB / 2)
 
 static bool ends_block(enum kind kind) {
     return kind >= KIND_JMP;
