@@ -276,7 +276,7 @@ static int create_cpus(struct machine *machine) {
         .direct_max = config->direct_max,
         .count_spaces = config->stats_spaces,
         .code_cache_size = config->code_cache ? config->code_cache : DEFAULT_CODE_CACHE,
-        .code_cache_grows = config->code_cache_grows || !config->code_cache,
+        .code_cache_grows = config->code_cache_grows,
         .trace = &machine->trace,
         .on_shutdown = on_shutdown,
         .context = machine,

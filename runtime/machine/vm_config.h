@@ -82,7 +82,7 @@ struct vm_config {
     enum vm_engine engine;
     unsigned direct_max; /* 0: the engine's default */
     const char *cpu;     /* for cpu_model_create() */
-    uint64_t code_cache; /* bytes; 0: the default, which grows */
+    uint64_t code_cache; /* bytes; 0: the default */
     bool code_cache_grows;
     const char *cache[VM_CACHES_MAX]; /* cache files */
     size_t cache_count;

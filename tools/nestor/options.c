@@ -93,7 +93,7 @@ const struct option run_option_table[] = {
     {.name = "code-cache",
      .argument = "SIZE[,grow=on|off]",
      .help = "translated code kept for each virtual processor, 1M to 1024M; grow: up to four times that when "
-             "it is too small (default: 32M,grow=on)",
+             "it is too small (default: 32M,grow=off)",
      .parse = option_parse_code_cache},
     {.name = "cache",
      .argument = "FILE",
