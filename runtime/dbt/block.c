@@ -3,6 +3,7 @@
 #define _GNU_SOURCE
 #include "base/light.h"
 #include "dbt/asm.h"
+#include "dbt/percpu.h"
 #include "dbt/private.h"
 #include "dbt/rewrite.h"
 #include "mem/guest_mem.h"
@@ -190,6 +191,7 @@ void block_flush_all(struct vcpu *vcpu) {
     light_fill(dbt->hash, 0xff, sizeof dbt->hash);
     light_fill(dbt->page_hash, 0xff, sizeof dbt->page_hash);
     jump_clear(dbt);
+    percpu_reset(dbt);
     dbt->host_writes++;
     dbt->stats.flushes++;
 }

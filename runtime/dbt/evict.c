@@ -279,10 +279,10 @@ bool code_make_room(struct dbt_vcpu *dbt, uint64_t code, uint32_t blocks, uint32
 
 const struct code_part *code_part_at(const struct dbt_vcpu *dbt, uint64_t offset) {
     uint64_t index = offset / dbt->part_size;
-    const struct code_part *part = &dbt->part[index];
-    if (index >= dbt->parts || offset < part->code)
+    if (index >= dbt->parts)
         return NULL;
-    return offset < (part == dbt->filling ? dbt->used : part->used) ? part : NULL;
+    const struct code_part *part = &dbt->part[index];
+    return offset >= part->code && offset < (part == dbt->filling ? dbt->used : part->used) ? part : NULL;
 }
 
 const struct code_part *code_part_of_block(const struct dbt_vcpu *dbt, uint32_t index) {

@@ -19,6 +19,11 @@ void percpu_forget(struct dbt_area *area) {
     light_fill(area->hot.percpu_of_base, 0, sizeof *area->hot.percpu_of_base);
 }
 
+void percpu_reset(struct dbt_vcpu *dbt) {
+    dbt->percpu_pages = 0;
+    percpu_forget(dbt->area);
+}
+
 void percpu_refresh(struct vcpu *vcpu) {
     struct dbt_area *area = area_of(vcpu);
     struct dbt_hot *hot = &area->hot;

@@ -6,6 +6,8 @@
 
 /* The slot of a page at that offset from GS's base; NO_INDEX: there is none left. */
 uint32_t percpu_slot(struct dbt_vcpu *dbt, uint64_t page);
+/* No code is left that goes by a slot. */
+void percpu_reset(struct dbt_vcpu *dbt);
 /* GS's base may be another one. */
 void percpu_refresh(struct vcpu *vcpu);
 /* The TLB has lost something. */
