@@ -116,11 +116,7 @@ static void emit_look_up(struct code_buffer *c) {
     asm_load_gs(c, GPR_R10, AREA_HOT(target));
     uint8_t *odd = asm_jump_not_canonical(c, GPR_R10, GPR_R11);
     asm_alu_gs(c, ASM_XOR, GPR_R10, AREA_HOT(jump_key));
-    asm_rex(c, false, GPR_R11, 0, GPR_R10);
-    code_u8(c, 0x69); /* imul r11d, r10d, JUMP_CACHE_MULTIPLIER */
-    code_u8(c, (uint8_t)(0xc0 | (GPR_R11 & 7) << 3 | (GPR_R10 & 7)));
-    code_u32(c, JUMP_CACHE_MULTIPLIER);
-    asm_shr32(c, GPR_R11, 32 - JUMP_CACHE_BITS);
+    asm_hash(c, GPR_R11, GPR_R10, JUMP_CACHE_MULTIPLIER, JUMP_CACHE_BITS);
     code_u8(c, 0x65);
     asm_mem(c, true, ASM_CMP, GPR_R10, -1, GPR_R11, 3, JUMP_KEY);
     uint8_t *miss = asm_jcc(c, COND_NE);

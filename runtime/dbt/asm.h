@@ -164,12 +164,12 @@ static inline void asm_movzx8(struct code_buffer *c, int to, int from) {
     code_u8(c, (uint8_t)(0xc0 | (to & 7) << 3 | (from & 7)));
 }
 
-/* movzx reg32, byte gs:[offset] */
-static inline void asm_movzx8_gs(struct code_buffer *c, int reg, uint32_t offset) {
+/* movzx reg32, byte gs:[offset]; or, is_word, a word */
+static inline void asm_movzx_gs(struct code_buffer *c, bool is_word, int reg, uint32_t offset) {
     code_u8(c, 0x65);
     asm_rex(c, false, reg, 0, 0);
     code_u8(c, 0x0f);
-    code_u8(c, 0xb6);
+    code_u8(c, 0xb6 | is_word);
     code_u8(c, (uint8_t)((reg & 7) << 3 | 4));
     code_u8(c, 0x25);
     code_u32(c, offset);
@@ -187,6 +187,14 @@ static inline void asm_shr32(struct code_buffer *c, int reg, uint8_t count) {
     code_u8(c, 0xc1);
     code_u8(c, (uint8_t)(0xe8 | (reg & 7)));
     code_u8(c, count);
+}
+/* to = the top bits of key's low half times the multiplier: an index among 1 << bits */
+static inline void asm_hash(struct code_buffer *c, int to, int key, uint32_t multiplier, unsigned bits) {
+    asm_rex(c, false, to, 0, key);
+    code_u8(c, 0x69); /* imul to, key, multiplier */
+    code_u8(c, (uint8_t)(0xc0 | (to & 7) << 3 | (key & 7)));
+    code_u32(c, multiplier);
+    asm_shr32(c, to, (uint8_t)(32 - bits));
 }
 static inline void asm_sar(struct code_buffer *c, int reg, uint8_t count) {
     asm_rex(c, true, 0, 0, reg);

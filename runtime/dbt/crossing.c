@@ -11,14 +11,13 @@
  *   - ring 3's, when the address space or its generation is another one, and when ring 3 shall run elsewhere;
  *   - both, when control registers, STAR, SFMASK or the GDT's place change (vcpu->crossing_changed).
  * IRET reads the two descriptors where they lie, each time, and compares them with those that it knows the
- * meaning of; like the memos, where they lie is forgotten when the TLB has lost something.
+ * meaning of; like the memos, where they lie is forgotten when the TLB has lost something (of CS's, which
+ * is asked for first).
  */
 #include "cpu/descriptor.h"
 #include "cpu/mode.h"
 #include "cpu/system.h"
-#include "cpu/vmem.h"
-#include "dbt/asm.h"
-#include "dbt/private.h"
+#include "dbt/unit.h"
 
 #define A GPR_R8
 #define KEY GPR_R9
@@ -128,11 +127,7 @@ static void find(struct crossing_code *code) {
     struct code_buffer *c = code->c;
     asm_mov(c, C, A);
     asm_alu(c, ASM_XOR, C, KEY);
-    asm_rex(c, false, B, 0, C);
-    code_u8(c, 0x69); /* imul b, c, multiplier */
-    code_u8(c, (uint8_t)(0xc0 | (B & 7) << 3 | (C & 7)));
-    code_u32(c, JUMP_CACHE_MULTIPLIER);
-    asm_shr32(c, B, 32 - JUMP_CACHE_BITS);
+    asm_hash(c, B, C, JUMP_CACHE_MULTIPLIER, JUMP_CACHE_BITS);
     code_u8(c, 0x65);
     asm_mem(c, true, ASM_CMP, C, -1, B, 3, (int32_t)offsetof(struct dbt_area, jump.key));
     unless(code, COND_E);
@@ -143,23 +138,6 @@ static void find(struct crossing_code *code) {
 
 static void check_canonical(struct crossing_code *code) {
     code->to_c[code->places++] = asm_jump_not_canonical(code->c, A, B);
-}
-
-static void or_byte(struct code_buffer *c, uint32_t offset, uint8_t shift) {
-    asm_movzx8_gs(c, C, offset);
-    if (shift)
-        asm_shl(c, C, shift);
-    asm_alu(c, ASM_OR, B, C);
-}
-
-/* B = RFLAGS, from where its parts are. */
-static void gather_flags(struct code_buffer *c) {
-    asm_load32_gs(c, B, AREA_VCPU(rflags));
-    asm_and32_imm(c, B, ~(uint32_t)(FLAGS_ARITHMETIC | FLAG_IF | FLAG_AC));
-    or_byte(c, AREA_HOT(flags) + 1, 0);
-    or_byte(c, AREA_HOT(flags), 11);
-    or_byte(c, AREA_HOT(iflag), 8);
-    or_byte(c, AREA_HOT(acflag), 16);
 }
 
 /* An image in B must be one of ring 3's as a rule: IF and arithmetic flags. */
@@ -208,9 +186,7 @@ static void enter(struct code_buffer *c, bool user, uint32_t cs, uint32_t ss) {
     asm_load_gs(c, B, user ? CROSSING(user_view) : AREA_HOT(view_kernel));
     asm_store_gs(c, AREA_VCPU(view), B);
     asm_store_gs(c, AREA_HOT(stack_view), B);
-    asm_mov_imm(c, B, MEMO_PAGE_NONE);
-    asm_store_gs(c, AREA_HOT(stack.page), B);
-    asm_store64_imm_gs(c, AREA_HOT(stack.addend), 0);
+    emit_forget_stack(c, B);
     asm_store_gs(c, AREA_HOT(jump_key), KEY);
     if (user)
         asm_gs(c, true, 0xff, 0, AREA_VCPU(user_entries)); /* inc */
@@ -229,7 +205,7 @@ static void emit_syscall(struct code_buffer *c, const uint8_t *to_c) {
     asm_store_gs(c, AREA_HOT(target), A);
     asm_load_gs(c, A, AREA_VCPU(lstar));
     find(&code);
-    gather_flags(c);
+    emit_flags_image(c, B, C, UINT32_MAX);
     asm_load_gs(c, C, CROSSING(kept_flags));
     asm_alu(c, ASM_AND, C, B);
     asm_cmp_imm(c, C, FLAG_FIXED);

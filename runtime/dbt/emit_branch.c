@@ -38,11 +38,7 @@ static void emit_jump_lookup(struct unit *unit, uint8_t *miss[MISSES]) {
             asm_cmp_imm(c, index, -1);
         miss[1] = asm_jcc(c, COND_NE);
     }
-    asm_rex(c, false, index, 0, unit->t0);
-    code_u8(c, 0x69); /* imul index, t0d, JUMP_CACHE_MULTIPLIER */
-    code_u8(c, (uint8_t)(0xc0 | (index & 7) << 3 | (unit->t0 & 7)));
-    code_u32(c, JUMP_CACHE_MULTIPLIER);
-    asm_shr32(c, index, 32 - JUMP_CACHE_BITS);
+    asm_hash(c, index, unit->t0, JUMP_CACHE_MULTIPLIER, JUMP_CACHE_BITS);
     code_u8(c, 0x65);
     asm_mem(c, true, ASM_CMP, unit->t0, -1, index, 3, JUMP_KEY);
     miss[0] = asm_jcc(c, COND_NE);

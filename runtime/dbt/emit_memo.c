@@ -20,10 +20,9 @@
 
 #define STEP_MAX 256
 
-void emit_forget_stack(struct unit *unit) {
-    struct code_buffer *c = &unit->code;
-    asm_mov_imm(c, unit->t0, MEMO_PAGE_NONE);
-    asm_store_gs(c, AREA_HOT(stack.page), unit->t0);
+void emit_forget_stack(struct code_buffer *c, int scratch) {
+    asm_mov_imm(c, scratch, MEMO_PAGE_NONE);
+    asm_store_gs(c, AREA_HOT(stack.page), scratch);
     asm_store64_imm_gs(c, AREA_HOT(stack.addend), 0);
 }
 

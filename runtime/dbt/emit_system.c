@@ -25,13 +25,7 @@ void emit_read_selector(struct unit *unit, const struct item *item) {
         asm_load32_gs(c, target, selector);
         return;
     }
-    code_u8(c, 0x65); /* movzx r32, word gs:[selector] */
-    asm_rex(c, false, target, 0, 0);
-    code_u8(c, 0x0f);
-    code_u8(c, 0xb7);
-    code_u8(c, (uint8_t)((target & 7) << 3 | 4));
-    code_u8(c, 0x25);
-    code_u32(c, selector);
+    asm_movzx_gs(c, true, target, selector);
 }
 
 static enum xstate_insn xstate_insn(const struct item *item) {
@@ -161,26 +155,28 @@ static void emit_helper_at(struct unit *unit, const struct item *item, enum help
         unit_cold(unit, places[i], SITE_HELPER, unit_site_index(unit, site))->back = unit->code.at;
 }
 
-/* t0 |= byte of the area << shift */
-static void emit_gather_flag(struct unit *unit, uint32_t offset, uint8_t shift) {
-    struct code_buffer *c = &unit->code;
-    asm_movzx8_gs(c, unit->t1, offset);
-    asm_shl(c, unit->t1, shift);
-    asm_alu(c, ASM_OR, unit->t0, unit->t1);
+/* to |= byte of the area << shift */
+static void emit_gather_flag(struct code_buffer *c, int to, int scratch, uint32_t offset, uint8_t shift) {
+    asm_movzx_gs(c, false, scratch, offset);
+    if (shift)
+        asm_shl(c, scratch, shift);
+    asm_alu(c, ASM_OR, to, scratch);
 }
 
-/* The image is put together out of where its flags are: AH of hot.flags, OF in its AL, IF, AC, and what the
- * vCPU's own word has of the others; VM and RF are pushed as 0. */
+void emit_flags_image(struct code_buffer *c, int to, int scratch, uint32_t others) {
+    asm_load32_gs(c, to, AREA_VCPU(rflags));
+    asm_and32_imm(c, to, others & ~(uint32_t)(FLAGS_ARITHMETIC | FLAG_IF | FLAG_AC));
+    emit_gather_flag(c, to, scratch, AREA_HOT(flags) + 1, 0);
+    emit_gather_flag(c, to, scratch, AREA_HOT(flags), 11);
+    emit_gather_flag(c, to, scratch, AREA_HOT(iflag), 8);
+    emit_gather_flag(c, to, scratch, AREA_HOT(acflag), 16);
+}
+
+/* VM and RF are pushed as 0. */
 void emit_pushf(struct unit *unit, const struct item *item) {
     struct code_buffer *c = &unit->code;
-    const uint32_t elsewhere = FLAGS_ARITHMETIC | FLAG_IF | FLAG_AC, others = 0x00fcffffu & ~elsewhere;
     emit_flags_clobber(unit);
-    asm_load32_gs(c, unit->t0, AREA_VCPU(rflags));
-    asm_and32_imm(c, unit->t0, others);
-    emit_gather_flag(unit, AREA_HOT(flags) + 1, 0);
-    emit_gather_flag(unit, AREA_HOT(flags), 11);
-    emit_gather_flag(unit, AREA_HOT(iflag), 8);
-    emit_gather_flag(unit, AREA_HOT(acflag), 16);
+    emit_flags_image(c, unit->t0, unit->t1, 0x00fcffff);
     asm_store_gs(c, AREA_HOT(value), unit->t0);
     struct host_memory to = emit_stack(unit, item, -8, VMEM_WRITE);
     asm_load_gs(c, unit->t2, AREA_HOT(value));
@@ -363,5 +359,5 @@ void emit_set_ac(struct unit *unit, bool set) {
     asm_load_gs(c, unit->t0, set ? AREA_HOT(view_kernel_ac) : AREA_HOT(view_kernel));
     asm_store_gs(c, AREA_VCPU(view), unit->t0);
     asm_store_gs(c, AREA_HOT(stack_view), unit->t0);
-    emit_forget_stack(unit);
+    emit_forget_stack(c, unit->t0);
 }

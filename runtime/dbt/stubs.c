@@ -83,11 +83,7 @@ static const struct table second_table = {JUMP_SECOND_MULTIPLIER, JUMP_SECOND_BI
 static void emit_lookup(struct code_buffer *c, const struct table *table, uint8_t *unknown[2]) {
     unknown[0] = asm_jump_not_canonical(c, GPR_R8, GPR_R9);
     asm_alu_gs(c, ASM_XOR, GPR_R8, AREA_HOT(jump_key));
-    asm_rex(c, false, GPR_R9, 0, GPR_R8);
-    code_u8(c, 0x69); /* imul r9d, r8d, multiplier */
-    code_u8(c, (uint8_t)(0xc0 | (GPR_R9 & 7) << 3 | (GPR_R8 & 7)));
-    code_u32(c, table->multiplier);
-    asm_shr32(c, GPR_R9, (uint8_t)(32 - table->bits));
+    asm_hash(c, GPR_R9, GPR_R8, table->multiplier, table->bits);
     code_u8(c, 0x65);
     asm_mem(c, true, ASM_CMP, GPR_R8, -1, GPR_R9, 3, (int32_t)table->key);
     unknown[1] = asm_jcc(c, COND_NE);

@@ -97,11 +97,11 @@ struct cold {
     uint32_t ungrouped; /* MEMORY of a group: the SITE_UNGROUPED behind it */
     int leader;         /* LINK without a site: the block of the function that it leads to (function.c) */
     bool look_up;       /* JUMP_MISS: a side exit that goes through the jump cache first */
-    uint8_t *back;      /* HELPER, MEMO: where the block goes on */
-    const struct item *item; /* MEMO */
-    struct memo_range range; /* PERCPU: memo is the place in the table */
+    uint8_t *back;      /* HELPER, MEMO, PERCPU: where the block goes on */
+    const struct item *item; /* MEMO, PERCPU */
+    struct memo_range range; /* MEMO; PERCPU: memo is the place in the table */
     const struct item
-        *remake;        /* MEMORY, MEMO: what makes the flags, to be saved first; NULL: they are saved */
+        *remake; /* MEMORY, MEMO, PERCPU: what makes the flags, to be saved first; NULL: they are saved */
     int8_t borrowed[2]; /* MEMORY: registers to be given back, if they differ */
 };
 
@@ -238,6 +238,9 @@ void emit_swapgs(struct unit *unit);
 void emit_set_ac(struct unit *unit, bool set);
 /* An exit to C that the block may be resumed behind: kind is SITE_HELPER or SITE_INTERPRET. */
 void emit_helper(struct unit *unit, const struct item *item, enum site_kind kind);
+/* to = RFLAGS, put together out of where its parts are: AH of hot.flags, OF in its AL, IF, AC, and those of
+ * `others` in the vCPU's own word. The flags are saved. */
+void emit_flags_image(struct code_buffer *c, int to, int scratch, uint32_t others);
 /* PUSHFQ. */
 void emit_pushf(struct unit *unit, const struct item *item);
 /* REP MOVS, REP STOS: within one page inline, otherwise the helper. */
@@ -321,7 +324,7 @@ uint32_t memo_next(struct unit *unit, enum vmem_access access);
 void emit_memo_probe(struct unit *unit, const struct item *item, const struct memo_range *range);
 void emit_cold_memo(struct unit *unit, const struct cold *cold);
 /* The view is about to change. */
-void emit_forget_stack(struct unit *unit);
+void emit_forget_stack(struct code_buffer *c, int scratch);
 
 /* -- emit_percpu.c -- */
 /* Reach an operand by the table of pages that GS leads to; flags are saved. False: it is none for that. */
