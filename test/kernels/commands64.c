@@ -20,16 +20,6 @@
 #define BUTTON 0x0100
 #define SLEEP_S3 0x2400
 
-static uint8_t cmos_read(uint8_t index) {
-    out8(0x70, index);
-    return in8(0x71);
-}
-
-static void cmos_write(uint8_t index, uint8_t value) {
-    out8(0x70, index);
-    out8(0x71, value);
-}
-
 static void out16(uint16_t port, uint16_t value) {
     asm volatile("outw %0, %1" : : "a"(value), "Nd"(port) : "memory");
 }

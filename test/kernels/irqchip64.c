@@ -35,16 +35,6 @@ static inline void hpet_write(unsigned reg, uint64_t value) {
     *(volatile uint64_t *)(HPET + reg) = value;
 }
 
-static uint8_t cmos_read(unsigned index) {
-    out8(0x70, (uint8_t)index);
-    return in8(0x71);
-}
-
-static void cmos_write(unsigned index, uint8_t value) {
-    out8(0x70, (uint8_t)index);
-    out8(0x71, value);
-}
-
 static void handler_pic(struct context *frame) {
     unsigned irq = (unsigned)frame->vector - PIC_BASE;
     counts[frame->vector]++;

@@ -3,6 +3,7 @@
  * state at REAL_STATE (struct real_state in real16.c) and returns to 32-bit code.
  */
 #include "layout.h"
+#include "macros.inc"
 
 #define REAL_BASE 0x5000
 #define REAL_STATE 0x4000
@@ -109,13 +110,7 @@ real_run:
     ljmp $CODE16_SELECTOR, $REAL_BASE
 
 real_back:
-    mov $KERNEL_DS, %eax
-    mov %eax, %ds
-    mov %eax, %es
-    mov %eax, %ss
-    xor %eax, %eax
-    mov %eax, %fs
-    mov %eax, %gs
+    load_data_segments
     mov saved_sp, %esp
     lidt saved_idt
     pop %edi

@@ -33,16 +33,6 @@ static unsigned sleep_type;
 static volatile uint64_t other_rounds;
 static volatile bool other_restarted;
 
-static uint8_t cmos_read(unsigned index) {
-    out8(0x70, (uint8_t)index);
-    return in8(0x71);
-}
-
-static void cmos_write(unsigned index, uint8_t value) {
-    out8(0x70, (uint8_t)index);
-    out8(0x71, value);
-}
-
 static uint16_t in16(uint16_t port) {
     uint16_t value;
     asm volatile("inw %1, %0" : "=a"(value) : "Nd"(port) : "memory");

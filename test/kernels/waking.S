@@ -4,6 +4,7 @@
  * what they find goes to struct waking_state in suspend64.c.
  */
 #include "layout.h"
+#include "macros.inc"
 #include "waking.h"
 
 #define AT(label) (WAKING_ADDRESS + label - waking_start)
@@ -50,45 +51,22 @@ waking_protected:
     lgdt AT(waking_gdt_register)
     ljmp $KERNEL_CS32, $waking_long
 waking_long:
-    mov $0x620, %eax                    /* PAE OSFXSR OSXMMEXCPT */
-    mov %eax, %cr4
-    mov $boot_pml4, %eax
-    mov %eax, %cr3
-    mov $0xc0000080, %ecx
+    mov $0xc0000080, %ecx               /* EFER */
     rdmsr
     mov %eax, WAKING_STATE + 12
-    or $0x901, %eax                     /* SCE LME NXE */
-    wrmsr
-    mov $0x80010033, %eax               /* PG WP NE ET MP PE */
-    mov %eax, %cr0
+    turn_long_mode_on
     ljmp $KERNEL_CS, $3f
     .code64
-3:  mov $KERNEL_DS, %eax
-    mov %eax, %ds
-    mov %eax, %es
-    mov %eax, %ss
-    xor %eax, %eax
-    mov %eax, %fs
-    mov %eax, %gs
+3:  load_data_segments
     mov saved_sp(%rip), %rsp
-    pop %r15
-    pop %r14
-    pop %r13
-    pop %r12
-    pop %rbp
-    pop %rbx
+    pop_kept_registers
     ret
 
 /* void suspend_run(uint16_t port, uint16_t value): returns when the machine has woken. Nothing behind the OUT may
  * run. */
     .globl suspend_run
 suspend_run:
-    push %rbx
-    push %rbp
-    push %r12
-    push %r13
-    push %r14
-    push %r15
+    push_kept_registers
     mov %rsp, saved_sp(%rip)
     mov %edi, %edx
     mov %esi, %eax

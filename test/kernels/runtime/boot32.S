@@ -2,6 +2,7 @@
  * Multiboot 1 entry of the 32-bit kernels: flat segments, paging off, SSE and x87 on.
  */
 #include "layout.h"
+#include "macros.inc"
 
 #define MULTIBOOT_MAGIC 0x1badb002
 #define MULTIBOOT_FLAGS 3
@@ -24,13 +25,7 @@ _start:
     cld
     lgdt boot_gdt_register
     ljmp $KERNEL_CS, $1f
-1:  mov $KERNEL_DS, %eax
-    mov %eax, %ds
-    mov %eax, %es
-    mov %eax, %ss
-    xor %eax, %eax
-    mov %eax, %fs
-    mov %eax, %gs
+1:  load_data_segments
     mov $0x600, %eax                    /* OSFXSR OSXMMEXCPT */
     mov %eax, %cr4
     mov $0x33, %eax                     /* NE ET MP PE */

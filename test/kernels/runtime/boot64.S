@@ -6,6 +6,7 @@
  *   3..4 GiB  identity, supervisor, uncached: APICs and HPET
  */
 #include "layout.h"
+#include "macros.inc"
 
 #define MULTIBOOT_MAGIC 0x1badb002
 #define MULTIBOOT_FLAGS 3
@@ -54,26 +55,11 @@ _start:
 
     .globl enter_long_mode
 enter_long_mode:
-    mov $0x620, %eax                    /* PAE OSFXSR OSXMMEXCPT */
-    mov %eax, %cr4
-    mov $boot_pml4, %eax
-    mov %eax, %cr3
-    mov $0xc0000080, %ecx
-    rdmsr
-    or $0x901, %eax                     /* SCE LME NXE */
-    wrmsr
-    mov $0x80010033, %eax               /* PG WP NE ET MP PE */
-    mov %eax, %cr0
+    turn_long_mode_on
     lgdt boot_gdt_register
     ljmp $KERNEL_CS, $1f
     .code64
-1:  mov $KERNEL_DS, %eax
-    mov %eax, %ds
-    mov %eax, %es
-    mov %eax, %ss
-    xor %eax, %eax
-    mov %eax, %fs
-    mov %eax, %gs
+1:  load_data_segments
     mov $1, %edi
     lock xadd %edi, next_cpu(%rip)
     lea 1(%rdi), %eax

@@ -3,6 +3,7 @@
  * is built here is the head of struct context.
  */
 #include "layout.h"
+#include "macros.inc"
 
     .text
     .code64
@@ -67,12 +68,7 @@ trap_iret:
 /* void context_enter(struct context *context, struct cpu *cpu) */
     .globl context_enter
 context_enter:
-    push %rbx
-    push %rbp
-    push %r12
-    push %r13
-    push %r14
-    push %r15
+    push_kept_registers
     pushf
     mov %rsp, CPU_SAVED_SP(%rsi)
     sub $22 * 8, %rsp
@@ -92,10 +88,5 @@ context_leave:
     mov %eax, %ds
     mov %eax, %es
     popf
-    pop %r15
-    pop %r14
-    pop %r13
-    pop %r12
-    pop %rbp
-    pop %rbx
+    pop_kept_registers
     ret

@@ -149,6 +149,16 @@ static inline uint8_t in8(uint16_t port) {
     return value;
 }
 
+static inline uint8_t cmos_read(unsigned index) {
+    out8(0x70, (uint8_t)index);
+    return in8(0x71);
+}
+
+static inline void cmos_write(unsigned index, uint8_t value) {
+    out8(0x70, (uint8_t)index);
+    out8(0x71, value);
+}
+
 static inline uint32_t in32(uint16_t port) {
     uint32_t value;
     asm volatile("inl %1, %0" : "=a"(value) : "Nd"(port) : "memory");
