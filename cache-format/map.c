@@ -18,7 +18,8 @@ static bool read_uleb(struct ntc_map_reader *reader, uint64_t *value) {
 }
 
 void ntc_map_read(struct ntc_map_reader *reader, const struct ntc_unit *unit) {
-    *reader = (struct ntc_map_reader){.at = unit->map, .end = unit->map + unit->map_length};
+    *reader = (struct ntc_map_reader){.at = unit->map};
+    reader->end = unit->map_length ? unit->map + unit->map_length : unit->map; /* a unit may have no map */
 }
 
 int ntc_map_next(struct ntc_map_reader *reader, struct ntc_point *point) {

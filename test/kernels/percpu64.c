@@ -123,16 +123,16 @@ static void check_mappings(void) {
     write_msr(MSR_GS_BASE, WINDOW);
     check(gs_read_end(), word(0, 4088), "the last word of the page");
     map(WINDOW + 4096, 3, 0);
-    check(TRY("call gs_read_across", : : : "rax", "memory"), VECTOR_PF, "the second page is not present");
+    check(TRY("mov %%gs:4092, %%rax", : : : "rax", "memory"), VECTOR_PF, "the second page is not present");
     check(probe.cr2, WINDOW + 4096, "the second page is not present: cr2");
     map(WINDOW, 0, 0);
-    check(TRY("call gs_read", : : : "rax", "memory"), VECTOR_PF, "the page is not present");
+    check(TRY("mov %%gs:16, %%rax", : : : "rax", "memory"), VECTOR_PF, "the page is not present");
     check(probe.cr2 << 8 | probe.error, (WINDOW + 16) << 8, "the page is not present: cr2 and error");
     for (unsigned i = 0; i < 2; i++) {
         unsigned long a = i ? 1 : 5;
-        check(TRY("call gs_carry",
-                  : "+D"(a)
-                  : "S"(3ul)
+        check(TRY("cmp %1, %0\n\tmov %%gs:16, %%rdx\n\tsbb %%rax, %%rax",
+                  :
+                  : "r"(a), "r"(3ul)
                   : "rax", "rdx", "memory"),
               VECTOR_PF, "the page is not present, behind a comparison");
         check(probe.flags & FLAG_CF, i ? FLAG_CF : 0, "the page is not present: flags of the comparison");
@@ -151,17 +151,9 @@ static void check_rights(void) {
     check(page_entry_read(space, WINDOW, 1) & (PTE_A | PTE_D), PTE_A | PTE_D, "a write sets D");
     map(WINDOW, 0, PTE_P);
     check(gs_read(), word(0, 16), "a read-only page is read");
-    check(TRY("mov $8, %%edi\n\tcall gs_write",
-              :
-              :
-              : "rdi", "memory"),
-          VECTOR_PF, "a read-only page is written");
+    check(TRY("mov %0, %%gs:24", : : "r"(8ul) : "memory"), VECTOR_PF, "a read-only page is written");
     check(probe.error, 3, "a read-only page is written: error");
-    check(TRY("mov $8, %%edi\n\tcall gs_add",
-              :
-              :
-              : "rdi", "rax", "memory"),
-          VECTOR_PF, "a read-only page is added to");
+    check(TRY("add %0, %%gs:32", : : "r"(8ul) : "memory"), VECTOR_PF, "a read-only page is added to");
     map(WINDOW, 0, OPEN);
     check(gs_add(5) - word(0, 32), 0, "a page that may be written again");
 
@@ -173,7 +165,7 @@ static void check_rights(void) {
         asm volatile("stac");
         check(gs_read(), word(0, 16), "a user's page with AC");
         asm volatile("clac");
-        check(TRY("call gs_read", : : : "rax", "memory"), VECTOR_PF, "a user's page without AC");
+        check(TRY("mov %%gs:16, %%rax", : : : "rax", "memory"), VECTOR_PF, "a user's page without AC");
     }
     write_cr4(read_cr4() & ~CR4_SMAP);
     map(WINDOW, 0, OPEN);
