@@ -8,10 +8,8 @@
  * pages counts less: it is paid once, and the pages stay. An address space that came back waits before it may
  * go again, longer each time until a window pays.
  */
+#include "direct/clocks.h"
 #include "direct/private.h"
-
-#include <sys/syscall.h>
-#include <time.h>
 
 #define UP_ROUND_TRIPS 12  /* time between entries of ring 3 that is worth a stub */
 #define DOWN_ROUND_TRIPS 5 /* time between stops that is not */
@@ -22,38 +20,24 @@
 #define WEIGHT_MAPPED 1
 #define EXITS_TO_JUDGE (32 * WEIGHT_STOP)
 
-#define CLOCK_OF_THREAD CLOCK_THREAD_CPUTIME_ID
-/* The processor time of a process by its number, as the C library's clock_getcpuclockid() makes it. */
-#define CLOCK_OF_PROCESS(pid) ((long)(~(unsigned)(pid) << 3 | 2))
-
-static uint64_t cpu_ns(long clock) {
-    struct timespec time = {0};
-    long result;
-    __asm__ volatile("syscall"
-                     : "=a"(result)
-                     : "0"(SYS_clock_gettime), "D"(clock), "S"(&time)
-                     : "rcx", "r11", "memory");
-    return result ? 0 : (uint64_t)time.tv_sec * 1000000000u + (uint64_t)time.tv_nsec;
-}
-
 static struct tier_record *record_of(struct direct_vcpu *direct, uint64_t root) {
     return &direct->tier[(root >> PAGE_SHIFT) * 0x9e3779b97f4a7c15ull >> 56];
 }
 
 /* An address space in the DBT: no system call is made for one that enters ring 3 too often anyway. */
 static void start_window(struct vcpu *vcpu, struct tier_record *record, bool by_thread) {
-    record->window_start = __builtin_ia32_rdtsc();
+    record->window_start = clocks_cycles();
     record->entries = vcpu->user_entries;
     record->by_thread = by_thread;
     if (by_thread)
-        record->cpu_ns = cpu_ns(CLOCK_OF_THREAD);
+        record->cpu_ns = clocks_thread_ns();
 }
 
 /* In a stub, whose clock stands while others run: the window lasts over those. */
 static void start_stub_window(struct tier_record *record, pid_t pid) {
-    record->window_start = __builtin_ia32_rdtsc();
+    record->window_start = clocks_cycles();
     record->pid = pid;
-    record->cpu_ns = cpu_ns(CLOCK_OF_PROCESS(pid));
+    record->cpu_ns = clocks_process_ns(pid);
     record->exits = 0;
 }
 
@@ -75,13 +59,13 @@ static struct tier_record *current_record(struct vcpu *vcpu) {
 
 static void look_up(struct vcpu *vcpu, struct tier_record *record) {
     struct direct_vcpu *direct = vcpu->direct;
-    uint64_t now = __builtin_ia32_rdtsc(), elapsed = now - record->window_start;
+    uint64_t now = clocks_cycles(), elapsed = now - record->window_start;
     if (elapsed < WINDOW_US * direct->cycles_per_us)
         return;
     uint64_t needed = (vcpu->user_entries - record->entries) * UP_ROUND_TRIPS * direct->costs.round_trip_ns;
     bool promising = now >= record->not_before && needed < elapsed * 1000 / direct->cycles_per_us;
     /* By the clock on the wall; the next window is judged by the thread's. */
-    if (promising && record->by_thread && needed < cpu_ns(CLOCK_OF_THREAD) - record->cpu_ns) {
+    if (promising && record->by_thread && needed < clocks_thread_ns() - record->cpu_ns) {
         record->is_direct = true;
         record->pid = 0;
         direct->stats.moves_up++;
@@ -111,12 +95,12 @@ bool tier_goes_on(struct vcpu *vcpu, const struct direct_stub *stub, bool only_m
         start_stub_window(record, stub->pid);
         return true;
     }
-    uint64_t now = __builtin_ia32_rdtsc(), elapsed = now - record->window_start;
+    uint64_t now = clocks_cycles(), elapsed = now - record->window_start;
     record->exits += only_mapped ? WEIGHT_MAPPED : WEIGHT_STOP;
     if (record->exits < EXITS_TO_JUDGE && elapsed < WINDOW_US * direct->cycles_per_us)
         return true;
     uint64_t trip = stub->cpuid_faults ? direct->family.cpuid_trip_ns : direct->costs.round_trip_ns;
-    uint64_t computed = cpu_ns(CLOCK_OF_PROCESS(stub->pid)) - record->cpu_ns;
+    uint64_t computed = clocks_process_ns(stub->pid) - record->cpu_ns;
     if (record->exits * DOWN_ROUND_TRIPS * trip > computed * WEIGHT_STOP) {
         move_down(vcpu, record, now);
         return false;

@@ -3,13 +3,14 @@
 #define _GNU_SOURCE
 #include "cpu_guest.h"
 
+#include "direct/clocks.h"
 #include "direct/private.h"
 
 #include <string.h>
-#include <time.h>
-#include <unistd.h>
 
 #define ROUND_TRIP_NS 20000
+#define CYCLES_PER_US 3000
+#define STUB_PID 4711
 #define ROOT 0x40000ull
 
 struct fixture {
@@ -17,10 +18,20 @@ struct fixture {
     struct direct_vcpu direct;
 };
 
-static uint64_t now_ns(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
-    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+/* The clocks stand unless a test turns them, so nothing depends on how busy the host is. */
+static uint64_t wall_ns, thread_ns, stub_ns;
+
+uint64_t clocks_cycles(void) {
+    return wall_ns * CYCLES_PER_US / 1000;
+}
+
+uint64_t clocks_thread_ns(void) {
+    return thread_ns;
+}
+
+uint64_t clocks_process_ns(pid_t pid) {
+    CHECK_EQUAL(pid, STUB_PID);
+    return stub_ns;
 }
 
 static void create(struct fixture *fixture, enum direct_policy policy) {
@@ -29,19 +40,18 @@ static void create(struct fixture *fixture, enum direct_policy policy) {
     fixture->direct.options.policy = policy;
     fixture->direct.hold = UINT64_MAX;
     fixture->direct.costs.round_trip_ns = ROUND_TRIP_NS;
-    fixture->direct.cycles_per_us = fixture->guest.model.tsc_hz / 1000000;
+    fixture->direct.cycles_per_us = CYCLES_PER_US;
     fixture->guest.vcpu.direct = &fixture->direct;
     fixture->guest.vcpu.cr3 = ROOT;
-    CHECK(fixture->direct.cycles_per_us);
 }
 
 /* So much processor time in the DBT, with that much of it between two entries of ring 3. */
 static void compute(struct fixture *fixture, uint64_t ns, uint64_t between) {
     struct vcpu *vcpu = &fixture->guest.vcpu;
-    uint64_t begin = now_ns(), next = begin + between;
-    for (uint64_t now = begin; now < begin + ns; now = now_ns()) {
-        for (; next <= now; next += between)
-            vcpu->user_entries++;
+    for (uint64_t done = 0; done < ns; done += between) {
+        wall_ns += between;
+        thread_ns += between;
+        vcpu->user_entries++;
         (void)tier_wants_direct(vcpu);
     }
 }
@@ -68,7 +78,8 @@ static void test_asleep(void) {
     (void)tier_wants_direct(&fixture.guest.vcpu);
     for (int i = 0; i < 10; i++) {
         fixture.guest.vcpu.user_entries++;
-        usleep(3000);
+        wall_ns += 3000000;
+        thread_ns += 30000;
         (void)tier_wants_direct(&fixture.guest.vcpu);
     }
     CHECK_EQUAL(fixture.direct.stats.moves_up, 0);
@@ -78,7 +89,7 @@ static void test_asleep(void) {
 /* Stops of two stubs by turns: each is judged by its own time. */
 static void test_down(void) {
     struct fixture fixture;
-    struct direct_stub stub = {.pid = getpid()};
+    struct direct_stub stub = {.pid = STUB_PID};
     struct vcpu *vcpu = &fixture.guest.vcpu;
     create(&fixture, DIRECT_AUTO);
     compute(&fixture, 20000000, 100 * ROUND_TRIP_NS);
@@ -102,13 +113,12 @@ static void test_down(void) {
 /* Stops that map pages are paid once; where all is asked for, nothing is judged. */
 static void test_stays(void) {
     struct fixture fixture;
-    struct direct_stub stub = {.pid = getpid()};
+    struct direct_stub stub = {.pid = STUB_PID};
     create(&fixture, DIRECT_AUTO);
     compute(&fixture, 20000000, 100 * ROUND_TRIP_NS);
     for (int i = 0; i < 10; i++) {
-        uint64_t until = now_ns() + 1000000;
-        while (now_ns() < until)
-            continue;
+        wall_ns += 1000000;
+        stub_ns += 1000000;
         (void)tier_goes_on(&fixture.guest.vcpu, &stub, true);
     }
     CHECK_EQUAL(fixture.direct.stats.moves_down, 0);
