@@ -169,7 +169,12 @@ static bool permitted(const struct vcpu *vcpu, const struct path *path, enum vme
 
 static int walk_unpaged(struct vcpu *vcpu, uint64_t linear, struct translation *translation) {
     *translation = (struct translation){
-        .gpa = masked_a20(vcpu, (uint32_t)linear), .size = PAGE_SIZE, .writable = true, .executable = true};
+        .gpa = masked_a20(vcpu, (uint32_t)linear),
+        .size = PAGE_SIZE,
+        .writable = true,
+        .executable = true,
+        .accessed = true,
+    };
     return CPU_OK;
 }
 
@@ -204,6 +209,7 @@ int paging_walk(struct vcpu *vcpu, uint64_t linear, enum vmem_access access, boo
             .executable = permitted(vcpu, &path, VMEM_FETCH, user, ac),
             .global = vcpu->cr4 & CR4_PGE && path.value[leaf] & PTE_G,
             .user = path.user,
+            .accessed = true,
         };
         if (walk.entry_size == 8 && path.leaf_shift == PAGE_SHIFT) {
             translation->entry = path.entry[leaf];
@@ -222,10 +228,14 @@ bool paging_peek(struct vcpu *vcpu, uint64_t linear, struct translation *transla
     walk_tables(vcpu, linear, &walk, &path, &fault);
     if (fault)
         return false;
+    bool accessed = true;
+    for (unsigned i = 0; i < path.depth; i++)
+        accessed &= !path.entry[i] || path.value[i] & PTE_A;
     *translation = (struct translation){.gpa = masked_a20(vcpu, leaf_address(&walk, &path, linear)),
                                         .size = 1ull << path.leaf_shift,
                                         .writable = path.writable,
-                                        .executable = !path.nx,
+                                        .executable = permitted(vcpu, &path, VMEM_FETCH, false, false),
+                                        .accessed = accessed,
                                         .global = vcpu->cr4 & CR4_PGE && path.value[path.depth - 1] & PTE_G};
     return true;
 }

@@ -10,7 +10,8 @@ struct translation {
     bool writable; /* a store by this accessor is permitted and D is set: no further walk is needed for one */
     bool executable; /* a fetch by this accessor is permitted */
     bool global;
-    bool user; /* open to CPL 3 */
+    bool user;     /* open to CPL 3 */
+    bool accessed; /* A is set all the way */
     /* A 4K page's entry of 8 bytes, for who wants to look at those beside it; NULL: none. */
     const uint64_t *entry;
     uint64_t entry_value;
@@ -20,7 +21,7 @@ struct translation {
  * Sets A, and D for a write. CPU_FAULT: vcpu->exception holds the #PF (error code, cr2). */
 MUST_CHECK int paging_walk(struct vcpu *vcpu, uint64_t linear, enum vmem_access access, bool user, bool ac,
                            struct translation *translation);
-/* Walk as a debugger would: no permission checks, no A/D. False when not mapped. */
+/* Walk for a look, as the supervisor: nothing is refused, and A and D stay. False when not mapped. */
 bool paging_peek(struct vcpu *vcpu, uint64_t linear, struct translation *translation);
 /* PAE: load the four PDPTEs for a new CR3 (SDM vol. 3, 4.4.1); CPU_FAULT (#GP(0)) when a reserved bit is set.
  */

@@ -290,7 +290,7 @@ struct candidate {
     uint64_t slide;
     uint64_t ram[2]; /* of its first byte; of its second page, or GUEST_NO_RAM */
     uint32_t head;   /* bytes on its first page */
-    bool global;     /* as far as pages other than the entry's go */
+    bool told;       /* as far as pages other than the entry's go */
 };
 
 /* Can the unit run at a place with this slide as its code stands? Constants may differ, code may not. */
@@ -384,7 +384,7 @@ static bool place_unit(struct vcpu *vcpu, const struct ntc_hit *hit, const struc
     at->ram[0] = ram_offset - hit->guest;
     at->ram[1] = GUEST_NO_RAM;
     at->head = record->guest_length;
-    at->global = true;
+    at->told = true;
     uint64_t first = at->rip & PAGE_MASK, last = (at->rip + record->guest_length - 1) & PAGE_MASK, other;
     if (first == last)
         return true;
@@ -392,7 +392,7 @@ static bool place_unit(struct vcpu *vcpu, const struct ntc_hit *hit, const struc
         return false;
     at->head = (uint32_t)(last - at->rip);
     bool in_first = (vcpu->rip & PAGE_MASK) == first;
-    if (code_page(vcpu, in_first ? last : first, &other, &at->global) || other == GUEST_NO_RAM)
+    if (code_page(vcpu, in_first ? last : first, &other, &at->told) || other == GUEST_NO_RAM)
         return false;
     at->ram[0] = in_first ? ram_offset - hit->guest : other + (at->rip - first);
     at->ram[1] = in_first ? other : ram_offset & PAGE_MASK;
@@ -469,7 +469,7 @@ static void count_entry(struct dbt_vcpu *dbt, struct cached_file *file, uint32_t
 }
 
 static uint32_t try_hits(struct vcpu *vcpu, unsigned cache, struct ntc_search *search, uint64_t ram_offset,
-                         uint32_t mode, bool only_used, bool *global) {
+                         uint32_t mode, bool only_used, bool *told) {
     struct cached_file *file = &vcpu->dbt->cached->file[cache];
     struct ntc_hit hit;
     while (ntc_search_next(search, &hit)) {
@@ -482,7 +482,7 @@ static uint32_t try_hits(struct vcpu *vcpu, unsigned cache, struct ntc_search *s
         if (index == NO_INDEX)
             continue;
         note_image(file, hit.image, at.slide);
-        *global &= at.global;
+        *told &= at.told;
         count_entry(vcpu->dbt, file, hit.entry);
         *found_at(vcpu->dbt, vcpu->rip) = (struct found){.rip = vcpu->rip,
                                                          .block = index,
@@ -509,7 +509,7 @@ static bool lies_in(const struct cached_file *file, uint32_t image, uint64_t rip
 /* Where an image has it that stands as it did. What is likely to be used is all looked at before anything
  * else: the rest may have to be loaded for being looked at. */
 static uint32_t find_by_address(struct vcpu *vcpu, unsigned cache, uint32_t image, uint64_t ram_offset,
-                                uint32_t mode, bool *global) {
+                                uint32_t mode, bool *told) {
     struct cached_file *file = &vcpu->dbt->cached->file[cache];
     struct ntc_search search;
     uint32_t index = NO_INDEX;
@@ -521,16 +521,16 @@ static uint32_t find_by_address(struct vcpu *vcpu, unsigned cache, uint32_t imag
         set_modes(&search, mode);
         /* Two of three entries are another one of a unit that is in use: that is seen without comparing. */
         struct ntc_search again = search;
-        index = try_hits(vcpu, cache, &again, ram_offset, mode, true, global);
+        index = try_hits(vcpu, cache, &again, ram_offset, mode, true, told);
         if (index == NO_INDEX)
-            index = try_hits(vcpu, cache, &search, ram_offset, mode, false, global);
+            index = try_hits(vcpu, cache, &search, ram_offset, mode, false, told);
     }
     return index;
 }
 
 /* First where the images that code came from lately have it; then by content, unless it lies in a kernel that
  * most code was found in where it stands: no part of it moves by itself. */
-static uint32_t find_in(struct vcpu *vcpu, unsigned cache, uint64_t ram_offset, uint32_t mode, bool *global) {
+static uint32_t find_in(struct vcpu *vcpu, unsigned cache, uint64_t ram_offset, uint32_t mode, bool *told) {
     struct cached_file *file = &vcpu->dbt->cached->file[cache];
     const struct ntc_view *view = file->mapping.view;
     struct ntc_search search;
@@ -538,7 +538,7 @@ static uint32_t find_in(struct vcpu *vcpu, unsigned cache, uint64_t ram_offset, 
         uint32_t image = file->recent[i];
         if ((i && image == file->recent[0]) || !lies_in(file, image, vcpu->rip))
             continue;
-        uint32_t index = find_by_address(vcpu, cache, image, ram_offset, mode, global);
+        uint32_t index = find_by_address(vcpu, cache, image, ram_offset, mode, told);
         if (index != NO_INDEX)
             return index;
         bool sure = view->images[image].kind == NTC_IMAGE_KERNEL && file->sure[image] >= SURE;
@@ -550,11 +550,11 @@ static uint32_t find_in(struct vcpu *vcpu, unsigned cache, uint64_t ram_offset, 
                        (uint32_t)(PAGE_SIZE - (ram_offset & (PAGE_SIZE - 1))),
                        dbt_portable_key(mode, PORTABLE_ANYWHERE));
     set_modes(&search, mode);
-    return try_hits(vcpu, cache, &search, ram_offset, mode, false, global);
+    return try_hits(vcpu, cache, &search, ram_offset, mode, false, told);
 }
 
 /* The block in use that was found here before, if it and its pages stand as they did. */
-static uint32_t find_again(struct vcpu *vcpu, uint64_t ram_offset, uint32_t mode, bool *global) {
+static uint32_t find_again(struct vcpu *vcpu, uint64_t ram_offset, uint32_t mode, bool *told) {
     const struct dbt_vcpu *dbt = vcpu->dbt;
     const struct found *found = found_at(dbt, vcpu->rip);
     if (!code_part_of_block(dbt, found->block))
@@ -568,24 +568,24 @@ static uint32_t find_again(struct vcpu *vcpu, uint64_t ram_offset, uint32_t mode
         return NO_INDEX;
     if (block->ram_page2 == GUEST_NO_RAM)
         return found->block;
-    bool other_global = true;
-    if (code_page(vcpu, from < head ? block->rip + head : block->rip & PAGE_MASK, &other, &other_global) ||
+    bool other_told = true;
+    if (code_page(vcpu, from < head ? block->rip + head : block->rip & PAGE_MASK, &other, &other_told) ||
         other != (from < head ? block->ram_page2 : block->ram_offset & PAGE_MASK))
         return NO_INDEX;
-    *global &= other_global;
+    *told &= other_told;
     return found->block;
 }
 
-uint32_t cached_find(struct vcpu *vcpu, uint64_t ram_offset, uint32_t mode, bool *global) {
+uint32_t cached_find(struct vcpu *vcpu, uint64_t ram_offset, uint32_t mode, bool *told) {
     struct dbt_vcpu *dbt = vcpu->dbt;
     if (!dbt_portable_mode(mode | (dbt->cached_any_ring ? MODE_CPL0 : 0)))
         return NO_INDEX;
     uint64_t start = __builtin_ia32_rdtsc();
-    uint32_t index = find_again(vcpu, ram_offset, mode, global);
+    uint32_t index = find_again(vcpu, ram_offset, mode, told);
     if (index == NO_INDEX) /* as in dbt_translate(): before its bytes are read */
         block_hold_page(vcpu, ram_offset & PAGE_MASK);
     for (unsigned i = 0; i < dbt->cached->count && index == NO_INDEX; i++)
-        index = find_in(vcpu, i, ram_offset, mode, global);
+        index = find_in(vcpu, i, ram_offset, mode, told);
     dbt->stats.cache_misses += index == NO_INDEX;
     dbt->stats.cache_tsc += __builtin_ia32_rdtsc() - start;
     return index;

@@ -115,12 +115,12 @@ static bool arm(struct vcpu *vcpu, uint64_t host) {
     return !vcpu_must_serve(vcpu, requests);
 }
 
-int code_page(struct vcpu *vcpu, uint64_t linear, uint64_t *ram_offset, bool *global) {
+int code_page(struct vcpu *vcpu, uint64_t linear, uint64_t *ram_offset, bool *told) {
     const struct vtlb_entry *entry = &vcpu->view->entry[vtlb_index(vcpu->view, linear)];
     for (unsigned pass = 0;; pass++) {
         if (entry->tag_read == (linear & PAGE_MASK) && entry->info & VTLB_INFO_EXECUTABLE) {
             *ram_offset = (entry->info & PAGE_MASK) + (linear & (PAGE_SIZE - 1));
-            *global = entry->info & VTLB_INFO_GLOBAL;
+            *told = code_is_told(vcpu, entry->info & VTLB_INFO_GLOBAL);
             return CPU_OK;
         }
         void *host;
@@ -129,40 +129,40 @@ int code_page(struct vcpu *vcpu, uint64_t linear, uint64_t *ram_offset, bool *gl
             return result;
         if (pass || !host) {
             *ram_offset = host ? (uint64_t)((uint8_t *)host - vcpu->mem->base) : GUEST_NO_RAM;
-            *global = false;
+            *told = false;
             return CPU_OK;
         }
     }
 }
 
 /* A block over two pages stands only while its second page is where it was. */
-static bool second_page_holds(struct vcpu *vcpu, const struct block *block, bool *global) {
+static bool second_page_holds(struct vcpu *vcpu, const struct block *block, bool *told) {
     uint64_t ram;
-    bool second_global;
+    bool second_told;
     uint64_t second = (block->rip & PAGE_MASK) + PAGE_SIZE;
-    if (code_page(vcpu, cpu_is_code64(vcpu) ? second : (uint32_t)second, &ram, &second_global))
+    if (code_page(vcpu, cpu_is_code64(vcpu) ? second : (uint32_t)second, &ram, &second_told))
         return false;
-    *global &= second_global;
+    *told &= second_told;
     return ram == block->ram_page2;
 }
 
-static uint32_t find_or_translate(struct vcpu *vcpu, uint64_t ram_offset, uint32_t mode, bool *global) {
+static uint32_t find_or_translate(struct vcpu *vcpu, uint64_t ram_offset, uint32_t mode, bool *told) {
     struct dbt_vcpu *dbt = vcpu->dbt;
     uint32_t index = block_find(dbt, ram_offset, vcpu->rip, mode);
     if (index != NO_INDEX && dbt->block[index].ram_page2 != GUEST_NO_RAM &&
-        !second_page_holds(vcpu, &dbt->block[index], global)) {
+        !second_page_holds(vcpu, &dbt->block[index], told)) {
         block_kill(dbt, index);
         index = NO_INDEX;
     }
     if (index == NO_INDEX && dbt->cached)
-        index = cached_find(vcpu, ram_offset, mode, global);
+        index = cached_find(vcpu, ram_offset, mode, told);
     if (index == NO_INDEX)
         index = rewrite_revive(vcpu, ram_offset, mode);
     if (index == NO_INDEX) {
         vcpu_fpu_park(vcpu);
         index = dbt_translate_watched(vcpu, ram_offset, mode);
         if (index != NO_INDEX && dbt->block[index].ram_page2 != GUEST_NO_RAM)
-            (void)second_page_holds(vcpu, &dbt->block[index], global);
+            (void)second_page_holds(vcpu, &dbt->block[index], told);
     }
     return index;
 }
@@ -177,34 +177,36 @@ struct origin {
 
 static const struct origin no_origin = {.site = NO_INDEX};
 
-/* Remember the global pages of a kernel block. False: they cannot be, so nothing may lead to it from
- * elsewhere. */
-static bool rely_on(struct dbt_vcpu *dbt, const struct block *block) {
-    return jump_rely(dbt, block->rip, block->ram_offset) &&
-           (block->ram_page2 == GUEST_NO_RAM || jump_rely(dbt, block->rip + PAGE_SIZE, block->ram_page2));
+/* Remember the pages of a kernel block that may be relied on. False: they cannot be, so nothing may lead to
+ * it from elsewhere. */
+static bool rely_on(struct vcpu *vcpu, const struct block *block) {
+    uint64_t second = block->rip + PAGE_SIZE;
+    return jump_rely(vcpu->dbt, block->rip, block->ram_offset) &&
+           (block->ram_page2 == GUEST_NO_RAM ||
+            jump_rely(vcpu->dbt, cpu_is_code64(vcpu) ? second : (uint32_t)second, block->ram_page2));
 }
 
-static void connect(struct vcpu *vcpu, const struct origin *origin, uint32_t index, bool global) {
+static void connect(struct vcpu *vcpu, const struct origin *origin, uint32_t index, bool told) {
     struct dbt_vcpu *dbt = vcpu->dbt;
     struct block *block = &dbt->block[index];
     bool kernel = !(block->mode & MODE_CPL3), two_pages = block->ram_page2 != GUEST_NO_RAM;
-    if (two_pages && !(kernel && global))
+    if (two_pages && !(kernel && told))
         return;
     if (origin->site != NO_INDEX && origin->epoch == dbt->host_writes) {
         const struct site *site = block_site(dbt, origin->site);
         bool same_page = !((dbt->block[site->block].rip ^ block->rip) & PAGE_MASK) && !two_pages &&
                          dbt->block[site->block].ram_page2 == GUEST_NO_RAM;
         if (!((dbt->block[site->block].mode ^ block->mode) & ~MODE_UNGROUPED) &&
-            (same_page || (kernel && global && rely_on(dbt, block)))) {
+            (same_page || (kernel && told && rely_on(vcpu, block)))) {
             block_link(dbt, origin->site, index, vcpu->rip);
             return;
         }
     }
     if (block->mode & MODE_UNGROUPED)
         return;
-    if (two_pages && !rely_on(dbt, block))
+    if (two_pages && !rely_on(vcpu, block))
         return;
-    jump_insert(vcpu, vcpu->rip, index, block_entry(dbt, block, vcpu->rip, true), global);
+    jump_insert(vcpu, vcpu->rip, index, block_entry(dbt, block, vcpu->rip, true), told);
 }
 
 /* Go on at vcpu->rip. */
@@ -258,22 +260,22 @@ static uint64_t go(struct vcpu *vcpu, struct origin origin) {
             continue;
         }
         uint64_t ram_offset;
-        bool global;
-        if (code_page(vcpu, vcpu->rip, &ram_offset, &global)) {
+        bool told;
+        if (code_page(vcpu, vcpu->rip, &ram_offset, &told)) {
             dbt->stats.exceptions++;
             cpu_deliver_exception(vcpu);
             continue;
         }
         uint32_t index = ram_offset == GUEST_NO_RAM
                              ? NO_INDEX
-                             : find_or_translate(vcpu, ram_offset, vcpu->mode | origin.ungrouped, &global);
+                             : find_or_translate(vcpu, ram_offset, vcpu->mode | origin.ungrouped, &told);
         if (index == NO_INDEX) {
             interpret(vcpu);
             continue;
         }
         if (!(vcpu->mode & MODE_CPL3))
-            jump_enter_kernel(vcpu, vcpu->rip, ram_offset, global);
-        connect(vcpu, &origin, index, global);
+            jump_enter_kernel(vcpu, vcpu->rip, ram_offset, told);
+        connect(vcpu, &origin, index, told);
         if (arm(vcpu, (uint64_t)dbt->rx + block_entry(dbt, &dbt->block[index], vcpu->rip, true)))
             return RESUME_LOAD;
     }

@@ -1,19 +1,23 @@
 /* Caching code by virtual address: the jump cache of indirect branches, and what cross-page links rely on.
  *
  * A jump-cache entry matches when key == rip ^ hot.jump_key and leads to the block's entry for saved flags.
- * Keys keep contexts apart: a context is (generation of the address space, mode); kernel code on global pages
- * has a generation of its own that outlives CR3 loads. A key's bits 48-62 number the context and bit 63 is
- * clear, so that two canonical addresses under two keys never collide; its low bits spread the contexts over
- * the table. Addresses that are not canonical could be made to collide with anything, an empty entry's 0
- * included: whoever looks one up checks that first.
+ * Keys keep contexts apart: a context is (generation of the address space, mode); kernel code on pages
+ * that are relied on has a generation of its own that outlives CR3 loads. A key's bits 48-62 number the
+ * context and bit 63 is clear, so that two canonical addresses under two keys never collide; its low bits
+ * spread the contexts over the table. Addresses that are not canonical could be made to collide with
+ * anything, an empty entry's 0 included: whoever looks one up checks that first.
  *
  * Landings of returns (emit_return.c) were written by calls in the present context, and hold in that alone: a
  * table is emptied when its part of the code gets another key. For ring 3 that is all, since a flush of a
  * page from which ring 3 may have executed (user_bloom) renews the generation. For the kernel it is as long
  * as every page from which a call may have been executed since is relied on: such a page is entered by links
  * and jump-cache entries, which rely on it, or through C, which does it then. Where it cannot be relied on
- * (it is not global), kernel_local says so, and any flush and any other address space empty the table, until
- * C has seen again where the code stands.
+ * (the table is full, or it is not global), kernel_local says so, and any flush and any other address space
+ * empty the table, until C has seen again where the code stands.
+ *
+ * What is relied on is that every change to a page's mapping is told (code_flush). That holds for global
+ * pages, and for all while CR4.PGE is clear, as it is for what unpacks a kernel: each load of CR3 is told
+ * then.
  */
 #include "base/light.h"
 #include "cpu/paging.h"
@@ -82,9 +86,9 @@ static void forget_local(struct dbt_vcpu *dbt) {
     dbt->kernel_local = false;
 }
 
-void jump_enter_kernel(struct vcpu *vcpu, uint64_t linear, uint64_t ram_offset, bool global) {
+void jump_enter_kernel(struct vcpu *vcpu, uint64_t linear, uint64_t ram_offset, bool told) {
     struct dbt_vcpu *dbt = vcpu->dbt;
-    if (global && jump_rely(dbt, linear, ram_offset))
+    if (told && jump_rely(dbt, linear, ram_offset))
         return;
     dbt->kernel_local = true;
     dbt->local_generation = vcpu->space->generation;
@@ -146,6 +150,8 @@ static struct relied_page *relied_slot(struct dbt_vcpu *dbt, uint64_t page) {
 bool jump_rely(struct dbt_vcpu *dbt, uint64_t linear, uint64_t ram_offset) {
     uint64_t page = linear & PAGE_MASK;
     struct relied_page *slot = relied_slot(dbt, page);
+    if (!page) /* that is how an empty slot looks */
+        return false;
     if (slot->linear)
         return true;
     if (dbt->relied_count >= RELIED_MAX)
@@ -165,11 +171,11 @@ static bool bloom_test(const struct dbt_vcpu *dbt, uint64_t linear) {
     return dbt->user_bloom[bit / 64 % USER_BLOOM_WORDS] >> bit % 64 & 1;
 }
 
-void jump_insert(struct vcpu *vcpu, uint64_t rip, uint32_t index, uint32_t host, bool global) {
+void jump_insert(struct vcpu *vcpu, uint64_t rip, uint32_t index, uint32_t host, bool told) {
     struct dbt_vcpu *dbt = vcpu->dbt;
     const struct block *block = &dbt->block[index];
     if (!(vcpu->mode & MODE_CPL3)) {
-        if (!global || !jump_rely(dbt, block->rip, block->ram_offset))
+        if (!told || !jump_rely(dbt, block->rip, block->ram_offset))
             return;
     } else {
         bloom_set(dbt, rip);
@@ -210,10 +216,12 @@ void jump_forget_everywhere(struct dbt_vcpu *dbt, uint64_t rip) {
             forget_key(dbt->area, rip ^ dbt->context[i].key);
 }
 
-/* Does a relied-on kernel mapping still hold? */
+/* Does a relied-on kernel mapping still hold? Where A is clear, the next fetch must set it: behind a flush
+ * the processor would. */
 static bool still_holds(struct vcpu *vcpu, const struct relied_page *page) {
     struct translation translation;
-    return paging_peek(vcpu, page->linear, &translation) && translation.global && translation.executable &&
+    return paging_peek(vcpu, page->linear, &translation) && code_is_told(vcpu, translation.global) &&
+           translation.executable && translation.accessed &&
            guest_mem_offset(vcpu->mem, translation.gpa) == page->ram_page;
 }
 

@@ -263,8 +263,8 @@ void portable_log_destroy(struct dbt_vcpu *dbt);
 
 /* -- cached.c -- */
 /* The cached unit for the code at ram_offset, to be entered at vcpu->rip: in use already, or now. Its block's
- * index, or NO_INDEX. *global: cleared when not all of its pages are. */
-uint32_t cached_find(struct vcpu *vcpu, uint64_t ram_offset, uint32_t mode, bool *global);
+ * index, or NO_INDEX. *told: cleared when not all of its pages may be relied on. */
+uint32_t cached_find(struct vcpu *vcpu, uint64_t ram_offset, uint32_t mode, bool *told);
 /* Where the block is entered at rip; NO_INDEX: nowhere. */
 uint32_t cached_entry(const struct dbt_vcpu *dbt, const struct block *block, uint64_t rip, bool flags_saved);
 /* Fill in a site of a cached unit that was not asked for before. */
@@ -339,7 +339,7 @@ struct block *block_at(struct dbt_vcpu *dbt, uint64_t host_pc, struct guest_plac
 /* -- jump.c -- */
 void jump_refresh_key(struct vcpu *vcpu);
 /* host: the entry for saved flags. */
-void jump_insert(struct vcpu *vcpu, uint64_t rip, uint32_t block, uint32_t host, bool global);
+void jump_insert(struct vcpu *vcpu, uint64_t rip, uint32_t block, uint32_t host, bool told);
 /* Host code for rip in the present context, or 0. */
 uint64_t jump_find(const struct vcpu *vcpu, uint64_t rip);
 void jump_forget(struct vcpu *vcpu, uint64_t rip);
@@ -348,19 +348,24 @@ void jump_clear(struct dbt_vcpu *dbt);
 void jump_forget_code(struct dbt_vcpu *dbt, uint64_t from, uint64_t to);
 /* Drop what leads to rip in any context. */
 void jump_forget_everywhere(struct dbt_vcpu *dbt, uint64_t rip);
-/* A kernel mapping is to be relied on: remember it so that flushes can check it. False: the table is full, do
- * not rely on it. */
+/* Is every change to the mapping of a kernel page told, if it is global or not (jump.c)? */
+static inline bool code_is_told(const struct vcpu *vcpu, bool global) {
+    return global || !(vcpu->cr4 & CR4_PGE);
+}
+/* A kernel mapping is to be relied on: remember it so that flushes can check it. False: it cannot be noted,
+ * do not rely on it. */
 MUST_CHECK bool jump_rely(struct dbt_vcpu *dbt, uint64_t linear, uint64_t ram_offset);
 /* Code of rings 0 to 2 is entered at linear, by nothing that relied on its page. */
-void jump_enter_kernel(struct vcpu *vcpu, uint64_t linear, uint64_t ram_offset, bool global);
+void jump_enter_kernel(struct vcpu *vcpu, uint64_t linear, uint64_t ram_offset, bool told);
 /* A block is dropped: no return lands in it any more. */
 void jump_forget_landing(struct dbt_vcpu *dbt, const struct block *block);
 /* Act on vcpu->code_flush. */
 void jump_serve_flush(struct vcpu *vcpu);
 
 /* -- exit.c: called from the stubs -- */
-/* RAM offset of what code at linear is fetched from. CPU_FAULT: the fetch faults; GUEST_NO_RAM: MMIO. */
-MUST_CHECK int code_page(struct vcpu *vcpu, uint64_t linear, uint64_t *ram_offset, bool *global);
+/* RAM offset of what code at linear is fetched from. CPU_FAULT: the fetch faults; GUEST_NO_RAM: MMIO.
+ * told: the page may be relied on (code_is_told()). */
+MUST_CHECK int code_page(struct vcpu *vcpu, uint64_t linear, uint64_t *ram_offset, bool *told);
 enum resume { RESUME_RAW = 0, RESUME_LOAD = 1, RESUME_LEAVE = 2 };
 uint64_t dbt_exit_guest(struct vcpu *vcpu);  /* guest state saved in vcpu->gpr, flags in hot.flags */
 uint64_t dbt_exit_memory(struct vcpu *vcpu); /* host registers in hot.save, flags in hot.flags */

@@ -614,8 +614,11 @@ static void check_half(void) {
     check_accessed_dirty();
     check_large();
     check_sweep();
-    check_own_page();
-    check_direct_calls(0, 0);
+    for (unsigned pge = 0; pge <= has_pge; pge++) {
+        write_cr4((read_cr4() & ~CR4_PGE) | (pge ? CR4_PGE : 0));
+        check_own_page();
+        check_direct_calls(0, 0);
+    }
     check_direct_calls(has_pge ? PTE_G : 0, 0);
     if (has_pge)
         check_global_calls();
