@@ -18,7 +18,7 @@
 #include <llvm-c/Core.h>
 #include <llvm-c/TargetMachine.h>
 
-#include "dbt/unit.h"
+#include "dbt/emit.h"
 #include "sbt/llvm.h"
 
 #define LLVM_PRESERVE_NONE 21u /* llvm/IR/CallingConv.h: PreserveNone; the C API has no name for it */

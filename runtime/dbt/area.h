@@ -93,8 +93,8 @@ struct dbt_hot {
     uint32_t flags;                                 /* AH:AL = LAHF and SETO of saved guest flags */
     uint32_t site;                                  /* index of the site that leaves for C */
     uint64_t jump_key;                              /* see jump.c */
-    struct memo stack;                              /* the page of the last stack access: see emit_memo.c */
-    struct vtlb_view *stack_view;                   /* that it is of */
+    struct memo stack;                              /* rings 0 to 2: the page of the last stack access */
+    struct vtlb_view *stack_view;                   /* that it is of: see emit_memo.c */
     struct vtlb_view *view_kernel, *view_kernel_ac; /* what CLAC and STAC make current */
     uint8_t iflag;                                  /* RFLAGS bits 8-15, IF only: 0 or 2 */
     uint8_t acflag;                                 /* RFLAGS bits 16-23, AC only: 0 or 4 */
@@ -112,6 +112,8 @@ struct dbt_hot {
     struct percpu_table *percpu_of_base; /* for this one */
     uint64_t percpu_base;                /* at a page's start */
     uint8_t percpu_filled;               /* the table may hold something */
+    struct memo user_stack;              /* ring 3's */
+    struct vtlb_view *user_stack_view;
 };
 
 /* General registers that are in vcpu->gpr, not in the host's, whenever one block ends and the next begins.

@@ -164,6 +164,14 @@ static inline void asm_movzx8(struct code_buffer *c, int to, int from) {
     code_u8(c, (uint8_t)(0xc0 | (to & 7) << 3 | (from & 7)));
 }
 
+/* movzx to32, word [base + disp] */
+static inline void asm_movzx16(struct code_buffer *c, int to, int base, int32_t disp) {
+    asm_rex(c, false, to, 0, base);
+    code_u8(c, 0x0f);
+    code_u8(c, 0xb7);
+    asm_modrm(c, to, base, -1, 0, disp);
+}
+
 /* movzx reg32, byte gs:[offset]; or, is_word, a word */
 static inline void asm_movzx_gs(struct code_buffer *c, bool is_word, int reg, uint32_t offset) {
     code_u8(c, 0x65);

@@ -17,7 +17,7 @@
 #include "cpu/descriptor.h"
 #include "cpu/mode.h"
 #include "cpu/system.h"
-#include "dbt/unit.h"
+#include "dbt/emit.h"
 
 #define A GPR_R8
 #define KEY GPR_R9
@@ -176,6 +176,15 @@ static void set_segment(struct code_buffer *c, unsigned segment, uint32_t from) 
     asm_store64_imm_gs(c, to + (uint32_t)offsetof(struct segment, base), 0);
 }
 
+/* The memo of the ring's stack holds on if it is of the view in B. */
+static void keep_stack(struct code_buffer *c, uint32_t view, uint32_t memo) {
+    asm_alu_gs(c, ASM_CMP, B, view);
+    uint8_t *holds = asm_jcc(c, COND_E);
+    asm_store_gs(c, view, B);
+    emit_forget(c, memo, B);
+    asm_patch_rel32(holds, c->at);
+}
+
 /* What goes with the ring, and on into its code. */
 static void enter(struct code_buffer *c, bool user, uint32_t cs, uint32_t ss) {
     set_segment(c, SEG_CS, cs);
@@ -185,8 +194,8 @@ static void enter(struct code_buffer *c, bool user, uint32_t cs, uint32_t ss) {
     asm_store32_gs(c, AREA_VCPU(mode), B);
     asm_load_gs(c, B, user ? CROSSING(user_view) : AREA_HOT(view_kernel));
     asm_store_gs(c, AREA_VCPU(view), B);
-    asm_store_gs(c, AREA_HOT(stack_view), B);
-    emit_forget_stack(c, B);
+    keep_stack(c, user ? AREA_HOT(user_stack_view) : AREA_HOT(stack_view),
+               user ? AREA_HOT(user_stack) : AREA_HOT(stack));
     asm_store_gs(c, AREA_HOT(jump_key), KEY);
     if (user)
         asm_gs(c, true, 0xff, 0, AREA_VCPU(user_entries)); /* inc */
@@ -302,10 +311,13 @@ static void emit_iret(struct code_buffer *c, const uint8_t *to_c) {
 
 void dbt_emit_crossings(struct dbt_vcpu *dbt, struct code_buffer *c) {
     const uint8_t *to_c = dbt->rw + (dbt->stub_exit - dbt->rx);
+    stub_take_site(c);
     dbt->stub_syscall = dbt->rx + (c->at - dbt->rw);
     emit_syscall(c, to_c);
+    stub_take_site(c);
     dbt->stub_sysret = dbt->rx + (c->at - dbt->rw);
     emit_sysret(c, to_c);
+    stub_take_site(c);
     dbt->stub_iret = dbt->rx + (c->at - dbt->rw);
     emit_iret(c, to_c);
 }

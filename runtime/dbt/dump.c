@@ -7,6 +7,7 @@
  *     decoded  0  copy      writes rbp
  *     emitted +0  [guest 0]  65 c6 04 ...  mov byte ptr gs:[...], 0x00
  */
+#include "dbt/dump.h"
 #include "dbt/unit.h"
 #include "mem/guest_mem.h"
 

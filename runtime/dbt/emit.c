@@ -1,6 +1,6 @@
 /* Pieces that every emitter uses: flags, spills, sites and the cold code behind a block. */
+#include "dbt/emit.h"
 #include "dbt/rewrite.h"
-#include "dbt/unit.h"
 
 struct site *unit_site(struct unit *unit, enum site_kind kind, const struct item *item) {
     struct dbt_vcpu *dbt = unit->dbt;
@@ -143,23 +143,28 @@ void emit_unlinked(struct unit *unit, struct site *site) {
     portable_share_exit(unit, site);
 }
 
-/* Raw state, to C. A group's check that can never be met here is turned (block_skip_group()) into a jump to
- * the same instructions without groups:
+/* A group's check that can never be met here is turned (block_skip_group()) into a jump to the same
+ * instructions without groups:
  *          jmp raw                     <- site.cold: patched to `plain`
- *   raw:   mov site; jmp stub_memory
+ *   raw:   mov site; jmp stub
  *   plain: (spilled registers); jmp translation without groups
  */
-static void emit_cold_memory(struct unit *unit, const struct cold *cold, struct site *site) {
+void emit_leave_memory(struct unit *unit, struct site *site, uint32_t plain, const uint8_t *stub) {
     struct code_buffer *c = &unit->code;
     uint32_t raw;
     if (site->group)
         site->cold = emit_patchable_jump(unit, &raw);
-    emit_leave_to(unit, site, RUNTIME_MEMORY);
+    if (stub) {
+        asm_store32_imm_gs(c, AREA_HOT(site), unit_site_index(unit, site));
+        asm_jmp_to(c, stub);
+    } else {
+        emit_leave_to(unit, site, RUNTIME_MEMORY);
+    }
     if (!site->group)
         return;
     site->target = (int32_t)(c->at - unit->dbt->rw);
     emit_reload(unit);
-    emit_unlinked(unit, &unit->dbt->site[cold->ungrouped]);
+    emit_unlinked(unit, &unit->dbt->site[plain]);
 }
 
 /* A side exit that is not linked yet, or that cannot be linked directly. */
@@ -199,7 +204,7 @@ void emit_colds(struct unit *unit) {
                 asm_load_gs(c, cold->borrowed[0], AREA_HOT(borrowed[0]));
                 asm_load_gs(c, cold->borrowed[1], AREA_HOT(borrowed[1]));
             }
-            emit_cold_memory(unit, cold, site);
+            emit_leave_memory(unit, site, cold->ungrouped, NULL);
             break;
         case SITE_MEMO:
             emit_cold_memo(unit, cold);

@@ -9,7 +9,7 @@
  * registers that the block spilled hold guest values again: the index is in one that it did not spill, or
  * else the host's target goes through gs:[target].
  */
-#include "dbt/unit.h"
+#include "dbt/emit.h"
 
 #define JUMP_KEY ((int32_t)offsetof(struct dbt_area, jump.key))
 #define JUMP_HOST ((int32_t)offsetof(struct dbt_area, jump.host))

@@ -10,7 +10,7 @@
  * cannot be met (the range crosses a page, some fault waits in it), the block is left at that instruction for
  * a translation of the rest without groups.
  */
-#include "dbt/unit.h"
+#include "dbt/emit.h"
 
 #define GROUP_MAX_BYTES 1024
 
@@ -228,13 +228,16 @@ static struct group *slot(struct unit *unit, int base) {
     return group->reg < 0 ? NULL : group;
 }
 
-void group_site(struct unit *unit, const struct item *item, struct site *site) {
-    site->group = true;
-    if (!unit->colds)
-        return;
+struct site *group_plain_site(struct unit *unit, const struct item *item) {
     struct site *plain = unit_site(unit, SITE_UNGROUPED, item);
     plain->flags_saved = true;
-    unit->cold[unit->colds - 1].ungrouped = unit_site_index(unit, plain);
+    return plain;
+}
+
+void group_site(struct unit *unit, const struct item *item, struct site *site) {
+    site->group = true;
+    if (unit->colds)
+        unit->cold[unit->colds - 1].ungrouped = unit_site_index(unit, group_plain_site(unit, item));
 }
 
 static struct group *begin(struct unit *unit, const struct item *item, const struct use *wanted) {
@@ -252,7 +255,7 @@ static struct group *begin(struct unit *unit, const struct item *item, const str
     bool stack = use->base == GPR_RSP && use->index < 0;
     if (stack || memo_suits(unit, item, use)) {
         struct memo_range range = {.use = *use,
-                                   .memo = stack ? AREA_HOT(stack) : memo_next(unit, use->access),
+                                   .memo = stack ? unit_stack_memo(unit) : memo_next(unit, use->access),
                                    .addend = (int8_t)group->reg,
                                    .group = true};
         range.use.disp = lo;

@@ -13,7 +13,7 @@
  *   add  t0, [t1 + addend]
  *   <insn> [t0]
  */
-#include "dbt/unit.h"
+#include "dbt/emit.h"
 
 _Static_assert(sizeof(struct vtlb_entry) == 32, "the index is scaled by shifts");
 #define ENTRY_SHIFT 5
@@ -60,13 +60,11 @@ bool emit_address(struct unit *unit, const struct item *item, const ZydisDecoded
     return true;
 }
 
-/* t1 = the entry of the page of the address in a register, for TLB_ENTRY(). */
-void emit_entry(struct unit *unit, int address) {
-    struct code_buffer *c = &unit->code;
-    asm_mov(c, unit->t1, address);
-    asm_shr(c, unit->t1, PAGE_SHIFT - ENTRY_SHIFT);
-    asm_and32_imm(c, unit->t1, unit_tlb_mask(unit) << ENTRY_SHIFT);
-    asm_alu_gs(c, ASM_ADD, unit->t1, AREA_VCPU(view));
+void emit_entry(struct code_buffer *c, int to, int address, uint32_t mask) {
+    asm_mov(c, to, address);
+    asm_shr(c, to, PAGE_SHIFT - ENTRY_SHIFT);
+    asm_and32_imm(c, to, mask << ENTRY_SHIFT);
+    asm_alu_gs(c, ASM_ADD, to, AREA_VCPU(view));
 }
 
 /* The exit of a check that failed at place: raw state, t0 is the address, the flags are saved. */
@@ -94,7 +92,7 @@ struct site *emit_probe(struct unit *unit, const struct item *item, unsigned siz
         asm_lea(c, true, unit->t2, unit->t0, -1, 0, (int32_t)size - 1);
     else
         asm_mov(c, unit->t2, unit->t0);
-    emit_entry(unit, unit->t0);
+    emit_entry(c, unit->t1, unit->t0, unit_tlb_mask(unit));
     asm_and_imm(c, unit->t2, (int32_t)PAGE_MASK);
     asm_alu_mem(c, ASM_CMP, unit->t2, unit->t1, tag_of(access));
     return probe_site(unit, item, asm_jcc(c, COND_NE), size, access, retry);
@@ -169,7 +167,7 @@ static bool emit_operand_memo(struct unit *unit, const struct item *item, const 
         return false;
     emit_memo_probe(unit, item,
                     &(struct memo_range){.use = *use,
-                                         .memo = stack ? AREA_HOT(stack) : memo_next(unit, use->access),
+                                         .memo = stack ? unit_stack_memo(unit) : memo_next(unit, use->access),
                                          .addend = (int8_t)unit->t0,
                                          .plain = plain});
     *memory = (struct host_memory){.base = (int8_t)use->base, .index = (int8_t)unit->t0, .disp = use->disp};
@@ -340,9 +338,10 @@ struct host_memory emit_stack(struct unit *unit, const struct item *item, int32_
     emit_rsp_settle(unit);
     emit_flags_lose(unit, item);
     if (unit->code64) {
-        emit_memo_probe(unit, item,
-                        &(struct memo_range){
-                            .use = use, .memo = AREA_HOT(stack), .addend = (int8_t)unit->t1, .plain = true});
+        emit_memo_probe(
+            unit, item,
+            &(struct memo_range){
+                .use = use, .memo = unit_stack_memo(unit), .addend = (int8_t)unit->t1, .plain = true});
         return (struct host_memory){.base = GPR_RSP, .index = (int8_t)unit->t1, .disp = delta};
     }
     emit_stack_address(unit, GPR_RSP, delta);

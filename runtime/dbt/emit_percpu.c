@@ -11,8 +11,8 @@
  * the table is emptied when the TLB has lost something. Only what the kernel's view without AC lets through
  * is entered, which CLAC and STAC do not take away.
  */
+#include "dbt/emit.h"
 #include "dbt/percpu.h"
-#include "dbt/unit.h"
 
 /* The offset from GS's base that the operand is at. False: it moves with something. */
 static bool constant_offset(const struct unit *unit, const struct item *item, const ZydisDecodedOperand *op,

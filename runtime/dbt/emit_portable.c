@@ -5,7 +5,7 @@
  * lies in memory that is shared and never written: there they come from a link slot or a constant at a fixed
  * distance from the code, and a relocation says which.
  */
-#include "dbt/unit.h"
+#include "dbt/emit.h"
 
 static void add_reloc(struct unit *unit, const struct ntc_reloc *reloc) {
     struct portable *portable = unit->portable;
@@ -77,15 +77,32 @@ static void emit_tail(struct unit *unit, enum runtime_slot stub) {
     emit_jmp_slot(unit, NTC_RELOC_RUNTIME, stub);
 }
 
+/* A vCPU's own block: the site goes along in a register that nothing is in at that point. A block with one
+ * scratch has none in mid-instruction. */
+static void leave_own(struct unit *unit, const struct site *site, enum runtime_slot stub) {
+    struct code_buffer *c = &unit->code;
+    const struct dbt_vcpu *dbt = unit->dbt;
+    uint32_t index = unit_site_index(unit, site);
+    const uint8_t *to = dbt_stub(dbt, stub);
+    if (stub == RUNTIME_MEMORY && unit->narrow) {
+        asm_store32_imm_gs(c, AREA_HOT(site), index);
+    } else if (stub == RUNTIME_MEMORY) {
+        asm_mov_imm(c, unit->t1, index);
+        to = dbt->stub_memory_by[unit->t1];
+    } else {
+        asm_mov_imm(c, GPR_R9, index);
+        to -= STUB_SITE_BYTES;
+    }
+    asm_jmp_to(c, dbt->rw + (to - dbt->rx));
+}
+
 /* In a portable unit the number is that within the unit; the unit's tail for the stub makes it whole. The
  * first exit has the tail in place. */
 void emit_leave_to(struct unit *unit, const struct site *site, enum runtime_slot stub) {
     struct code_buffer *c = &unit->code;
-    struct dbt_vcpu *dbt = unit->dbt;
     struct portable *portable = unit->portable;
     if (!portable) {
-        asm_store32_imm_gs(c, AREA_HOT(site), unit_site_index(unit, site));
-        asm_jmp_to(c, dbt->rw + (dbt_stub(dbt, stub) - dbt->rx));
+        leave_own(unit, site, stub);
         return;
     }
     asm_store32_imm_gs(c, AREA_HOT(site), unit_site_index(unit, site) - unit->block->first_site);

@@ -10,8 +10,8 @@
  * In a portable unit the map says of such a place that its flags are made again (PORTABLE_STATE_REMADE), and
  * of the code that does it which instruction it is for (PORTABLE_STATE_REMAKES).
  */
+#include "dbt/emit.h"
 #include "dbt/rewrite.h"
-#include "dbt/unit.h"
 
 static bool is_register(const ZydisDecodedOperand *op) {
     return op->type == ZYDIS_OPERAND_TYPE_REGISTER && insn_gpr(op->reg.value) >= 0;

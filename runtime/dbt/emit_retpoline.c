@@ -15,7 +15,7 @@
  *
  * A return thunk is a jump to RET, and is translated as that.
  */
-#include "dbt/unit.h"
+#include "dbt/emit.h"
 
 #define GAP_MAX 64
 

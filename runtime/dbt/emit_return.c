@@ -17,7 +17,7 @@
  * and ring 3 have tables of their own, emptied when what they rely on changes: see jump.c. A block that is
  * dropped takes its landing out of its slot (block_kill()).
  */
-#include "dbt/unit.h"
+#include "dbt/emit.h"
 #include "mem/guest_mem.h"
 
 #define TARGET GPR_R11

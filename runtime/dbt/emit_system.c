@@ -1,5 +1,5 @@
 /* System instructions: the few that are written inline, and the exits to C for the others. */
-#include "dbt/unit.h"
+#include "dbt/emit.h"
 
 static uint32_t segment_base(bool is_fs) {
     return is_fs ? AREA_VCPU(segment[SEG_FS].base) : AREA_VCPU(segment[SEG_GS].base);
@@ -196,7 +196,7 @@ struct string_insn {
  * the same. */
 static void emit_string_entry(struct unit *unit, struct string_insn *string, int base, int32_t tag) {
     struct code_buffer *c = &unit->code;
-    emit_entry(unit, base);
+    emit_entry(c, unit->t1, base, unit_tlb_mask(unit));
     asm_and_imm(c, unit->t2, (int32_t)PAGE_MASK);
     asm_alu_mem(c, ASM_CMP, unit->t2, unit->t1, tag);
     string->to_helper[string->to_helpers++] = asm_jcc(c, COND_NE);
@@ -359,5 +359,5 @@ void emit_set_ac(struct unit *unit, bool set) {
     asm_load_gs(c, unit->t0, set ? AREA_HOT(view_kernel_ac) : AREA_HOT(view_kernel));
     asm_store_gs(c, AREA_VCPU(view), unit->t0);
     asm_store_gs(c, AREA_HOT(stack_view), unit->t0);
-    emit_forget_stack(c, unit->t0);
+    emit_forget(c, AREA_HOT(stack), unit->t0);
 }

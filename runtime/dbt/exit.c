@@ -8,6 +8,7 @@
 #include "cpu/fpu.h"
 #include "cpu/pending.h"
 #include "cpu/system.h"
+#include "dbt/dump.h"
 #include "dbt/host_gs.h"
 #include "dbt/percpu.h"
 #include "dbt/private.h"
@@ -63,9 +64,14 @@ static void refresh_memos(struct vcpu *vcpu) {
         area->hot.crossing.iret_descriptor[0] = NULL;
         percpu_forget(area);
     }
-    if (lost || area->hot.stack_view != vcpu->view) {
-        area->hot.stack_view = vcpu->view;
+    bool user = vcpu->mode & MODE_CPL3;
+    if (lost || (!user && area->hot.stack_view != vcpu->view)) {
+        area->hot.stack_view = user ? NULL : vcpu->view;
         memo_forget(&area->hot.stack);
+    }
+    if (lost || (user && area->hot.user_stack_view != vcpu->view)) {
+        area->hot.user_stack_view = user ? vcpu->view : NULL;
+        memo_forget(&area->hot.user_stack);
     }
 }
 

@@ -2,8 +2,8 @@
 #ifndef NESTOR_DBT_PORTABLE_PRIVATE_H
 #define NESTOR_DBT_PORTABLE_PRIVATE_H
 
+#include "dbt/emit.h"
 #include "dbt/portable.h"
-#include "dbt/unit.h"
 
 /* What function.c keeps from one translation to the next; NULL without memory. */
 struct function *function_create(void);

@@ -57,6 +57,7 @@ struct site {
     int32_t target; /* LINK: target rip - block rip; MEMORY of a group: what `cold` is patched to */
     union {
         uint32_t next_incoming; /* LINK, while it is linked: list of the links into one block */
+        uint32_t back;          /* MEMORY of the stack's memo: where the block goes on (stack.c) */
         uint16_t state; /* MEMORY of a cached unit: where the registers are, a number in the file; LINK of a
                            unit that is made: 1 + number of the field that the target is, 0: none */
     };
@@ -161,6 +162,11 @@ struct code_part {
     uint32_t again, again_user; /* all, and ring 3's */
 };
 
+/* What a check of the stack's page leads to, as offsets in the code region: see stack.c. */
+struct stack_stub {
+    uint32_t miss, again;
+};
+
 /* Fingerprints of evicted blocks; newer ones take the places of older ones. */
 #define EVICTED_BITS 17
 
@@ -187,8 +193,9 @@ struct dbt_vcpu {
     uint64_t populated;      /* up to here pages of rw were asked for */
     uint64_t released;       /* stats.host_bytes when pages of rw were last given back */
     int code_fd;
-    uint8_t *stub_enter, *stub_load, *stub_exit, *stub_exit_live, *stub_memory, *stub_fault, *stub_look_up;
-    uint8_t *stub_return, *stub_syscall, *stub_sysret, *stub_iret;
+    uint8_t *stub_enter, *stub_exit, *stub_exit_live, *stub_memory, *stub_fault, *stub_look_up, *stub_return;
+    uint8_t *stub_syscall, *stub_sysret, *stub_iret, *stub_memory_by[16]; /* the site in that register */
+    struct stack_stub stub_stack[2][2][16]; /* by "is ring 3", access, and register */
 
     struct block *block;
     uint32_t blocks, max_blocks;
@@ -235,12 +242,9 @@ struct dbt_vcpu {
 
 /* -- stubs.c -- */
 void dbt_emit_stubs(struct dbt_vcpu *dbt);
-
 const uint8_t *dbt_stub(const struct dbt_vcpu *dbt, enum runtime_slot stub);
 
 /* -- crossing.c -- */
-/* Emit the stubs, behind stub_exit. */
-void dbt_emit_crossings(struct dbt_vcpu *dbt, struct code_buffer *c);
 /* The other ring may be entered without C from now on, as this one is now: by its jump key. */
 void crossing_open(struct vcpu *vcpu);
 /* C has done an IRET to ring 3: the next one like it may go without. */
@@ -370,22 +374,6 @@ enum resume { RESUME_RAW = 0, RESUME_LOAD = 1, RESUME_LEAVE = 2 };
 uint64_t dbt_exit_guest(struct vcpu *vcpu);  /* guest state saved in vcpu->gpr, flags in hot.flags */
 uint64_t dbt_exit_memory(struct vcpu *vcpu); /* host registers in hot.save, flags in hot.flags */
 uint64_t dbt_exit_fault(struct vcpu *vcpu);  /* host registers in hot.save and hot.save_flags */
-
-/* -- dump.c -- */
-/* dbt_translate() with its time counted and its result told to --dump. */
-uint32_t dbt_translate_watched(struct vcpu *vcpu, uint64_t ram_offset, uint32_t mode);
-/* Tell of an exit for C, with the extended state parked; what: of enum dump_exit. */
-enum dump_exit { DUMP_EXIT_GUEST, DUMP_EXIT_RAW, DUMP_EXIT_FAULT };
-void dump_exit_write(struct vcpu *vcpu, enum dump_exit what);
-static inline void dump_exit(struct vcpu *vcpu, enum dump_exit what) {
-    if (LIKELY(!(vcpu->trace_subjects & DUMP_EXITS)))
-        return;
-    bool live = vcpu->fpu_live;
-    vcpu_fpu_park(vcpu);
-    dump_exit_write(vcpu, what);
-    if (live)
-        vcpu_fpu_unpark(vcpu);
-}
 
 /* -- extended.c -- */
 enum xstate_insn { XSTATE_SAVE, XSTATE_SAVE_OPTIMISED, XSTATE_SAVE_COMPACTED, XSTATE_RESTORE };

@@ -18,7 +18,7 @@
 #define _GNU_SOURCE
 #include "dbt/rewrite.h"
 #include "base/light.h"
-#include "dbt/unit.h"
+#include "dbt/emit.h"
 #include "mem/guest_mem.h"
 
 static struct rewrite *slot_of(const struct dbt_vcpu *dbt, uint64_t ram_offset, uint64_t rip, uint32_t mode) {

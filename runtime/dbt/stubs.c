@@ -1,7 +1,7 @@
 /* The code between translated code and C, emitted once at the start of every code region.
  *
- *   stub_enter       C function: saves the callee-saved registers, then stub_load.
- *   stub_load        guest registers but those of HOMED from the vCPU, then jmp gs:[resume] with the flags
+ *   stub_enter       C function: saves the callee-saved registers, then `load`.
+ *   load             guest registers but those of HOMED from the vCPU, then jmp gs:[resume] with the flags
  *                    saved.
  *   stub_exit        jumped to between two instructions, with the flags saved: stores those registers, calls
  *                    dbt_exit_guest().
@@ -11,15 +11,18 @@
  *   stub_return      jumped to by a RET whose slot holds no landing for its target, which is in R11, the
  *                    site in R9: asks the jump cache, then as stub_look_up.
  *   stub_memory      jumped to in mid-instruction: saves the host registers as they stand, calls
- *                    dbt_exit_memory(), which may resume them unchanged.
+ *                    dbt_exit_memory(), which may resume them unchanged. stub_memory_by[]: with the site in
+ *                    a register.
  *   stub_fault       where the handler of a fault signal returns to: the same with the host's flags, calls
  *                    dbt_exit_fault().
+ *
+ * hot.site says which site it was: a portable unit has stored it there, the vCPU's own blocks have it in R9
+ * and jump to an instruction that does so first (stub_take_site()).
  *
  * The C functions return enum resume. RSP holds a guest value outside the stubs, so nothing but the stubs
  * uses the stack.
  */
-#include "dbt/asm.h"
-#include "dbt/private.h"
+#include "dbt/emit.h"
 
 static void emit_save_registers(struct code_buffer *c, uint32_t offset, uint16_t registers) {
     for (int reg = 0; reg < 16; reg++)
@@ -91,12 +94,34 @@ static void emit_lookup(struct code_buffer *c, const struct table *table, uint8_
     asm_mem(c, false, 0xff, 4, -1, GPR_R9, 3, (int32_t)table->host);
 }
 
+void stub_take_site(struct code_buffer *c) {
+    asm_store32_gs(c, AREA_HOT(site), GPR_R9);
+}
+
+static void emit_memory_exits(struct dbt_vcpu *dbt, struct code_buffer *c, const uint8_t *load) {
+    dbt->stub_memory = dbt->rx + (c->at - dbt->rw);
+    uint8_t *memory = c->at;
+    emit_save_registers(c, AREA_HOT(save), UINT16_MAX);
+    asm_load_gs(c, GPR_RSP, AREA_HOT(host_rsp));
+    emit_call_c(c, dbt_exit_memory);
+    asm_patch_rel32(emit_branch_on(c, RESUME_LOAD), load);
+    uint8_t *raw = emit_branch_on(c, RESUME_RAW);
+    emit_leave(c);
+    asm_patch_rel32(raw, c->at);
+    emit_load_registers(c, AREA_HOT(save), UINT16_MAX);
+    asm_jmp_gs(c, AREA_HOT(resume));
+    for (int reg = 0; reg < 16; reg++) {
+        dbt->stub_memory_by[reg] = dbt->rx + (c->at - dbt->rw);
+        asm_store32_gs(c, AREA_HOT(site), reg);
+        asm_jmp_to(c, memory);
+    }
+}
+
 void dbt_emit_stubs(struct dbt_vcpu *dbt) {
     struct code_buffer code = {.start = dbt->rw, .at = dbt->rw, .end = dbt->rw + dbt->size}, *c = &code;
 
-    const uint16_t all = UINT16_MAX, carried = (uint16_t)~HOMED;
+    const uint16_t carried = (uint16_t)~HOMED;
 
-    dbt->stub_load = dbt->rx + (c->at - dbt->rw);
     uint8_t *load = c->at;
     emit_load_registers(c, AREA_GPR(0), carried);
     asm_jmp_gs(c, AREA_HOT(resume));
@@ -115,15 +140,20 @@ void dbt_emit_stubs(struct dbt_vcpu *dbt) {
     asm_mov(c, GPR_R8, GPR_R11);
     asm_store_gs(c, AREA_HOT(target), GPR_R8);
     emit_lookup(c, &first_table, unknown_return);
+
+    stub_take_site(c);
     for (unsigned i = 0; i < ARRAY_SIZE(unknown_return); i++)
         asm_patch_rel32(unknown_return[i], c->at);
-
     dbt->stub_look_up = dbt->rx + (c->at - dbt->rw);
     asm_load_gs(c, GPR_R8, AREA_HOT(target));
     emit_lookup(c, &second_table, unknown);
 
+    stub_take_site(c);
     dbt->stub_exit_live = dbt->rx + (c->at - dbt->rw);
     emit_save_live_flags(c);
+    uint8_t *with_flags = asm_jmp(c);
+    stub_take_site(c);
+    asm_patch_rel32(with_flags, c->at);
     dbt->stub_exit = dbt->rx + (c->at - dbt->rw);
     for (unsigned i = 0; i < ARRAY_SIZE(unknown); i++)
         asm_patch_rel32(unknown[i], c->at);
@@ -135,19 +165,11 @@ void dbt_emit_stubs(struct dbt_vcpu *dbt) {
 
     dbt_emit_crossings(dbt, c);
 
-    dbt->stub_memory = dbt->rx + (c->at - dbt->rw);
-    emit_save_registers(c, AREA_HOT(save), all);
-    asm_load_gs(c, GPR_RSP, AREA_HOT(host_rsp));
-    emit_call_c(c, dbt_exit_memory);
-    asm_patch_rel32(emit_branch_on(c, RESUME_LOAD), load);
-    uint8_t *raw = emit_branch_on(c, RESUME_RAW);
-    emit_leave(c);
-    asm_patch_rel32(raw, c->at);
-    emit_load_registers(c, AREA_HOT(save), all);
-    asm_jmp_gs(c, AREA_HOT(resume));
+    emit_memory_exits(dbt, c, load);
+    stack_emit_stubs(dbt, c);
 
     dbt->stub_fault = dbt->rx + (c->at - dbt->rw);
-    emit_save_registers(c, AREA_HOT(save), all & (uint16_t) ~(1u << GPR_RSP));
+    emit_save_registers(c, AREA_HOT(save), (uint16_t) ~(1u << GPR_RSP));
     code_u8(c, 0x9c); /* pushfq; pop gs:[save_flags] */
     asm_gs(c, false, 0x8f, 0, AREA_HOT(save_flags));
     emit_call_c(c, dbt_exit_fault);

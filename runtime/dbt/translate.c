@@ -8,8 +8,8 @@
 #define _GNU_SOURCE
 #include "base/pages.h"
 #include "cpu/vmem.h"
+#include "dbt/emit.h"
 #include "dbt/rewrite.h"
-#include "dbt/unit.h"
 #include "mem/guest_mem.h"
 
 #include <sys/mman.h>

@@ -6,7 +6,7 @@
 #include "base/diag.h"
 #include "base/trace.h"
 #include "dbt/dbt.h"
-#include "dbt/private.h"
+#include "dbt/dump.h"
 #include "guest.h"
 #include "interp/interp.h"
 #include "layout.h"

@@ -31,6 +31,10 @@ SNIPPET(
     "1:\tsyscall\n\tshl $4, %r14\n\tor (%r13), %r14\n\tshl $4, %r15\n\tor $0, %r15\n\tdec %ebx\n\tjnz 1b");
 #define USER_LOADS_IMMEDIATE 17 /* where it is */
 
+SNIPPET(user_stacks,
+        "1:\tpush %rbx\n\tsyscall\n\tpop %r12\n\tshl $4, %r14\n\tor %r12, %r14\n\tdec %ebx\n\tjnz 1b");
+SNIPPET(user_tops, "1:\tsyscall\n\tshl $4, %r14\n\tor (%rsp), %r14\n\tdec %ebx\n\tjnz 1b");
+
 /* What the handlers saw, and what they are to do. */
 struct seen {
     unsigned long calls, ip, flags_pushed, flags, cs, ss, other;
@@ -38,7 +42,8 @@ struct seen {
 struct seen seen;
 void (*trigger)(void);
 void (*trigger_call)(void);
-unsigned long trigger_value, kernel_stack[512], user_sp, return_cs, return_ss, spare_root;
+unsigned long trigger_value, kernel_stack[512], user_sp, return_cs, return_ss, spare_root,
+    spare_kept; /* bit 63: what the TLB knows of it is kept */
 struct __attribute__((packed)) {
     uint16_t limit;
     uint64_t base;
@@ -59,7 +64,7 @@ asm(".pushsection .text\n"
     "pushq return_ss(%rip)\n\tpushq user_sp(%rip)\n\tpush %r11\n\tpushq return_cs(%rip)\n\tpush "
     "%rcx\n\tiretq\n"
     "enter_switch: mov spare_root(%rip), %rax\n\tmov %cr3, %rdx\n\tmov %rdx, spare_root(%rip)\n\t"
-    "mov %rax, %cr3\n\tsysretq\n"
+    "or spare_kept(%rip), %rax\n\tmov %rax, %cr3\n\tsysretq\n"
     "enter_nowhere: incq seen(%rip)\n\tcmpq $5, seen(%rip)\n\tje 1f\n\tsysretq\n"
     "1:\tmov trigger_value(%rip), %rsp\n\tiretq\n"
     "trigger_nothing: ret\n"
@@ -300,6 +305,53 @@ static void check_descriptors(void) {
     check_through(enter_iret, "at last");
 }
 
+#define STACK_TOP (DATA + 4096 - 8)
+static uint64_t *stack_frame;
+static unsigned long stack_rights;
+
+static void exchange_stack(void) {
+    page_map(&boot_space, DATA, (unsigned long)stack_frame, stack_rights, 1);
+    asm volatile("invlpg (%0)" : : "r"(DATA) : "memory");
+}
+
+static struct context run_on_stack(const void *handler, void (*at_trigger)(void), unsigned long rights) {
+    uint64_t *first = page_alloc();
+    struct context c = context_user(user_stacks);
+    page_map(&boot_space, DATA, (unsigned long)first, PTE_P | PTE_W | PTE_U, 1);
+    asm volatile("invlpg (%0)" : : "r"(DATA) : "memory");
+    stack_rights = rights;
+    write_msr(MSR_LSTAR, (unsigned long)handler);
+    trigger = at_trigger;
+    trigger_call = exchange_stack;
+    seen = (struct seen){0};
+    c.flags |= FLAG_IF;
+    c.bx = ROUNDS;
+    c.sp = STACK_TOP + 8;
+    context_run(&c);
+    return c;
+}
+
+/* Ring 3's stack is another page, or another one's to write to, since the last crossing. */
+static void check_stacks(const void *handler) {
+    struct context c = run_on_stack(handler, trigger_nothing, 0);
+    check_end(&c, VECTOR_DONE, 0, "calls between push and pop");
+    check(c.r14, 0x87654321, "%s: what was pushed", name_of(handler));
+    stack_frame = page_alloc();
+    stack_frame[511] = 0xe;
+    c = run_on_stack(handler, trigger_c, PTE_P | PTE_W | PTE_U);
+    check_end(&c, VECTOR_DONE, 0, "calls between push and pop, the stack exchanged");
+    check(c.r14, 0x8765e321, "%s: what is on the stack that was exchanged", name_of(handler));
+    stack_frame[511] = 0xd;
+    c = run_on_stack(handler, trigger_c, PTE_P | PTE_U);
+    check_end(&c, VECTOR_PF, 7, "a push, the stack read-only now");
+    check(c.r14, 0x8765d, "%s: what is on the stack that is read-only", name_of(handler));
+    c = run_on_stack(handler, trigger_c, PTE_P | PTE_W);
+    check_end(&c, VECTOR_PF, 5, "a pop, the stack the kernel's now");
+    check(c.r14, 0x8765, "%s: what was popped before", name_of(handler));
+    page_map(&boot_space, DATA, 0, 0, 1);
+    asm volatile("invlpg (%0)" : : "r"(DATA) : "memory");
+}
+
 /* Each call changes the address space: ring 3 finds its own code and memory. */
 static void check_spaces(void) {
     struct address_space other = {page_alloc(), 4, 8};
@@ -317,7 +369,14 @@ static void check_spaces(void) {
             page_map(spaces[i], DATA + k * 4096, (unsigned long)frames + k * 4096, PTE_P | PTE_W | PTE_U, 1);
     }
     spare_root = (unsigned long)other.root;
-    for (unsigned i = 0; i < 4; i++) {
+    for (unsigned i = 0; i < 8; i++) {
+        if (i == 4) { /* once more, each with its PCID */
+            if (!(cpuid(1, 0).c & BIT(17)))
+                break;
+            write_cr4(read_cr4() | CR4_PCIDE);
+            spare_root |= 1;
+            spare_kept = BIT(63);
+        }
         struct context c = context_user(user_loads);
         write_msr(MSR_LSTAR, (unsigned long)enter_switch);
         c.ip = DATA + 4096;
@@ -328,7 +387,16 @@ static void check_spaces(void) {
         check_end(&c, VECTOR_DONE, 0, "calls that change the address space");
         check(c.r14, 0x21212121, "calls that change the address space: what ring 3 reads");
         check(c.r15, 0x65656565, "calls that change the address space: what ring 3 runs");
+        c = context_user(user_tops);
+        c.flags |= FLAG_IF;
+        c.bx = ROUNDS;
+        c.sp = DATA;
+        context_run(&c);
+        check_end(&c, VECTOR_DONE, 0, "calls that change the stack");
+        check(c.r14, 0x21212121, "calls that change the address space: what is on ring 3's stack");
     }
+    write_cr4(read_cr4() & ~CR4_PCIDE);
+    spare_kept = 0;
 }
 
 /* IRET from a stack that is nowhere: the fault comes on a stack of its own. */
@@ -365,6 +433,7 @@ void kernel_main(void) {
         check_flags(handlers[i]);
         check_rights(handlers[i]);
         check_interrupt(handlers[i]);
+        check_stacks(handlers[i]);
     }
     check_no_stack();
     check_spaces();
