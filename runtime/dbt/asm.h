@@ -210,6 +210,13 @@ static inline void asm_sar(struct code_buffer *c, int reg, uint8_t count) {
     code_u8(c, (uint8_t)(0xf8 | (reg & 7)));
     code_u8(c, count);
 }
+static inline void asm_bt_imm(struct code_buffer *c, int reg, unsigned bit) {
+    asm_rex(c, true, 0, 0, reg);
+    code_u8(c, 0x0f);
+    code_u8(c, 0xba);
+    code_u8(c, (uint8_t)(0xe0 | (reg & 7)));
+    code_u8(c, (uint8_t)bit);
+}
 static inline void asm_shl(struct code_buffer *c, int reg, uint8_t count) {
     asm_rex(c, true, 0, 0, reg);
     code_u8(c, 0xc1);

@@ -94,7 +94,11 @@ void block_link(struct dbt_vcpu *dbt, uint32_t index, uint32_t target, uint64_t 
 
 void block_skip_group(struct dbt_vcpu *dbt, uint32_t index) {
     const struct site *site = block_site(dbt, index);
-    patch_jump(dbt, site, site->cold, (uint32_t)site->target);
+    const struct block *block = &dbt->block[site->block];
+    if (block->cache)
+        cached_skip_group(dbt, block, site);
+    else
+        patch_jump(dbt, site, site->cold, (uint32_t)site->target);
 }
 
 static void remove_from_hash(struct dbt_vcpu *dbt, uint32_t index) {

@@ -110,6 +110,10 @@ uint64_t *cached_slot(const struct dbt_vcpu *dbt, const struct block *block, uin
     return &dbt->cached->file[block->cache - 1].mapping.slots[slot];
 }
 
+void cached_skip_group(const struct dbt_vcpu *dbt, const struct block *block, const struct site *site) {
+    dbt->cached->file[block->cache - 1].mapping.slots[site->cold] |= 1ull << site->target;
+}
+
 bool cached_holds(const struct dbt_vcpu *dbt, uint64_t host_pc) {
     for (unsigned i = 0; dbt->cached && i < dbt->cached->count; i++)
         if (ntc_mapping_holds(&dbt->cached->file[i].mapping, host_pc))
@@ -118,7 +122,8 @@ bool cached_holds(const struct dbt_vcpu *dbt, uint64_t host_pc) {
 }
 
 /* A unit's first slot: the number of its block's first site, which its code reads the low half of, and the
- * block's number above it; or what is left of an earlier use, or of none. */
+ * block's number and switches above it; or what is left of an earlier use, or of none. */
+#define INDEX_BITS (PORTABLE_SITE_SWITCHES - 32)
 static uint64_t use_word(uint32_t first_site, uint32_t index) {
     return (uint64_t)index << 32 | first_site;
 }
@@ -126,7 +131,7 @@ static uint64_t use_word(uint32_t first_site, uint32_t index) {
 /* The block that a unit is in use as, or NO_INDEX. */
 static uint32_t block_of(const struct dbt_vcpu *dbt, unsigned cache, uint32_t number, uint32_t first_slot) {
     uint64_t word = dbt->cached->file[cache].mapping.slots[first_slot + PORTABLE_SITE_SLOT];
-    uint32_t index = (uint32_t)(word >> 32);
+    uint32_t index = (uint32_t)(word >> 32) & ((1u << INDEX_BITS) - 1);
     if (!code_part_of_block(dbt, index))
         return NO_INDEX;
     const struct block *block = &dbt->block[index];

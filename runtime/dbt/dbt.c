@@ -4,6 +4,7 @@
 #include "dbt/dbt.h"
 #include "base/pages.h"
 #include "dbt/host_gs.h"
+#include "dbt/portable.h"
 #include "dbt/rewrite.h"
 #include "dbt/unit.h"
 
@@ -17,7 +18,11 @@
 #define AREA_BYTES align_up(sizeof(struct dbt_area), PAGE_SIZE)
 #define CODE_REACH (2 * GIB - PAGE_SIZE)
 #define CODE_CACHE_MIN (1 * MIB)
+#define BLOCK_HOST_LEAST 128 /* most blocks' code is longer */
 #define CODE_REGION_MAX GIB
+
+_Static_assert(CODE_REACH / BLOCK_HOST_LEAST <= 1ull << (PORTABLE_SITE_SWITCHES - 32),
+               "a block's number fits");
 
 static int memfd_of(const char *name, uint64_t size) {
     int fd = memfd_create(name, MFD_CLOEXEC);
@@ -118,8 +123,8 @@ int dbt_vcpu_create(struct vcpu *vcpu, const struct dbt_options *options) {
         result = map_code(dbt, options->code_cache_grows ? grown(size) : size);
     if (result)
         goto fail;
-    /* A block's code is rarely under 128 bytes; its exits number about one in 40 bytes. */
-    dbt->max_blocks = (uint32_t)(dbt->size / 128);
+    /* A block's exits number about one in 40 bytes. */
+    dbt->max_blocks = (uint32_t)(dbt->size / BLOCK_HOST_LEAST);
     dbt->max_sites = (uint32_t)(dbt->size / 10); /* those of cached units take numbers, but no memory yet */
     dbt->max_pcs = (uint32_t)(dbt->size / 20);
     dbt->block = pages_map_large(dbt->max_blocks * sizeof *dbt->block);

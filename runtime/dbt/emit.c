@@ -145,14 +145,17 @@ void emit_unlinked(struct unit *unit, struct site *site) {
 
 /* A group's check that can never be met here is turned (block_skip_group()) into a jump to the same
  * instructions without groups:
- *          jmp raw                     <- site.cold: patched to `plain`
+ *          jmp raw                     <- site.cold: patched to `plain`; a portable unit asks a switch
  *   raw:   mov site; jmp stub
  *   plain: (spilled registers); jmp translation without groups
  */
 void emit_leave_memory(struct unit *unit, struct site *site, uint32_t plain, const uint8_t *stub) {
     struct code_buffer *c = &unit->code;
+    uint8_t *turned = NULL;
     uint32_t raw;
-    if (site->group)
+    if (site->group && unit->portable)
+        turned = portable_switch(unit, site);
+    else if (site->group)
         site->cold = emit_patchable_jump(unit, &raw);
     if (stub) {
         asm_store32_imm_gs(c, AREA_HOT(site), unit_site_index(unit, site));
@@ -162,7 +165,10 @@ void emit_leave_memory(struct unit *unit, struct site *site, uint32_t plain, con
     }
     if (!site->group)
         return;
-    site->target = (int32_t)(c->at - unit->dbt->rw);
+    if (turned && !c->overflow)
+        asm_patch_rel32(turned, c->at);
+    if (!unit->portable)
+        site->target = (int32_t)(c->at - unit->dbt->rw);
     emit_reload(unit);
     emit_unlinked(unit, &unit->dbt->site[plain]);
 }

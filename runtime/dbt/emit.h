@@ -21,6 +21,9 @@ void emit_leave_to(struct unit *unit, const struct site *site, enum runtime_slot
 /* A jump to what comes behind it (at *behind), until it is patched. Returns what struct site's `host` and
  * `cold` name it by: the offset of its rel32, or the number of its slot. */
 uint32_t emit_patchable_jump(struct unit *unit, uint32_t *behind);
+/* In a portable unit, at a check of a group: a jump that is taken once bit site->target of slot site->cold is
+ * set. Where its rel32 is; NULL: overflow. */
+uint8_t *portable_switch(struct unit *unit, struct site *site);
 /* In a portable unit: leave by the slot of an exit to the same place, if there is one; true: done. */
 bool portable_shared_exit(struct unit *unit, struct site *site);
 /* Let later exits do so with this one's. */

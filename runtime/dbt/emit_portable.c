@@ -63,6 +63,8 @@ void portable_begin(struct unit *unit) {
     portable->slots = PORTABLE_SITE_SLOT + 1;
     portable->slot[PORTABLE_SITE_SLOT] = 0;
     portable->exit[PORTABLE_SITE_SLOT].link = false;
+    portable->switch_slot = PORTABLE_SITE_SLOT;
+    portable->switch_bit = PORTABLE_SITE_SWITCHES;
 }
 
 /* Without flags, which may be live: mov a, [rip + first site]; mov b, gs:[site]; lea a, [a + b]; mov
@@ -135,6 +137,29 @@ uint32_t emit_patchable_jump(struct unit *unit, uint32_t *behind) {
     portable->exit[slot].link = false;
     *behind = (uint32_t)(c->at - unit->dbt->rw);
     return slot;
+}
+
+/* The bits of slots that no address has are switches: those of slot 0 above the block's number, then those of
+ * slots that nothing jumps through. A slot of its own for each check would be half of all. The flags are
+ * saved. */
+uint8_t *portable_switch(struct unit *unit, struct site *site) {
+    struct code_buffer *c = &unit->code;
+    struct portable *portable = unit->portable;
+    if (portable->switch_bit == 64) {
+        if (portable->slots == PORTABLE_MAX) {
+            c->overflow = true;
+            return NULL;
+        }
+        portable->switch_slot = portable->slots++;
+        portable->slot[portable->switch_slot] = 0;
+        portable->exit[portable->switch_slot].link = false;
+        portable->switch_bit = PORTABLE_SWITCHES;
+    }
+    site->cold = portable->switch_slot;
+    site->target = (int32_t)portable->switch_bit++;
+    emit_load_word(unit, unit->t1, NTC_RELOC_SLOT, site->cold);
+    asm_bt_imm(c, unit->t1, (unsigned)site->target);
+    return asm_jcc(c, COND_B);
 }
 
 bool portable_shared_exit(struct unit *unit, struct site *site) {

@@ -9,7 +9,13 @@
 #include "cpu/vcpu.h"
 
 /* What the words in sites and states, the numbers of run-time slots and unit.abi_data mean. */
-#define DBT_PORTABLE_ABI 6u
+#define DBT_PORTABLE_ABI 7u
+
+/* The slot that the run time keeps: number of the block's first site in its low half, set when the unit is
+ * put to use. From this bit on it has switches, others from the other: see portable_switch(). */
+#define PORTABLE_SITE_SLOT 0u
+#define PORTABLE_SITE_SWITCHES 56u
+#define PORTABLE_SWITCHES 48u
 
 struct portable_request {
     uint64_t rip;         /* link address */

@@ -1,6 +1,8 @@
 /* See portable_site.h. Runs with the guest's vector state live. */
 #include "dbt/portable_site.h"
 
+#include "dbt/portable.h"
+
 static const uint8_t kinds[] = {
     [SITE_LINK] = NTC_SITE_LINK,        [SITE_JUMP_MISS] = NTC_SITE_INDIRECT,
     [SITE_HELPER] = NTC_SITE_HELPER,    [SITE_INTERPRET] = NTC_SITE_INTERPRET,
@@ -35,7 +37,7 @@ void portable_site_write(struct ntc_site *to, const struct site *from, uint32_t 
     to->host = from->host ? from->host - base : 0;
     if (from->group) {
         to->slot = (uint16_t)from->cold;
-        to->target = from->target - (int64_t)base;
+        to->target = from->target;
     }
 }
 
@@ -69,10 +71,11 @@ bool portable_site_read(struct site *to, const struct ntc_site *from, uint32_t b
         to->cold = base + (uint32_t)(slots[from->slot] - code_offset);
         to->target = (int32_t)from->target;
     } else if (to->group) {
-        if (from->slot == NTC_NO_SLOT)
+        unsigned first = from->slot == PORTABLE_SITE_SLOT ? PORTABLE_SITE_SWITCHES : PORTABLE_SWITCHES;
+        if (from->slot == NTC_NO_SLOT || (uint64_t)from->target - first >= 64 - first)
             return false;
         to->cold = first_slot + from->slot;
-        to->target = (int32_t)(base + (uint32_t)from->target);
+        to->target = (int32_t)from->target;
     }
     return true;
 }

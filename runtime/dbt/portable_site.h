@@ -17,7 +17,7 @@
 /* base: where the block's code starts, as the offsets in the site count. */
 void portable_site_write(struct ntc_site *to, const struct site *from, uint32_t base);
 /* Of a unit whose code starts at base and whose first link slot is first_slot; false: not what write makes.
- */
+ * A group's `cold` and `target` are the slot and bit of its switch. */
 MUST_CHECK bool portable_site_read(struct site *to, const struct ntc_site *from, uint32_t base,
                                    uint32_t first_slot, const uint64_t *slots, uint32_t code_offset);
 

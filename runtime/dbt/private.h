@@ -279,6 +279,8 @@ const struct ntc_state *cached_state(const struct dbt_vcpu *dbt, const struct si
 void cached_forget_jumps(struct dbt_vcpu *dbt, const struct block *block);
 /* The word that a slot of a block's cache is. */
 uint64_t *cached_slot(const struct dbt_vcpu *dbt, const struct block *block, uint32_t slot);
+/* Turn the switch of a group's check (portable_switch()). */
+void cached_skip_group(const struct dbt_vcpu *dbt, const struct block *block, const struct site *site);
 /* The block whose code in a cache host_pc lies in, and the guest's place there; NO_INDEX: none. */
 uint32_t cached_block_at(const struct dbt_vcpu *dbt, uint64_t host_pc, struct guest_place *place);
 bool cached_holds(const struct dbt_vcpu *dbt, uint64_t host_pc);

@@ -118,8 +118,6 @@ struct group {
 
 /* What makes a unit portable, gathered while it is emitted. */
 #define PORTABLE_MAX 8192u
-#define PORTABLE_SITE_SLOT                                                                                   \
-    0u /* its low half: number of the block's first site, set when the unit is put to use */
 struct portable {
     struct ntc_reloc reloc[PORTABLE_MAX];
     uint64_t slot[PORTABLE_MAX]; /* offset of the exit that is taken while the slot is not linked */
@@ -129,6 +127,7 @@ struct portable {
         bool link, flags_saved; /* link: other exits to the same target may go by this slot */
     } exit[PORTABLE_MAX];       /* by slot */
     unsigned relocs, slots, consts;
+    unsigned switch_slot, switch_bit;       /* the next check's: see portable_switch() */
     uint8_t *tail[RUNTIME_SLOTS_USED][256]; /* for a stub; of MEMORY by its scratches */
 };
 
