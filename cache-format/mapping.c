@@ -9,13 +9,10 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "base/pages.h"
 #include "cache-format/file_private.h"
 #include "cache-format/header.h"
 #include "cache-format/parts.h"
-
-#ifndef MADV_POPULATE_WRITE
-#define MADV_POPULATE_WRITE 23 /* Linux 5.14 */
-#endif
 
 #define POPULATE_MAX MIB /* of private memory: about what a boot uses */
 
@@ -68,23 +65,31 @@ no_memory:
     return result;
 }
 
-void ntc_mapping_populate(struct ntc_mapping *mapping) {
-    const struct ntc_view *view = mapping->view;
-    const struct ntc_section *slots = ntc_header_section(view->header, NTC_SECTION_SLOTS);
+/* Bytes of a section's records of 8 bytes that likely units have, which are its first ones; 0: not known, not
+ * all there, or too many. */
+static uint64_t likely_bytes(const struct ntc_view *view, enum ntc_section_kind kind) {
+    const struct ntc_section *section = ntc_header_section(view->header, kind);
     for (uint64_t i = 0; i < view->count[NTC_SECTION_LIKELY]; i++) {
         const struct ntc_range *range = &view->likely[i];
-        if (range->offset != slots->offset || !range->length || range->length > POPULATE_MAX ||
-            range->length > slots->length)
+        if (range->offset != section->offset || !range->length || range->length > POPULATE_MAX ||
+            range->length > section->length)
             continue;
-        uint32_t count = (uint32_t)(range->length / sizeof(uint64_t));
         bool there = true;
-        for (uint32_t at = 0; at < count && there; at += PAGE_SIZE / sizeof(uint64_t))
-            there = ntc_parts_there(view, NTC_SECTION_SLOTS, at);
-        if (!there)
-            continue;
-        (void)madvise(mapping->slots, range->length, MADV_POPULATE_WRITE); /* if the host can */
-        ntc_mapping_prepare(mapping, 0, count);
+        for (uint64_t at = 0; at < range->length && there; at += PAGE_SIZE)
+            there = ntc_parts_there(view, kind, at / sizeof(uint64_t));
+        if (there)
+            return range->length;
     }
+    return 0;
+}
+
+void ntc_mapping_populate(struct ntc_mapping *mapping) {
+    uint64_t slots = likely_bytes(mapping->view, NTC_SECTION_SLOTS);
+    if (slots) {
+        pages_populate(mapping->slots, slots);
+        ntc_mapping_prepare(mapping, 0, (uint32_t)(slots / sizeof(uint64_t)));
+    }
+    mapping->likely_consts = likely_bytes(mapping->view, NTC_SECTION_CONSTS);
 }
 
 void ntc_mapping_destroy(struct ntc_mapping *mapping) {

@@ -24,6 +24,7 @@ struct ntc_mapping {
     bool lent;              /* the address space is the caller's */
     uint8_t *prepared;      /* a bit for each page of slots */
     uint64_t private_pages; /* pages of slots that were prepared */
+    uint64_t likely_consts; /* bytes that are written as a whole once one of them is; 0: no more */
 };
 
 /* Address space that the caller keeps for mappings, and unmaps after them. */
@@ -44,6 +45,9 @@ void ntc_mapping_prepare(struct ntc_mapping *mapping, uint32_t first, uint32_t c
 /* Prepare the slots of the units that are likely to be used, if they are there and not too many: all at once
  * they cost less than by a page fault each. */
 void ntc_mapping_populate(struct ntc_mapping *mapping);
+
+/* (light) The same for constants: a kernel moved, so that most are written. */
+void ntc_mapping_write_consts(struct ntc_mapping *mapping);
 
 /* Host address of a unit's code. */
 static inline const uint8_t *ntc_mapping_code(const struct ntc_mapping *mapping,

@@ -101,6 +101,33 @@ static bool next_by_content(struct ntc_search *search, struct ntc_hit *hit) {
     return false;
 }
 
+/* The first entry of [low, high), which are those of one page, that is not before the offset. They lie about
+ * evenly, and none is in the host's caches: look where it should be, then around there in growing steps. */
+static uint32_t first_at(const struct ntc_entry_record *entries, uint32_t low, uint32_t high,
+                         uint32_t offset) {
+    uint64_t part = offset % PAGE_SIZE;
+    uint32_t guess = low + (uint32_t)((high - low) * part / PAGE_SIZE), step = 2;
+    if (guess < high && entries[guess].address < offset) {
+        for (low = guess + 1; high - low > step && entries[low + step].address < offset; step *= 2)
+            low += step + 1;
+        if (high - low > step)
+            high = low + step;
+    } else {
+        for (high = guess; high - low > step && entries[high - step].address >= offset; step *= 2)
+            high -= step;
+        if (high - low > step)
+            low = high - step + 1;
+    }
+    while (low < high) {
+        uint32_t middle = low + (high - low) / 2;
+        if (entries[middle].address < offset)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
 /* Entries of one address that `search` is to yield, of one of the image's two tables. */
 static void find_address(struct ntc_search *search, bool unlikely) {
     const struct ntc_view *view = search->view;
@@ -116,13 +143,7 @@ static void find_address(struct ntc_search *search, bool unlikely) {
         !ntc_parts_need(view, NTC_SECTION_ENTRIES, low, high - low))
         return;
     search->end = high;
-    while (low < high) {
-        uint32_t middle = low + (high - low) / 2;
-        if (view->entries[middle].address < search->offset)
-            low = middle + 1;
-        else
-            high = middle;
-    }
+    low = first_at(view->entries, low, high, search->offset);
     search->at = low;
     if (!search->unbounded && search->end - low > ADDRESS_CANDIDATES)
         search->end = low + ADDRESS_CANDIDATES;

@@ -3,6 +3,8 @@
  */
 #include "cache-format/mapping.h"
 
+#include "base/pages.h"
+
 #define SLOTS_PER_PAGE (PAGE_SIZE / sizeof(uint64_t))
 
 void ntc_mapping_prepare(struct ntc_mapping *mapping, uint32_t first, uint32_t count) {
@@ -22,6 +24,12 @@ void ntc_mapping_prepare(struct ntc_mapping *mapping, uint32_t first, uint32_t c
         for (; at < end; at++)
             mapping->slots[at] += (uint64_t)(uintptr_t)mapping->code;
     }
+}
+
+void ntc_mapping_write_consts(struct ntc_mapping *mapping) {
+    if (mapping->likely_consts)
+        pages_populate(mapping->consts, mapping->likely_consts);
+    mapping->likely_consts = 0;
 }
 
 bool ntc_mapping_find(const struct ntc_mapping *mapping, uint64_t host_pc, uint32_t *number,

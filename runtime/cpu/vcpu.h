@@ -175,8 +175,7 @@ struct vcpu {
     struct vtlb_space *space;  /* the current one; an element of spaces[] */
     struct vtlb_space *spaces; /* VTLB_SPACES of them */
     uint64_t space_clock;
-    uint16_t *write_hint; /* per page of RAM, for vtlb_write_protect(): WRITE_HINT_* or 1 + index of its write
-                             tags */
+    uint32_t *write_hint;        /* per page of RAM, for vtlb_write_protect() */
     uint64_t generation_counter; /* source of vtlb_space.generation */
     struct code_flush code_flush;
     uint64_t code_epoch; /* counts code invalidations by this vCPU's own stores */

@@ -296,7 +296,7 @@ void vtlb_switch_space(struct vcpu *vcpu, uint16_t pcid, bool keep) {
         space_clear_local(vcpu, space);
     vcpu->flushes += !keep;
     space->pcid = pcid;
-    space->live = true;
+    __atomic_store_n(&space->live, true, __ATOMIC_RELAXED);
     space->last_used = ++vcpu->space_clock;
     if (vcpu->space != space)
         tell_lost(vcpu); /* for this space */
@@ -327,6 +327,16 @@ static void mark_used(struct vtlb_view *view, unsigned index) {
     view->used[chunk / 64] |= bit;
 }
 
+/* Remember that the page may have a write tag at index. Most pages are written at one or two addresses: as
+ * the kernel maps all memory, and as a process or the kernel's own image has it. */
+static void hint_add(uint32_t *hint, unsigned index) {
+    uint32_t old = *hint, place = index + 1;
+    if ((uint16_t)old == place || old >> 16 == place || old == WRITE_HINT_SEVERAL)
+        return;
+    uint32_t both = old >> 16 ? WRITE_HINT_SEVERAL : old | place << 16;
+    __atomic_store_n(hint, old == WRITE_HINT_NONE ? place : both, __ATOMIC_SEQ_CST);
+}
+
 /* Write an entry of the first level, marked as used. */
 static void enter(struct vcpu *vcpu, struct vtlb_view *view, unsigned index, const struct vtlb_entry *from) {
     struct vtlb_entry *entry = &view->entry[index];
@@ -337,9 +347,7 @@ static void enter(struct vcpu *vcpu, struct vtlb_view *view, unsigned index, con
     if (from->tag_write == VTLB_INVALID)
         return;
     uint64_t ram_page = from->info >> PAGE_SHIFT;
-    uint16_t *hint = &vcpu->write_hint[ram_page];
-    if (*hint != index + 1)
-        __atomic_store_n(hint, *hint == WRITE_HINT_NONE ? index + 1 : WRITE_HINT_SEVERAL, __ATOMIC_SEQ_CST);
+    hint_add(&vcpu->write_hint[ram_page], index);
     /* Publish the tag, then look at the state: a page that starts to hold code does the reverse. */
     __atomic_store_n(&entry->tag_write, from->tag_write, __ATOMIC_SEQ_CST);
     if (__atomic_load_n(&vcpu->mem->state[ram_page], __ATOMIC_SEQ_CST))
@@ -434,19 +442,25 @@ static void protect_in_view(struct vtlb_view *view, uint64_t ram_page_offset) {
 }
 
 void vtlb_write_protect(struct vcpu *vcpu, uint64_t ram_page_offset) {
-    uint16_t hint = __atomic_load_n(&vcpu->write_hint[ram_page_offset >> PAGE_SHIFT], __ATOMIC_SEQ_CST);
+    uint32_t hint = __atomic_load_n(&vcpu->write_hint[ram_page_offset >> PAGE_SHIFT], __ATOMIC_SEQ_CST);
     if (vcpu->direct_write &&
         __atomic_load_n(&vcpu->direct_write[ram_page_offset >> PAGE_SHIFT], __ATOMIC_SEQ_CST))
         __atomic_fetch_add(&vcpu->direct_revocations, 1, __ATOMIC_SEQ_CST);
     if (hint == WRITE_HINT_NONE)
         return;
     for (unsigned i = 0; i < VTLB_SPACES; i++) {
+        if (!__atomic_load_n(&vcpu->spaces[i].live,
+                             __ATOMIC_RELAXED)) /* once its vCPU fills it, that sees state */
+            continue;
         for (unsigned kind = 0; kind < VIEW_KINDS; kind++) {
             struct vtlb_view *view = vcpu->spaces[i].view[kind];
-            if (hint == WRITE_HINT_SEVERAL)
+            if (hint == WRITE_HINT_SEVERAL) {
                 protect_in_view(view, ram_page_offset);
-            else if (hint - 1u <= view->mask)
-                protect_entry(&view->entry[hint - 1], ram_page_offset);
+                continue;
+            }
+            for (uint32_t rest = hint; rest; rest >>= 16)
+                if ((rest & 0xffff) - 1 <= view->mask)
+                    protect_entry(&view->entry[(rest & 0xffff) - 1], ram_page_offset);
         }
     }
     tell_lost(vcpu);

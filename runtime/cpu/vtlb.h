@@ -40,9 +40,10 @@ struct vtlb_entry {
     uint64_t info;      /* RAM offset of the page | VTLB_INFO_* */
 };
 
-/* vcpu->write_hint: where a page of RAM may have write tags in the first levels of this vCPU's views. */
+/* vcpu->write_hint: where a page of RAM may have write tags in the first levels of this vCPU's views. Each
+ * half is 0 or 1 + an index there. */
 #define WRITE_HINT_NONE 0
-#define WRITE_HINT_SEVERAL 0xffffu
+#define WRITE_HINT_SEVERAL UINT32_MAX
 
 /* Entries are zero, in memory that nobody has touched, until something is put into their chunk. That is as
  * good as invalid for every page but the first and what leads to it from the last: those chunks are made at

@@ -27,6 +27,7 @@
 #define FOUND_BITS 12
 #define RECENT_IMAGES 4u
 #define SURE 64u
+#define AHEAD_MAX 512u
 #define SURE_MAX 1024u
 
 struct cached {
@@ -328,10 +329,18 @@ static uint64_t reloc_value(const struct vcpu *vcpu, const struct candidate *at,
     }
 }
 
+/* Most code was found in this kernel where it stands now: it will not move any more. */
+static bool is_sure_kernel(const struct cached_file *file, uint32_t image) {
+    return file->mapping.view->images[image].kind == NTC_IMAGE_KERNEL && file->sure[image] >= SURE;
+}
+
 static void set_words(const struct vcpu *vcpu, const struct candidate *at, const struct ntc_unit *unit,
                       uint64_t use) {
     struct ntc_mapping *mapping = &vcpu->dbt->cached->file[at->cache].mapping;
     uint64_t *constant = mapping->consts + unit->first_const;
+    if (UNLIKELY(at->slide && mapping->likely_consts &&
+                 is_sure_kernel(&vcpu->dbt->cached->file[at->cache], unit->image)))
+        ntc_mapping_write_consts(mapping);
     for (unsigned i = 0; i < unit->reloc_count; i++) {
         const struct ntc_reloc *reloc = &unit->relocs[i];
         if (reloc->where != NTC_PLACE_CONST)
@@ -423,6 +432,29 @@ static bool in_use_here(struct vcpu *vcpu, uint32_t index, const struct candidat
     return false;
 }
 
+/* What is looked at next of a unit that is to be put to use lies in half a dozen places, none of them in the
+ * host's caches: ask for all of them at once. */
+static void ask_ahead(const void *from, uint64_t length) {
+    const uint8_t *at = from;
+    for (uint64_t i = 0; i < length && i < AHEAD_MAX; i += 64)
+        __builtin_prefetch(at + i);
+}
+
+static void ask_unit_ahead(const struct vcpu *vcpu, const struct candidate *at,
+                           const struct ntc_unit_record *record) {
+    const struct ntc_mapping *mapping = &vcpu->dbt->cached->file[at->cache].mapping;
+    const struct ntc_view *view = mapping->view;
+    ask_ahead(view->bytes + record->bytes, record->guest_length);
+    ask_ahead(vcpu->mem->base + at->ram[0], at->head);
+    if (at->ram[1] != GUEST_NO_RAM)
+        ask_ahead(vcpu->mem->base + at->ram[1], record->guest_length - at->head);
+    ask_ahead(view->fields + record->first_field, record->field_count * sizeof *view->fields);
+    ask_ahead(view->relocs + record->first_reloc, record->reloc_count * sizeof *view->relocs);
+    ask_ahead(mapping->slots + record->first_slot, record->slot_count * sizeof *mapping->slots);
+    ask_ahead(view->slots + record->first_slot, record->slot_count * sizeof *view->slots);
+    ask_ahead(mapping->consts + record->first_const, record->const_count * sizeof *mapping->consts);
+}
+
 static uint32_t try_hit(struct vcpu *vcpu, struct candidate *at, const struct ntc_hit *hit,
                         uint64_t ram_offset, uint32_t mode, bool only_used) {
     struct dbt_vcpu *dbt = vcpu->dbt;
@@ -435,6 +467,8 @@ static uint32_t try_hit(struct vcpu *vcpu, struct candidate *at, const struct nt
     uint32_t used = block_of(dbt, at->cache, hit->unit, record->first_slot);
     if (used != NO_INDEX && in_use_here(vcpu, used, at, mode))
         return used;
+    if (only_used && used == NO_INDEX)
+        ask_unit_ahead(vcpu, at, record);
     if (only_used || (used != NO_INDEX && !dbt->block[used].dead))
         return NO_INDEX;
     if (at->ram[1] != GUEST_NO_RAM) {
@@ -546,7 +580,7 @@ static uint32_t find_in(struct vcpu *vcpu, unsigned cache, uint64_t ram_offset, 
         uint32_t index = find_by_address(vcpu, cache, image, ram_offset, mode, told);
         if (index != NO_INDEX)
             return index;
-        bool sure = view->images[image].kind == NTC_IMAGE_KERNEL && file->sure[image] >= SURE;
+        bool sure = is_sure_kernel(file, image);
         file->sure[image] -= file->sure[image] != 0;
         if (sure)
             return NO_INDEX;
