@@ -114,6 +114,7 @@ struct dbt_hot {
     uint8_t percpu_filled;               /* the table may hold something */
     struct memo user_stack;              /* ring 3's */
     struct vtlb_view *user_stack_view;
+    uint64_t kept_rsp, kept_pc; /* of a stub that the host would not return to: see dbt_handle_signal() */
 };
 
 /* General registers that are in vcpu->gpr, not in the host's, whenever one block ends and the next begins.

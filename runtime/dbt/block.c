@@ -157,6 +157,7 @@ void block_kill(struct dbt_vcpu *dbt, uint32_t index) {
         return;
     }
     jump_forget_landing(dbt, block);
+    dbt->site[block->first_site].kind = SITE_DEAD; /* nothing goes on in the block, so none is left by */
     struct code_buffer code = {.at = dbt->rw + block->entry[true],
                                .end = dbt->rw + block->host + block->host_size};
     asm_store32_imm_gs(&code, AREA_HOT(site), block->first_site);

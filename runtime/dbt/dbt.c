@@ -199,13 +199,30 @@ static bool is_poll_address(const struct dbt_vcpu *dbt, const uint8_t *address, 
     return false;
 }
 
+/* Some virtual hosts cannot return to a program whose RSP is not canonical: what interrupts it, were it a
+ * tick of the host's timer, comes as a fault of whatever instruction it met. Stubs have none of their own;
+ * one that was met while RSP is the guest's goes on by a detour. */
+static bool carry_on(struct dbt_vcpu *dbt, uint64_t pc, ucontext_t *user) {
+    struct dbt_hot *hot = &dbt->area->hot;
+    greg_t *rsp = &user->uc_mcontext.gregs[REG_RSP];
+    if (pc - (uint64_t)dbt->rx >= dbt->stubs_end || cpu_is_canonical((uint64_t)*rsp))
+        return false;
+    if (pc != (uint64_t)dbt->stub_carried) {
+        hot->kept_rsp = (uint64_t)*rsp;
+        hot->kept_pc = pc;
+    }
+    *rsp = (greg_t)hot->host_rsp;
+    user->uc_mcontext.gregs[REG_RIP] = (greg_t)dbt->stub_carry_on;
+    return true;
+}
+
 bool dbt_handle_signal(struct vcpu *vcpu, int signal, siginfo_t *info, void *context) {
     struct dbt_vcpu *dbt = vcpu->dbt;
     ucontext_t *user = context;
     uint64_t pc = (uint64_t)user->uc_mcontext.gregs[REG_RIP];
     if (!code_part_at(dbt, pc - (uint64_t)dbt->rx) && !cached_holds(dbt, pc))
-        return false;
-    /* Some virtual hosts cannot return to a program whose RSP is not canonical: the guest's is kept here. */
+        return carry_on(dbt, pc, user);
+    /* The guest's RSP is kept here, for hosts that cannot return with it. */
     struct dbt_hot *hot = &dbt->area->hot;
     greg_t *rsp = &user->uc_mcontext.gregs[REG_RSP];
     if (!dbt->remakes)

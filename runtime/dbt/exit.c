@@ -593,7 +593,7 @@ uint64_t dbt_exit_memory(struct vcpu *vcpu) {
     const struct block left = dbt->block[site->block], *block = &left;
     const struct guest_place place = {
         .guest = site->guest, .flags_saved = true, .state = block->cache ? cached_state(dbt, site) : NULL};
-    uint64_t flushes = dbt->stats.flushes;
+    uint64_t flushes = dbt->stats.flushes, epoch = dbt->host_writes;
     dbt->stats.tlb_slow++;
     merge_flags(vcpu, lahf_to_flags(hot->flags));
     bool filled;
@@ -601,9 +601,10 @@ uint64_t dbt_exit_memory(struct vcpu *vcpu) {
     int result = fill_for(vcpu, site, linear, &filled);
     dbt->stats.tlb_fills += filled;
     /* The block holds addends in scratches. If the TLB has lost anything (the walker's A or D may have met a
-     * page of code, and other vCPUs), the block is not resumed but left before this instruction. */
+     * page of code, and other vCPUs), or any code was dropped, the block is not resumed but left before this
+     * instruction. */
     bool dropped = dbt->stats.flushes != flushes;
-    bool lost = dropped || __atomic_load_n(&vcpu->tlb_lost, __ATOMIC_RELAXED);
+    bool lost = dbt->host_writes != epoch || __atomic_load_n(&vcpu->tlb_lost, __ATOMIC_RELAXED);
     if (filled && !lost) {
         hot->resume = (uint64_t)dbt->rx + site->host;
         vcpu_fpu_unpark(vcpu);

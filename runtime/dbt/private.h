@@ -195,6 +195,7 @@ struct dbt_vcpu {
     int code_fd;
     uint8_t *stub_enter, *stub_exit, *stub_exit_live, *stub_memory, *stub_fault, *stub_look_up, *stub_return;
     uint8_t *stub_syscall, *stub_sysret, *stub_iret, *stub_memory_by[16]; /* the site in that register */
+    uint8_t *stub_carry_on, *stub_carried;  /* its beginning, its last instruction */
     struct stack_stub stub_stack[2][2][16]; /* by "is ring 3", access, and register */
 
     struct block *block;

@@ -13,6 +13,7 @@
  *   stub_memory      jumped to in mid-instruction: saves the host registers as they stand, calls
  *                    dbt_exit_memory(), which may resume them unchanged. stub_memory_by[]: with the site in
  *                    a register.
+ *   stub_carry_on    goes on in a stub with the RSP that it had.
  *   stub_fault       where the handler of a fault signal returns to: the same with the host's flags, calls
  *                    dbt_exit_fault().
  *
@@ -175,6 +176,11 @@ void dbt_emit_stubs(struct dbt_vcpu *dbt) {
     emit_call_c(c, dbt_exit_fault);
     asm_patch_rel32(emit_branch_on(c, RESUME_LOAD), load);
     emit_leave(c);
+
+    dbt->stub_carry_on = dbt->rx + (c->at - dbt->rw);
+    asm_load_gs(c, GPR_RSP, AREA_HOT(kept_rsp));
+    dbt->stub_carried = dbt->rx + (c->at - dbt->rw);
+    asm_jmp_gs(c, AREA_HOT(kept_pc));
 
     dbt->used = dbt->stubs_end = align_up((uint64_t)(c->at - dbt->rw), 64);
 }

@@ -453,10 +453,41 @@ static void emit_poll(struct unit *unit, size_t page) {
     asm_store8_imm_gs(&unit->code, (uint32_t)page, 0);
 }
 
+/* Does the host stay out of trouble with it, whatever the registers hold? */
+static bool never_faults(const struct item *item) {
+    const struct insn *insn = &item->insn;
+    if (item->kind == KIND_NOP || item->kind == KIND_LEA)
+        return true;
+    if (item->kind != KIND_COPY || insn->traits & INSN_VECTOR || insn->z.mnemonic == ZYDIS_MNEMONIC_DIV ||
+        insn->z.mnemonic == ZYDIS_MNEMONIC_IDIV)
+        return false;
+    switch (insn->z.meta.category) {
+    case ZYDIS_CATEGORY_BINARY:
+    case ZYDIS_CATEGORY_BITBYTE:
+    case ZYDIS_CATEGORY_CMOV:
+    case ZYDIS_CATEGORY_CONVERT:
+    case ZYDIS_CATEGORY_DATAXFER:
+    case ZYDIS_CATEGORY_LOGICAL:
+    case ZYDIS_CATEGORY_ROTATE:
+    case ZYDIS_CATEGORY_SETCC:
+    case ZYDIS_CATEGORY_SHIFT:
+        return true;
+    default:
+        return false;
+    }
+}
+
+/* The places of instructions that nothing is ever asked about would be half of all; who reads the code wants
+ * them, and so do the maps of portable units. */
+static bool place_matters(const struct unit *unit, unsigned i) {
+    return unit->portable || unit->vcpu->trace_subjects & DUMP_BLOCKS || !never_faults(&unit->item[i]) ||
+           unit->item[i - 1].kind == KIND_STI;
+}
+
 static void emit_items(struct unit *unit, unsigned from, unsigned to) {
     for (unsigned i = from; i < to; i++) {
         const struct item *item = &unit->item[i];
-        if (i)
+        if (i && place_matters(unit, i))
             unit_note_pc(unit, item->guest);
         /* STI holds interrupts off for one instruction: C, met here, lets the interpreter run that one. */
         if (i && unit->item[i - 1].kind == KIND_STI)
@@ -569,6 +600,11 @@ static const struct item *loop_maker(const struct unit *unit) {
     return maker;
 }
 
+/* The exit at the entry of a block that is killed. One that never lives again has its first one for that. */
+static void entry_site(struct unit *unit) {
+    unit_site(unit, SITE_DEAD, NULL)->flags_saved = true;
+}
+
 /* A loop's body stands twice if the flags of a further round can be made again, while those of the first,
  * whoever left them, must be saved: the first round's branch leads to the second body, which goes round by
  * itself. */
@@ -583,7 +619,8 @@ static void emit_block(struct unit *unit) {
     unit->twice = maker;
     if (unit->portable)
         portable_begin(unit);
-    unit_site(unit, SITE_DEAD, NULL)->flags_saved = true;
+    if (unit->portable || unit->rewrite)
+        entry_site(unit);
     if (prefix) {
         emit_entries_apart(unit, prefix);
     } else {
@@ -604,6 +641,8 @@ static void emit_block(struct unit *unit) {
     emit_colds(unit);
     emit_landing(unit);
     emit_remakes(unit, unit->block->first_pc, unit->block->pcs);
+    if (!unit->block->sites)
+        entry_site(unit);
     /* A killed block's entry is overwritten with an exit: keep room for it. */
     while (c->at - c->start < 40)
         code_u8(c, 0x90);
