@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """What a cache is worth to a boot: coverage, time, memory, file sizes; one table for each kernel.
 
-    cache.py [--bin build/bin] [--kernels 6.1,6.12] [--runs 3] [--files profiled,whole] [--tcg] [--memory 512M] [--json FILE] [--page FILE]
+    cache.py [--bin build/bin] [--kernels 6.1,6.12] [--runs 3] [--files profiled,whole,unprofiled] [--tcg] [--memory 512M] [--json FILE] [--page FILE]
 
-For each kernel: precompile-cache makes a file of the whole kernel with two jobs, boots of one and two processors from it make profiles, and with
-these two more files are made: of the whole kernel ("whole") and of what the profiles saw ("profiled"), as docs/pipeline.md has it. Then the kernel boots to the first line of user space, in turn without
+For each kernel: precompile-cache makes a file of the whole kernel with two jobs ("unprofiled"), boots of one and two processors from it make profiles,
+and with these two more files are made: of the whole kernel ("whole") and of what the profiles saw ("profiled"), as docs/pipeline.md has it. Then the kernel boots to the first line of user space, in turn without
 a cache and with each file, unpacked by the launcher (KASLR off) and by its own decompressor (on), on one processor, pinned like all of
 compare.py's runs, whose guest this is. At that line the launcher is asked for its counters, and its mappings are read.
 
@@ -142,15 +142,18 @@ class Bench:
         files, runs, profiles = {}, {}, []
         wanted = self.a.files.split(",")
         unprofiled = self.precompile(f"{name}-unprofiled", path, initrd)
-        for cpus, layout in ((1, "setup"), (2, "auto")):
+        for cpus, layout in ((1, "setup"), (2, "auto")) if {"profiled", "whole"} & set(wanted) else ():
             profiles += ["--profile", os.path.join(self.d, f"{name}-{cpus}.profile")]
             if not self.boot(path, "--boot", layout, "--cache", unprofiled["file"], *trust, "--record-profile", profiles[-1], cpus=cpus):
                 return None
-        os.unlink(unprofiled["file"])
         if "profiled" in wanted:
             files["profiled"] = self.precompile(f"{name}-profiled", path, initrd, *profiles, "--profiled-only")
         if "whole" in wanted:
             files["whole"] = self.precompile(f"{name}-whole", path, initrd, *profiles)
+        if "unprofiled" in wanted:
+            files["unprofiled"] = unprofiled
+        else:
+            os.unlink(unprofiled["file"])
         first = {}
         for kind, made in files.items():
             for _ in range(self.a.runs):
@@ -228,7 +231,7 @@ def main():
     ap.add_argument("--bin", default="build/bin")
     ap.add_argument("--kernels", default="6.1,6.12")
     ap.add_argument("--runs", type=int, default=3)
-    ap.add_argument("--files", default="profiled,whole")
+    ap.add_argument("--files", default="profiled,whole,unprofiled")
     ap.add_argument("--tcg", action="store_true", help="run the peer, too")
     ap.add_argument("--memory", default="512M")
     ap.add_argument("--json")
