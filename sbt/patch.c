@@ -12,9 +12,19 @@
 
 #include "base/diag.h"
 
-static const char *const kind_names[PATCH_KINDS] = {"jump labels",  "static calls",      "trace calls",
-                                                    "alternatives", "paravirtual calls", "retpolines",
-                                                    "returns",      "ENDBR seals",       "LOCK prefixes"};
+static const char *const kind_names[] = {
+    [PATCH_JUMP_LABEL] = "jump labels",
+    [PATCH_STATIC_CALL] = "static calls",
+    [PATCH_TRACE] = "trace calls",
+    [PATCH_ALTERNATIVE] = "alternatives",
+    [PATCH_PARAVIRT] = "paravirtual calls",
+    [PATCH_RETPOLINE] = "retpolines",
+    [PATCH_RETURN] = "returns",
+    [PATCH_ENDBR] = "ENDBR seals",
+    [PATCH_LOCK] = "LOCK prefixes",
+    [PATCH_CONSTANT] = "constants",
+};
+_Static_assert(ARRAY_SIZE(kind_names) == PATCH_KINDS, "each kind has a name");
 
 const char *patch_kind_name(enum patch_kind kind) {
     return kind_names[kind];

@@ -122,7 +122,9 @@ static void check_image(const char *file, const struct image *image, const struc
     expect_choice(file, &patched, "label_off", PATCH_JUMP_LABEL, 0xe9);
     expect_choice(file, &patched, "label_on", PATCH_JUMP_LABEL, 0x66);
     for (unsigned kind = 0; kind < PATCH_KINDS; kind++)
-        if (patched.skipped[kind])
+        if (!patch_kind_name((enum patch_kind)kind))
+            fail(file, "a kind of patch without a name");
+        else if (patched.skipped[kind])
             fail(file, patch_kind_name((enum patch_kind)kind));
     if (discovery_create(&discovery, &patched)) {
         fail(file, "discovery_create");
