@@ -88,16 +88,20 @@ extern void trigger_nothing(void), trigger_flags(void), trigger_ip(void), trigge
     trigger_nt(void), trigger_gdt(void), trigger_cs(void), trigger_ss(void), trigger_ipi(void),
     trigger_star(void), trigger_c(void);
 
+static void run_context(struct context *c, const void *handler, void (*at_trigger)(void)) {
+    write_msr(MSR_LSTAR, (unsigned long)handler);
+    trigger = at_trigger;
+    seen = (struct seen){0};
+    c->flags |= FLAG_IF;
+    c->bx = ROUNDS;
+    context_run(c);
+}
+
 static struct context run(const void *handler, const void *code, void (*at_trigger)(void),
                           unsigned long value) {
     struct context c = context_user(code);
-    write_msr(MSR_LSTAR, (unsigned long)handler);
-    trigger = at_trigger;
     trigger_value = value;
-    seen = (struct seen){0};
-    c.flags |= FLAG_IF;
-    c.bx = ROUNDS;
-    context_run(&c);
+    run_context(&c, handler, at_trigger);
     return c;
 }
 
@@ -206,13 +210,8 @@ static void check_flags(const void *handler) {
 
 static struct context run_at(const void *handler, const void *code, unsigned long address) {
     struct context c = context_user(code);
-    write_msr(MSR_LSTAR, (unsigned long)handler);
-    trigger = trigger_nothing;
-    seen = (struct seen){0};
-    c.flags |= FLAG_IF;
-    c.bx = ROUNDS;
     c.r13 = address;
-    context_run(&c);
+    run_context(&c, handler, trigger_nothing);
     return c;
 }
 
@@ -305,7 +304,7 @@ static void check_descriptors(void) {
     check_through(enter_iret, "at last");
 }
 
-#define STACK_TOP (DATA + 4096 - 8)
+#define STACK_TOP (DATA + 4096)
 static uint64_t *stack_frame;
 static unsigned long stack_rights;
 
@@ -320,14 +319,9 @@ static struct context run_on_stack(const void *handler, void (*at_trigger)(void)
     page_map(&boot_space, DATA, (unsigned long)first, PTE_P | PTE_W | PTE_U, 1);
     asm volatile("invlpg (%0)" : : "r"(DATA) : "memory");
     stack_rights = rights;
-    write_msr(MSR_LSTAR, (unsigned long)handler);
-    trigger = at_trigger;
     trigger_call = exchange_stack;
-    seen = (struct seen){0};
-    c.flags |= FLAG_IF;
-    c.bx = ROUNDS;
-    c.sp = STACK_TOP + 8;
-    context_run(&c);
+    c.sp = STACK_TOP;
+    run_context(&c, handler, at_trigger);
     return c;
 }
 
@@ -378,20 +372,15 @@ static void check_spaces(void) {
             spare_kept = BIT(63);
         }
         struct context c = context_user(user_loads);
-        write_msr(MSR_LSTAR, (unsigned long)enter_switch);
         c.ip = DATA + 4096;
-        c.flags |= FLAG_IF;
-        c.bx = ROUNDS;
         c.r13 = DATA;
-        context_run(&c);
+        run_context(&c, enter_switch, trigger_nothing);
         check_end(&c, VECTOR_DONE, 0, "calls that change the address space");
         check(c.r14, 0x21212121, "calls that change the address space: what ring 3 reads");
         check(c.r15, 0x65656565, "calls that change the address space: what ring 3 runs");
         c = context_user(user_tops);
-        c.flags |= FLAG_IF;
-        c.bx = ROUNDS;
         c.sp = DATA;
-        context_run(&c);
+        run_context(&c, enter_switch, trigger_nothing);
         check_end(&c, VECTOR_DONE, 0, "calls that change the stack");
         check(c.r14, 0x21212121, "calls that change the address space: what is on ring 3's stack");
     }
