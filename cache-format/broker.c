@@ -4,7 +4,9 @@
  *
  * A small file is copied as a whole. Of a large one a VM gets what is likely to be used; it keeps its
  * connection and asks for more when it needs it (sparse.h). What one VM asked for all others have. The tables
- * that searches go through are loaded while nobody asks.
+ * that searches go through are loaded while nobody asks; and what VMs wish for without waiting, which they
+ * have translated meanwhile. That is for the next VM: so as not to slow this one down it comes at a slow pace
+ * as long as there are more wishes.
  *
  * One request at a time: a second VM that asks for a file while it is being copied waits for the copy.
  */
@@ -29,6 +31,9 @@
 
 #define MEMORY_MAX (2 * GIB) /* of all memory files that are kept; the least used go first */
 #define CLIENTS_MAX 256u
+/* No wish came for so long: they are granted at full speed. Until then a tenth of the time goes into them. */
+#define QUIET_NS 250000000u
+#define WISHES_SHARE 10u
 
 struct held {
     struct ntc_store_entry entry;
@@ -36,13 +41,17 @@ struct held {
     int memfd;
     bool in_parts;
     struct ntc_sparse sparse; /* in_parts */
-    int file;                 /* what is loaded meanwhile comes from; -1: nothing is */
+    int file;                 /* what is loaded meanwhile comes from; -1: there is none */
+    bool loaded;              /* nothing is left to do but to grant wishes */
+    uint64_t wished_ns, next_grant_ns;
 };
 
 /* A VM, for as long as it lives, if its file comes in parts; else for a request or two. */
 struct client {
     int socket;
-    int file; /* the one that it sent last; -1: none */
+    int file;          /* the one that it sent last; -1: none */
+    bool wishes, told; /* for parts of `root`; that some of them cannot be had */
+    uint8_t root[NTC_DIGEST_SIZE];
 };
 
 struct broker {
@@ -171,6 +180,51 @@ static int answer_load(struct broker *broker, struct client *client, const struc
     return store_send(client->socket, &answer, sizeof answer, -1);
 }
 
+static uint64_t now_ns(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+/* No answer. Who wishes first after another has the parts come from its file: theirs may be no good any more.
+ */
+static bool take_wish(struct broker *broker, struct client *client, const struct store_request *request) {
+    struct held *held = find(broker, request->root);
+    if (request->count > STORE_CHUNKS_MAX)
+        return false;
+    if (!held || !held->in_parts || client->file < 0)
+        return true;
+    if (held->file < 0 || !client->wishes || memcmp(client->root, request->root, sizeof client->root)) {
+        int file = fcntl(client->file, F_DUPFD_CLOEXEC, 0);
+        if (file < 0)
+            return true;
+        if (held->file >= 0)
+            close(held->file);
+        held->file = file;
+        client->wishes = true;
+        client->told = false;
+        memcpy(client->root, request->root, sizeof client->root);
+    }
+    ntc_sparse_wish(&held->sparse, request->chunk, request->count);
+    held->wished_ns = now_ns();
+    held->last_used = ++broker->requests;
+    return true;
+}
+
+/* Once, to each who may have wished for it. */
+static void tell_of_failure(struct broker *broker, const struct held *held, const struct ntc_error *error) {
+    struct store_answer answer = {0};
+    memcpy(answer.root, held->entry.root, sizeof answer.root);
+    refuse(&answer, -EIO, error);
+    for (unsigned i = 0; i < broker->clients; i++) {
+        struct client *client = &broker->client[i];
+        if (!client->wishes || client->told || memcmp(client->root, answer.root, sizeof answer.root))
+            continue;
+        client->told = true;
+        (void)!store_send(client->socket, &answer, sizeof answer, -1);
+    }
+}
+
 static int answer_list(struct broker *broker, int socket) {
     const struct store_answer answer = {.detail = broker->count};
     int result = store_send(socket, &answer, sizeof answer, -1);
@@ -195,6 +249,8 @@ static bool serve(struct broker *broker, struct client *client) {
         return !answer_get(broker, client, &request);
     case STORE_LOAD:
         return !answer_load(broker, client, &request);
+    case STORE_WISH:
+        return take_wish(broker, client, &request);
     case STORE_LIST:
         return !answer_list(broker, client->socket);
     case STORE_STOP:
@@ -224,13 +280,37 @@ static void dismiss(struct broker *broker, unsigned number) {
     *client = broker->client[--broker->clients];
 }
 
-/* While nobody asks. False: there is nothing to do. */
-static bool go_on(struct held *held) {
+/* Grant a few wishes, if it is time for that; *wait_ns: until it is. False: there is nothing to do now. */
+static bool grant(struct broker *broker, struct held *held, uint64_t *wait_ns) {
+    struct ntc_error error = {0};
+    bool failed = false;
+    uint64_t start = now_ns();
+    if (!held->sparse.wishes)
+        return false;
+    if (start < held->next_grant_ns && start - held->wished_ns < QUIET_NS) {
+        uint64_t left = held->next_grant_ns - start;
+        *wait_ns = left < *wait_ns ? left : *wait_ns;
+        return false;
+    }
+    bool more = ntc_sparse_grant(&held->sparse, held->file, name, &failed, &error);
+    held->next_grant_ns = start + (now_ns() - start) * WISHES_SHARE;
+    if (failed)
+        tell_of_failure(broker, held, &error);
+    return more;
+}
+
+/* While nobody asks. False: there is nothing to do, or not before *wait_ns. */
+static bool go_on(struct broker *broker, struct held *held, uint64_t *wait_ns) {
     if (held->file < 0)
         return false;
-    bool more = ntc_sparse_go_on(&held->sparse, held->file);
+    bool more = false;
+    if (!held->loaded) {
+        more = ntc_sparse_go_on(&held->sparse, held->file);
+        held->loaded = !more;
+    }
+    more = more || grant(broker, held, wait_ns);
     held->entry.size = held->sparse.filled;
-    if (!more) {
+    if (held->loaded && !held->sparse.wishes) {
         close(held->file);
         held->file = -1;
     }
@@ -241,17 +321,18 @@ static bool go_on(struct held *held) {
 static bool serve_all(struct broker *broker, int milliseconds) {
     struct pollfd wait[CLIENTS_MAX + 1];
     unsigned clients = broker->clients;
+    uint64_t wait_ns = (uint64_t)milliseconds * 1000000u;
     for (unsigned i = 0; i < clients; i++)
         wait[i] = (struct pollfd){.fd = broker->client[i].socket, .events = POLLIN};
     wait[clients] = (struct pollfd){.fd = broker->listener, .events = POLLIN};
     bool more = false;
     int ready = poll(wait, clients + 1, 0);
     for (unsigned i = 0; i < broker->count && ready <= 0 && !more; i++)
-        more = go_on(&broker->held[i]);
+        more = go_on(broker, &broker->held[i], &wait_ns);
     if (ready <= 0 && !more)
-        ready = poll(wait, clients + 1, milliseconds);
+        ready = poll(wait, clients + 1, (int)((wait_ns + 999999u) / 1000000u));
     if (ready <= 0)
-        return more;
+        return more || wait_ns < (uint64_t)milliseconds * 1000000u;
     for (unsigned i = clients; i && !broker->stop;
          i--) /* backwards: who is dismissed is replaced by the last */
         if (wait[i - 1].revents && !serve(broker, &broker->client[i - 1]))

@@ -194,6 +194,8 @@ static struct ntc_parts *make_parts(const struct ntc_file *file, uint64_t load_s
     parts->chunks = (uint32_t)ntc_parts_chunks(ntc_header_section(header, NTC_SECTION_LEAVES)->offset);
     parts->present = (const uint64_t *)(const void *)((const uint8_t *)file->base + load_size);
     parts->asked = calloc(parts->chunks / 64 + 1, sizeof *parts->asked);
+    parts->base = file->view.base;
+    parts->mapped = calloc(parts->chunks / 64 + 1, sizeof *parts->mapped);
     parts->socket = socket;
     parts->waits = true;
     parts->path = file->path;
@@ -205,8 +207,10 @@ static struct ntc_parts *make_parts(const struct ntc_file *file, uint64_t load_s
         parts->place[kind] = section->offset;
         parts->record[kind] = section->record_size;
     }
-    if (parts->asked)
+    if (parts->asked && parts->mapped)
         return parts;
+    free(parts->asked);
+    free(parts->mapped);
     free(parts);
     return NULL;
 }
@@ -328,6 +332,7 @@ void ntc_file_close(struct ntc_file *file) {
     if (file->view.parts) {
         close(file->view.parts->socket);
         free(file->view.parts->asked);
+        free(file->view.parts->mapped);
         free(file->view.parts);
     }
     free(file->path);

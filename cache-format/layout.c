@@ -104,7 +104,7 @@ static unsigned heat_class(uint32_t heat) {
 
 static int compare_code_order(const void *a, const void *b) {
     const struct kept_unit *one = *(struct kept_unit *const *)a, *other = *(struct kept_unit *const *)b;
-    int order = order_of(heat_class(other->unit.heat), heat_class(one->unit.heat));
+    int order = order_of(heat_class(other->rank), heat_class(one->rank));
     return order ? order : order_of(one->number, other->number);
 }
 
@@ -129,15 +129,16 @@ static int sort_units(struct layout *layout, const struct ntc_writer *writer) {
     for (uint32_t i = 0; i < writer->units; i++) {
         struct kept_unit *kept = writer->unit[i];
         kept->image = writer->image[kept->unit.image].number;
+        kept->unit.heat = kept->rank;
         layout->unit[i] = kept;
     }
     qsort(layout->unit, writer->units, sizeof *layout->unit, compare_units);
     for (uint32_t i = 0; i < writer->units; i++) {
         struct kept_unit *kept = layout->unit[i];
         if (layout->units && !compare_places(layout->unit[layout->units - 1], kept)) {
-            struct ntc_unit *before = &layout->unit[layout->units - 1]->unit;
-            if (kept->unit.heat > before->heat)
-                before->heat = kept->unit.heat;
+            struct kept_unit *before = layout->unit[layout->units - 1];
+            if (kept->rank > before->rank)
+                before->rank = before->unit.heat = kept->rank;
             layout->summary.duplicates++;
             continue;
         }
@@ -145,9 +146,13 @@ static int sort_units(struct layout *layout, const struct ntc_writer *writer) {
         layout->unit[layout->units++] = kept;
     }
     qsort(layout->unit, layout->units, sizeof *layout->unit, compare_code_order);
+    uint64_t code = 0;
     for (uint32_t i = 0; i < layout->units; i++) {
         struct kept_unit *kept = layout->unit[i];
         kept->number = i;
+        code += kept->unit.code_length;
+        if (writer->options.likely_code && code > writer->options.likely_code)
+            kept->unit.heat = 0;
         layout->image[kept->image]->laid.unit_count++;
         layout->likely_units += kept->unit.heat != 0;
     }

@@ -43,7 +43,8 @@ int ntc_mapping_create(struct ntc_mapping *mapping, const struct ntc_file *file,
         return ntc_fail(error, NTC_FAULT_MEMORY, "cache '%s': no address space near the code cache",
                         file->path);
     mapping->prepared = calloc(slots->length / PAGE_SIZE / 8 + 1, 1);
-    if (!mapping->base || !mapping->prepared)
+    mapping->reached = calloc(header->load_size / NTC_CHUNK_SIZE / 64 + 1, sizeof *mapping->reached);
+    if (!mapping->base || !mapping->prepared || !mapping->reached)
         goto no_memory;
     if (code->length && mmap(mapping->base, code->length, PROT_READ | PROT_EXEC, MAP_SHARED | MAP_FIXED,
                              file->memfd, (off_t)code->offset) == MAP_FAILED)
@@ -71,14 +72,14 @@ static uint64_t likely_bytes(const struct ntc_view *view, enum ntc_section_kind 
     const struct ntc_section *section = ntc_header_section(view->header, kind);
     for (uint64_t i = 0; i < view->count[NTC_SECTION_LIKELY]; i++) {
         const struct ntc_range *range = &view->likely[i];
-        if (range->offset != section->offset || !range->length || range->length > POPULATE_MAX ||
-            range->length > section->length)
+        if (range->offset != section->offset || !range->length || range->length > section->length)
             continue;
+        uint64_t length = range->length < POPULATE_MAX ? range->length : POPULATE_MAX;
         bool there = true;
-        for (uint64_t at = 0; at < range->length && there; at += PAGE_SIZE)
+        for (uint64_t at = 0; at < length && there; at += PAGE_SIZE)
             there = ntc_parts_there(view, kind, at / sizeof(uint64_t));
         if (there)
-            return range->length;
+            return length;
     }
     return 0;
 }
@@ -96,5 +97,6 @@ void ntc_mapping_destroy(struct ntc_mapping *mapping) {
     if (mapping->base && !mapping->lent)
         munmap(mapping->base, mapping->size);
     free(mapping->prepared);
+    free(mapping->reached);
     *mapping = (struct ntc_mapping){0};
 }

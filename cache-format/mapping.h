@@ -21,8 +21,9 @@ struct ntc_mapping {
     uint64_t slot_count;
     uint64_t *consts;
     uint64_t const_count;
-    bool lent;              /* the address space is the caller's */
-    uint8_t *prepared;      /* a bit for each page of slots */
+    bool lent;         /* the address space is the caller's */
+    uint8_t *prepared; /* a bit for each page of slots */
+    uint64_t *reached; /* of a file that comes in parts: a bit for each chunk that was mapped as a whole */
     uint64_t private_pages; /* pages of slots that were prepared */
     uint64_t likely_consts; /* bytes that are written as a whole once one of them is; 0: no more */
 };
@@ -42,8 +43,17 @@ void ntc_mapping_destroy(struct ntc_mapping *mapping);
  * Call it before a unit's code is first reached and before its slots are written. */
 void ntc_mapping_prepare(struct ntc_mapping *mapping, uint32_t first, uint32_t count);
 
-/* Prepare the slots of the units that are likely to be used, if they are there and not too many: all at once
- * they cost less than by a page fault each. */
+/* (light) Was a slot's page prepared? Of a unit that was ever put to use all are. */
+static inline bool ntc_mapping_is_prepared(const struct ntc_mapping *mapping, uint32_t slot) {
+    uint64_t page = slot / (PAGE_SIZE / sizeof(uint64_t));
+    return mapping->prepared[page / 8] >> page % 8 & 1;
+}
+
+/* (light) A unit is about to be used: map its code and constants and what is there around them. */
+void ntc_mapping_reach(struct ntc_mapping *mapping, const struct ntc_unit *unit);
+
+/* Prepare slots of the units that are likely to be used, the likeliest first, if they are there and up to
+ * about as many as a boot uses: all at once they cost less than by a page fault each. */
 void ntc_mapping_populate(struct ntc_mapping *mapping);
 
 /* (light) The same for constants: a kernel moved, so that most are written. */

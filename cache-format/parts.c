@@ -1,5 +1,5 @@
 /* Asking for parts of a file: parts.h. Runs with a guest's vector registers live; in a confined process, so
- * with no other calls than sendto(), recvfrom(), write() and sched_yield().
+ * with no other calls than sendto(), recvfrom(), write(), madvise() and sched_yield().
  */
 #include "cache-format/parts.h"
 
@@ -10,7 +10,9 @@
 
 #define EINTR_RESULT (-4)
 #define EAGAIN_RESULT (-11)
-#define UNANSWERED_MAX 16u /* more would fill the socket, and the store drops who does not read */
+#define POPULATE_READ 22 /* of madvise(), Linux 5.14 */
+#define MAP_AROUND 16u   /* chunks */
+#define HEAR_TSC (1ull << 27)
 
 static int64_t call(int64_t number, uint64_t a, uint64_t b, uint64_t c, uint64_t d) {
     int64_t result;
@@ -131,29 +133,27 @@ static void wait_for(struct ntc_parts *parts, struct want *want) {
     }
 }
 
-/* Answers that came meanwhile. What was asked for shows by its bits; they tell what could not be had. */
-static void take_answers(struct ntc_parts *parts) {
+/* What was wished for shows by its bits; the store tells only what could not be had. With the lock held. */
+static void hear(struct ntc_parts *parts) {
     struct store_answer answer;
-    while (parts->unanswered) {
+    parts->heard_tsc = __builtin_ia32_rdtsc();
+    while (!parts->lost) {
         light_fill(&answer, 0, sizeof answer);
         int64_t result = call(SYS_recvfrom, (uint64_t)parts->socket, (uint64_t)(uintptr_t)&answer,
                               sizeof answer, MSG_DONTWAIT);
         if (result == EAGAIN_RESULT || result == EINTR_RESULT)
             return;
-        if (!take_answer(parts, result, &answer) && parts->lost)
-            return;
-        parts->unanswered--;
+        (void)take_answer(parts, result, &answer);
     }
 }
 
-/* The same without waiting: what is wanted is not there this time. What cannot be sent now is asked for when
- * it is wanted again. */
+/* The same without waiting, at the store's leisure: what is wanted is not there this time. What cannot be
+ * sent now is wished for when it is wanted again. With the lock held. */
 static void wish_for(struct ntc_parts *parts, struct want *want) {
     want->refused = true;
-    if (!parts->lost)
-        take_answers(parts);
-    if (parts->lost || parts->unanswered == UNANSWERED_MAX)
+    if (parts->lost)
         return;
+    want->request.what = STORE_WISH;
     int64_t result = call(SYS_sendto, (uint64_t)parts->socket, (uint64_t)(uintptr_t)&want->request,
                           sizeof want->request, MSG_NOSIGNAL | MSG_DONTWAIT);
     if (result == EAGAIN_RESULT || result == EINTR_RESULT)
@@ -163,25 +163,71 @@ static void wish_for(struct ntc_parts *parts, struct want *want) {
         return;
     }
     parts->requests++;
-    parts->unanswered++;
     for (uint32_t i = 0; i < want->request.count; i++)
         note_asked(parts, want->request.chunk[i]);
 }
 
-static void load(struct ntc_parts *parts, struct want *want) {
-    uint64_t start = __builtin_ia32_rdtsc();
+static void lock(struct ntc_parts *parts) {
     uint32_t free = 0;
     while (!__atomic_compare_exchange_n(&parts->lock, &free, 1, false, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED)) {
         free = 0;
         (void)call(SYS_sched_yield, 0, 0, 0, 0);
     }
+}
+
+static void unlock(struct ntc_parts *parts) {
+    __atomic_store_n(&parts->lock, 0, __ATOMIC_RELEASE);
+}
+
+static void load(struct ntc_parts *parts, struct want *want) {
+    uint64_t start = __builtin_ia32_rdtsc();
+    lock(parts);
     if (parts->waits)
         wait_for(parts, want);
     else
         wish_for(parts, want);
     parts->wait_tsc += __builtin_ia32_rdtsc() - start;
-    __atomic_store_n(&parts->lock, 0, __ATOMIC_RELEASE);
+    unlock(parts);
     want->request.count = 0;
+}
+
+/* Some was not there that was wished for long ago: maybe the store said why. */
+static void hear_now_and_then(struct ntc_parts *parts) {
+    uint64_t heard = __atomic_load_n(&parts->heard_tsc, __ATOMIC_RELAXED);
+    if (parts->waits || __builtin_ia32_rdtsc() - heard < HEAR_TSC)
+        return;
+    lock(parts);
+    hear(parts);
+    unlock(parts);
+}
+
+/* Is the chunk there, and not mapped? A hole would become a page of zeroes. */
+static bool is_to_map(const struct ntc_parts *parts, const uint64_t *mapped, uint32_t chunk) {
+    return is_present(parts, chunk) && !is_set(mapped, chunk);
+}
+
+void ntc_parts_map(const struct ntc_parts *parts, uint64_t *mapped, const uint8_t *at, uint32_t chunk,
+                   uint64_t from, uint64_t to) {
+    uint32_t first = chunk, end = chunk + 1;
+    if (!is_to_map(parts, mapped, chunk))
+        return;
+    while (first > chunk / MAP_AROUND * MAP_AROUND && is_to_map(parts, mapped, first - 1))
+        first--;
+    while (end % MAP_AROUND && is_to_map(parts, mapped, end))
+        end++;
+    for (uint32_t i = first; i < end; i++)
+        __atomic_fetch_or(&mapped[i / 64], 1ull << i % 64, __ATOMIC_RELAXED);
+    uint64_t start = NTC_HEADER_SIZE + first * NTC_CHUNK_SIZE, stop = NTC_HEADER_SIZE + end * NTC_CHUNK_SIZE;
+    start = start > from ? start : from & PAGE_MASK;
+    stop = stop < to ? stop : to;
+    if (start < stop)
+        (void)call(SYS_madvise, (uint64_t)(uintptr_t)at + start, stop - start, POPULATE_READ, 0);
+}
+
+/* Code and constants are read where they are mapped for execution. */
+static void map_around(struct ntc_parts *parts, enum ntc_section_kind kind, uint32_t chunk) {
+    if (kind != NTC_SECTION_CODE && kind != NTC_SECTION_CONSTS)
+        ntc_parts_map(parts, parts->mapped, parts->base, chunk, 0, UINT64_MAX);
 }
 
 static void add(struct want *want, struct ntc_parts *parts, enum ntc_section_kind kind, uint64_t first,
@@ -192,12 +238,14 @@ static void add(struct want *want, struct ntc_parts *parts, enum ntc_section_kin
     uint64_t last = start + count * parts->record[kind] - 1;
     for (uint64_t chunk = start / NTC_CHUNK_SIZE; chunk <= last / NTC_CHUNK_SIZE; chunk++) {
         uint32_t number = (uint32_t)chunk;
-        if (chunk >= parts->chunks || is_set(parts->asked, number)) {
-            want->refused |= !is_present(parts, number);
+        if (is_present(parts, number)) {
+            map_around(parts, kind, number);
             continue;
         }
-        if (is_present(parts, number))
+        if (chunk >= parts->chunks || is_set(parts->asked, number)) {
+            want->refused = true;
             continue;
+        }
         if (!want->request.what)
             begin(want, parts);
         bool twice = false;
@@ -214,6 +262,8 @@ static void add(struct want *want, struct ntc_parts *parts, enum ntc_section_kin
 static bool have(struct want *want, struct ntc_parts *parts) {
     if (want->request.what && want->request.count)
         load(parts, want);
+    if (want->refused)
+        hear_now_and_then(parts);
     return !want->refused;
 }
 
@@ -224,6 +274,17 @@ bool ntc_parts_ask(const struct ntc_view *view, enum ntc_section_kind kind, uint
     return have(&want, view->parts);
 }
 
+static void add_unit(struct want *want, struct ntc_parts *parts, const struct ntc_unit_record *unit) {
+    add(want, parts, NTC_SECTION_CODE, unit->code, unit->code_length);
+    add(want, parts, NTC_SECTION_SLOTS, unit->first_slot, unit->slot_count);
+    add(want, parts, NTC_SECTION_CONSTS, unit->first_const, unit->const_count);
+    add(want, parts, NTC_SECTION_SITES, unit->first_site, unit->site_count);
+    add(want, parts, NTC_SECTION_RELOCS, unit->first_reloc, unit->reloc_count);
+    add(want, parts, NTC_SECTION_MAPS, unit->map, unit->map_length);
+}
+
+/* Who has not even the guest's bytes asks for all of the unit: it is likely to be the one, and to be wanted
+ * once. */
 bool ntc_parts_of_guest(const struct ntc_view *view, uint32_t number) {
     const struct ntc_unit_record *unit = &view->units[number];
     struct ntc_parts *parts = view->parts;
@@ -233,6 +294,8 @@ bool ntc_parts_of_guest(const struct ntc_view *view, uint32_t number) {
     want_nothing(&want);
     add(&want, parts, NTC_SECTION_BYTES, unit->bytes, unit->guest_length);
     add(&want, parts, NTC_SECTION_FIELDS, unit->first_field, unit->field_count);
+    if (want.request.what && !parts->waits)
+        add_unit(&want, parts, unit);
     return have(&want, parts);
 }
 
@@ -306,11 +369,6 @@ bool ntc_parts_of_unit(const struct ntc_view *view, uint32_t number) {
     if (!parts)
         return true;
     want_nothing(&want);
-    add(&want, parts, NTC_SECTION_CODE, unit->code, unit->code_length);
-    add(&want, parts, NTC_SECTION_SLOTS, unit->first_slot, unit->slot_count);
-    add(&want, parts, NTC_SECTION_CONSTS, unit->first_const, unit->const_count);
-    add(&want, parts, NTC_SECTION_SITES, unit->first_site, unit->site_count);
-    add(&want, parts, NTC_SECTION_RELOCS, unit->first_reloc, unit->reloc_count);
-    add(&want, parts, NTC_SECTION_MAPS, unit->map, unit->map_length);
+    add_unit(&want, parts, unit);
     return add_entries(&want, view, number) && have(&want, parts);
 }

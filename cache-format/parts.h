@@ -25,19 +25,27 @@
 struct ntc_parts {
     const uint64_t *present; /* a bit for each chunk; the store sets them */
     uint64_t *asked;         /* a bit for each chunk that was asked for, or could not be had: not again */
+    const uint8_t *base;     /* of the view */
+    uint64_t *mapped;        /* a bit for each chunk of the view that was mapped as a whole */
     uint32_t chunks;
     int socket; /* to the store */
     bool waits; /* for what is asked for; else it is not there until it has come */
     bool lost;  /* the store does not answer any more */
     bool told;  /* what was refused first was told of */
     uint32_t lock;
-    uint32_t unanswered; /* requests that nobody waits for */
+    uint64_t heard_tsc; /* when it was last seen whether the store has something to tell */
     const char *path;
     uint8_t root[NTC_DIGEST_SIZE];
     uint64_t place[NTC_SECTION_KINDS]; /* of the sections in the file */
     uint32_t record[NTC_SECTION_KINDS];
     uint64_t requests, wait_tsc; /* time that requests took */
 };
+
+/* A page fault costs as much as mapping a hundred pages. Map a chunk that is there, whole pages of it, and
+ * what is there around it, of which nothing was mapped so yet (`mapped` has a bit for each chunk); only what
+ * lies in [from, to) of the file. at: where its byte 0 is mapped. */
+void ntc_parts_map(const struct ntc_parts *parts, uint64_t *mapped, const uint8_t *at, uint32_t chunk,
+                   uint64_t from, uint64_t to);
 
 /* Chunks before LEAVES, and bytes of the pages that say which of them are there. */
 static inline uint64_t ntc_parts_chunks(uint64_t leaves_offset) {

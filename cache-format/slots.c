@@ -4,6 +4,7 @@
 #include "cache-format/mapping.h"
 
 #include "base/pages.h"
+#include "cache-format/parts.h"
 
 #define SLOTS_PER_PAGE (PAGE_SIZE / sizeof(uint64_t))
 
@@ -30,6 +31,25 @@ void ntc_mapping_write_consts(struct ntc_mapping *mapping) {
     if (mapping->likely_consts)
         pages_populate(mapping->consts, mapping->likely_consts);
     mapping->likely_consts = 0;
+}
+
+/* Code, slots and constants lie behind each other, in the file and where they are mapped. */
+static void reach(struct ntc_mapping *mapping, enum ntc_section_kind kind, uint64_t first, uint64_t length) {
+    const struct ntc_parts *parts = mapping->view->parts;
+    uint64_t code = parts->place[NTC_SECTION_CODE], consts = parts->place[NTC_SECTION_CONSTS];
+    uint64_t section = parts->place[kind], at = section + first - NTC_HEADER_SIZE;
+    uint64_t end = kind == NTC_SECTION_CODE ? code + mapping->code_size
+                                            : consts + mapping->const_count * sizeof *mapping->consts;
+    for (uint64_t chunk = at / NTC_CHUNK_SIZE; length && chunk <= (at + length - 1) / NTC_CHUNK_SIZE; chunk++)
+        ntc_parts_map(parts, mapping->reached, mapping->code - code, (uint32_t)chunk, section, end);
+}
+
+void ntc_mapping_reach(struct ntc_mapping *mapping, const struct ntc_unit *unit) {
+    if (!mapping->view->parts)
+        return;
+    reach(mapping, NTC_SECTION_CODE, unit->code_offset, unit->code_length);
+    reach(mapping, NTC_SECTION_CONSTS, unit->first_const * sizeof *mapping->consts,
+          unit->const_count * sizeof *mapping->consts);
 }
 
 bool ntc_mapping_find(const struct ntc_mapping *mapping, uint64_t host_pc, uint32_t *number,

@@ -16,6 +16,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "base/pages.h"
 #include "cache-format/copy.h"
 #include "cache-format/header.h"
 #include "cache-format/parts.h"
@@ -24,15 +25,11 @@
 #ifndef F_SEAL_FUTURE_WRITE
 #define F_SEAL_FUTURE_WRITE 0x0010 /* Linux 5.1 */
 #endif
-#ifndef MADV_POPULATE_WRITE
-#define MADV_POPULATE_WRITE 23 /* Linux 5.14 */
-#endif
 
-/* Chunks that are loaded with one that is asked for: whose neighbours are needed often, and four are digested
- * in little more time than one. A file of which much is asked for comes in larger pieces. */
-#define GROUP_FEW 4u
-#define GROUP_MANY 16u
-#define REQUESTS_FEW 256u
+/* Chunks that are loaded with one that is waited for: whose neighbours are needed often, and four are
+ * digested in little more time than one. */
+#define GROUP 4u
+#define CHUNKS_AT_ONCE 16u
 
 static uint64_t leaves_offset_of(const struct ntc_header *header) {
     return ntc_header_section(header, NTC_SECTION_LEAVES)->offset;
@@ -50,6 +47,14 @@ static bool is_present(const struct ntc_sparse *sparse, uint64_t chunk) {
 static void give_up(struct ntc_sparse *sparse, uint64_t from, uint64_t to) {
     from &= PAGE_MASK;
     munmap(sparse->map + from, align_up(to, PAGE_SIZE) - from);
+}
+
+/* How many chunks of the list from its place `at` on lie behind each other. */
+static uint32_t run_at(const uint32_t *list, uint32_t count, uint32_t at) {
+    uint32_t run = 1;
+    while (at + run < count && list[at + run] == list[at] + run)
+        run++;
+    return run;
 }
 
 int ntc_sparse_load(struct ntc_sparse *sparse, int from, const char *path, const uint32_t *chunk,
@@ -71,16 +76,21 @@ int ntc_sparse_load(struct ntc_sparse *sparse, int from, const char *path, const
         copy.to = sparse->memfd;
     copy.list = list;
     copy.chunks = wanted;
-    for (uint32_t i = 0; i < wanted && sparse->sealed; i++)
-        (void)madvise(sparse->map + NTC_HEADER_SIZE + (uint64_t)list[i] * NTC_CHUNK_SIZE, NTC_CHUNK_SIZE,
-                      MADV_POPULATE_WRITE); /* all of its pages at once; if the host can */
+    for (uint32_t i = 0, run; i < wanted && sparse->sealed; i += run) {
+        run = run_at(list, wanted, i);
+        (void)madvise(sparse->map + NTC_HEADER_SIZE + (uint64_t)list[i] * NTC_CHUNK_SIZE,
+                      run * NTC_CHUNK_SIZE, PAGES_POPULATE_WRITE); /* all of its pages at once */
+    }
     int result = copy_run(&copy, path, error);
-    for (uint32_t i = 0; i < wanted && !result; i++) {
+    for (uint32_t i = 0, run; i < wanted && !result; i += run) {
+        run = run_at(list, wanted, i);
         uint64_t start = NTC_HEADER_SIZE + (uint64_t)list[i] * NTC_CHUNK_SIZE;
-        uint64_t end = list[i] + 1ull == chunks ? sparse->head.load_size : start + NTC_CHUNK_SIZE;
+        uint64_t end =
+            list[i] + run == chunks ? sparse->head.load_size : start + (uint64_t)run * NTC_CHUNK_SIZE;
         give_up(sparse, start, end);
         sparse->filled += end - start;
-        __atomic_fetch_or(&sparse->present[list[i] / 64], 1ull << list[i] % 64, __ATOMIC_RELEASE);
+        for (uint32_t j = i; j < i + run; j++)
+            __atomic_fetch_or(&sparse->present[list[j] / 64], 1ull << list[j] % 64, __ATOMIC_RELEASE);
     }
     free(list);
     return result;
@@ -154,8 +164,9 @@ int ntc_sparse_create(struct ntc_sparse *sparse, int from, const char *path, con
     int result = copy_leaves(from, path, header, &sparse->leaves, error);
     if (result)
         return result;
+    sparse->wished = calloc(state / sizeof *sparse->wished, sizeof *sparse->wished);
     sparse->memfd = memfd_create("nestor-cache", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-    if (sparse->memfd >= 0 && !ftruncate(sparse->memfd, (off_t)sparse->size))
+    if (sparse->wished && sparse->memfd >= 0 && !ftruncate(sparse->memfd, (off_t)sparse->size))
         sparse->map =
             mmap(NULL, sparse->size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, sparse->memfd, 0);
     if (sparse->map == MAP_FAILED) {
@@ -180,14 +191,14 @@ int ntc_sparse_create(struct ntc_sparse *sparse, int from, const char *path, con
 }
 
 /* The groups that the chunks are in. */
-static uint32_t widen(const uint32_t *chunk, uint32_t count, uint32_t group, uint32_t *list) {
+static uint32_t widen(const uint32_t *chunk, uint32_t count, uint32_t *list) {
     uint32_t wanted = 0;
     for (uint32_t i = 0; i < count; i++) {
-        uint32_t first = chunk[i] / group * group;
+        uint32_t first = chunk[i] / GROUP * GROUP;
         bool twice = false;
         for (uint32_t j = 0; j < i; j++)
-            twice |= chunk[j] / group == chunk[i] / group;
-        for (uint32_t k = 0; k < group && !twice; k++)
+            twice |= chunk[j] / GROUP == chunk[i] / GROUP;
+        for (uint32_t k = 0; k < GROUP && !twice; k++)
             list[wanted++] = first + k;
     }
     return wanted;
@@ -195,30 +206,55 @@ static uint32_t widen(const uint32_t *chunk, uint32_t count, uint32_t group, uin
 
 int ntc_sparse_ask(struct ntc_sparse *sparse, int from, const char *path, const uint32_t *chunk,
                    uint32_t count, struct ntc_error *error) {
-    uint32_t group = sparse->requests++ < REQUESTS_FEW ? GROUP_FEW : GROUP_MANY;
-    uint32_t *list = malloc((count * (uint64_t)group + 1) * sizeof *list);
-    int result =
-        list ? ntc_sparse_load(sparse, from, path, list, widen(chunk, count, group, list), NULL) : -ENOMEM;
-    free(list);
+    uint32_t list[STORE_CHUNKS_MAX * GROUP];
     /* What is wrong with a neighbour is no matter. */
-    return result ? ntc_sparse_load(sparse, from, path, chunk, count, error) : 0;
+    if (!ntc_sparse_load(sparse, from, path, list, widen(chunk, count, list), NULL))
+        return 0;
+    return ntc_sparse_load(sparse, from, path, chunk, count, error);
+}
+
+void ntc_sparse_wish(struct ntc_sparse *sparse, const uint32_t *chunk, uint32_t count) {
+    uint64_t chunks = ntc_parts_chunks(leaves_offset_of(&sparse->head));
+    for (uint32_t i = 0; i < count; i++) {
+        uint64_t bit = 1ull << chunk[i] % 64;
+        if (chunk[i] >= chunks || is_present(sparse, chunk[i]) || sparse->wished[chunk[i] / 64] & bit)
+            continue;
+        sparse->wished[chunk[i] / 64] |= bit;
+        sparse->wishes++;
+    }
+}
+
+bool ntc_sparse_grant(struct ntc_sparse *sparse, int from, const char *path, bool *failed,
+                      struct ntc_error *error) {
+    uint64_t words = (ntc_parts_chunks(leaves_offset_of(&sparse->head)) + 63) / 64;
+    uint32_t list[CHUNKS_AT_ONCE], count = 0;
+    for (uint64_t i = 0; sparse->wishes && i < words; i++)
+        for (; sparse->wished[i] && count < CHUNKS_AT_ONCE; sparse->wished[i] &= sparse->wished[i] - 1)
+            list[count++] = (uint32_t)(i * 64 + (unsigned)__builtin_ctzll(sparse->wished[i]));
+    sparse->wishes = count < CHUNKS_AT_ONCE ? 0 : sparse->wishes - count;
+    if (count && ntc_sparse_load(sparse, from, path, list, count, NULL))
+        for (uint32_t i = 0; i < count; i++)
+            *failed |= ntc_sparse_load(sparse, from, path, &list[i], 1, error) != 0;
+    return sparse->wishes != 0;
 }
 
 bool ntc_sparse_go_on(struct ntc_sparse *sparse, int from) {
-    static const enum ntc_section_kind tables[] = {NTC_SECTION_ENTRIES, NTC_SECTION_INDEX, NTC_SECTION_UNITS};
-    uint32_t list[GROUP_MANY], count = 0;
+    static const enum ntc_section_kind tables[] = {NTC_SECTION_ENTRIES, NTC_SECTION_UNITS, NTC_SECTION_INDEX};
+    uint32_t list[CHUNKS_AT_ONCE], count = 0;
     while (sparse->table < ARRAY_SIZE(tables) && !count) {
         const struct ntc_section *section = ntc_header_section(&sparse->head, tables[sparse->table]);
         uint64_t end = section->offset + section->length - NTC_HEADER_SIZE;
         uint64_t chunk = (section->offset - NTC_HEADER_SIZE) / NTC_CHUNK_SIZE + sparse->table_chunk;
-        for (; count < GROUP_MANY && chunk * NTC_CHUNK_SIZE < end; chunk++, sparse->table_chunk++)
+        for (; count < CHUNKS_AT_ONCE && chunk * NTC_CHUNK_SIZE < end; chunk++, sparse->table_chunk++)
             list[count++] = (uint32_t)chunk;
         if (count)
-            continue;
+            break;
         sparse->table++;
         sparse->table_chunk = 0;
     }
-    return count && !ntc_sparse_load(sparse, from, "(as sent)", list, count, NULL);
+    if (count && ntc_sparse_load(sparse, from, "(as sent)", list, count, NULL))
+        sparse->table = ARRAY_SIZE(tables);
+    return sparse->table < ARRAY_SIZE(tables);
 }
 
 void ntc_sparse_destroy(struct ntc_sparse *sparse) {
@@ -227,5 +263,6 @@ void ntc_sparse_destroy(struct ntc_sparse *sparse) {
     if (sparse->memfd >= 0)
         close(sparse->memfd);
     free(sparse->leaves);
+    free(sparse->wished);
     *sparse = (struct ntc_sparse){.memfd = -1, .map = MAP_FAILED};
 }

@@ -14,9 +14,10 @@ struct ntc_sparse {
     uint8_t *leaves;        /* verified */
     struct ntc_header head; /* verified */
     uint64_t filled;        /* bytes */
-    uint64_t requests;      /* for more */
+    uint64_t *wished;       /* a bit for each chunk that is to be loaded when there is time */
+    uint64_t wishes;        /* bits that are set, at most */
     bool sealed;
-    unsigned table;       /* whose turn it is */
+    unsigned table;       /* whose turn it is to be loaded while nobody asks */
     uint64_t table_chunk; /* of it */
 };
 
@@ -32,8 +33,12 @@ MUST_CHECK int ntc_sparse_load(struct ntc_sparse *sparse, int from, const char *
 /* The same of up to STORE_CHUNKS_MAX for a VM, with neighbours that it is likely to ask for next. */
 MUST_CHECK int ntc_sparse_ask(struct ntc_sparse *sparse, int from, const char *path, const uint32_t *chunk,
                               uint32_t count, struct ntc_error *error);
-/* Load a little more of the tables that searches go through, while nobody asks for anything. False: all of
- * them are there, or cannot be had. */
+/* Note that a VM would like to have chunks, and load a few of those; *failed: one of them could not be had
+ * from the file, which does not hold up the others. False: none is wished for any more. */
+void ntc_sparse_wish(struct ntc_sparse *sparse, const uint32_t *chunk, uint32_t count);
+MUST_CHECK bool ntc_sparse_grant(struct ntc_sparse *sparse, int from, const char *path, bool *failed,
+                                 struct ntc_error *error);
+/* Load a little more of the tables that searches go through. False: they are all there, or cannot be had. */
 MUST_CHECK bool ntc_sparse_go_on(struct ntc_sparse *sparse, int from);
 void ntc_sparse_destroy(struct ntc_sparse *sparse);
 

@@ -7,17 +7,17 @@
 #include <sys/socket.h>
 #include <sys/un.h>
 
-#define STORE_SOCKET "cache-2.sock" /* with the protocol's version */
-#define STORE_LOCK "cache-2.lock"
+#define STORE_SOCKET "cache-3.sock" /* with the protocol's version */
+#define STORE_LOCK "cache-3.lock"
 #define STORE_FILES_MAX 64u
 
 #define STORE_CHUNKS_MAX 64u
 
-enum store_what { STORE_GET = 0, STORE_LIST = 1, STORE_STOP = 2, STORE_LOAD = 3 };
+enum store_what { STORE_GET = 0, STORE_LIST = 1, STORE_STOP = 2, STORE_LOAD = 3, STORE_WISH = 4 };
 
 struct store_request {
     uint32_t what;
-    uint32_t count; /* of a load: chunks */
+    uint32_t count; /* of a load or a wish: chunks */
     uint8_t root[NTC_DIGEST_SIZE];
     uint64_t reserved2;
     uint32_t chunk[STORE_CHUNKS_MAX];

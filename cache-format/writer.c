@@ -296,6 +296,7 @@ int ntc_writer_add_unit(struct ntc_writer *writer, const struct ntc_unit *unit, 
         return -EINVAL;
     }
     kept->preference = preference;
+    kept->rank = unit->heat;
     writer->unit[writer->units++] = kept;
     return 0;
 }

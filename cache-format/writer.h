@@ -17,6 +17,9 @@ struct ntc_writer_options {
     uint64_t host_features; /* that every unit needs */
     const char *producer;   /* program and version */
     bool with_ir;           /* keep IR text */
+    /* Bytes of code of units with heat, the hottest first: those beyond count as if they had none, but keep
+     * their places. 0: no bound. */
+    uint64_t likely_code;
 };
 
 struct ntc_image_input {

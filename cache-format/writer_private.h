@@ -19,6 +19,7 @@ struct kept_unit {
     struct ntc_unit unit;
     uint64_t hash[2];
     uint32_t preference;
+    uint32_t rank; /* the heat it was given */
     /* Of the layout. */
     uint32_t image;  /* in the file */
     uint32_t number; /* in the file */

@@ -5,6 +5,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* Most places that may change stand as the stage has them: what is made for when they do not is needed less.
+ */
+#define ASIDE_DIVISOR 4u
+
 /* The stages in the order in which they are gone through. */
 static const enum stage stage_order[STAGES] = {STAGE_READY, STAGE_READY_ONE, STAGE_EARLY, STAGE_TRACED};
 
@@ -47,6 +51,11 @@ static void name_unit(const struct blocks *b, struct ntc_unit *unit) {
     }
 }
 
+static uint32_t heat_of(const struct blocks *b, uint64_t address) {
+    uint32_t value = b->options->estimate ? estimate_at(b->options->estimate, address, b->stage) : 0;
+    return b->aside ? value / ASIDE_DIVISOR : value;
+}
+
 /* Translate bytes that stand at the offset of the piece, with b's entries, stops and holes, and hand the unit
  * on. */
 static int make(struct blocks *b, uint32_t offset, const uint8_t *bytes, uint32_t length) {
@@ -68,6 +77,7 @@ static int make(struct blocks *b, uint32_t offset, const uint8_t *bytes, uint32_
     if (result)
         return result;
     unit.image = b->options->image;
+    unit.heat = heat_of(b, address);
     name_unit(b, &unit);
     b->counts.units++;
     b->counts.fixed += unit.field_count < request.fields;
@@ -176,6 +186,7 @@ static int make_without_choices(struct blocks *b, const struct choices *inside) 
 
 static int make_stage(struct blocks *b) {
     struct choices inside;
+    b->aside = false;
     int result = make_part(b, 0, b->length, 0);
     if (result)
         return result;
@@ -186,6 +197,7 @@ static int make_stage(struct blocks *b) {
     }
     if (!inside.count)
         return 0;
+    b->aside = true;
     result = make_without_choices(b, &inside);
     for (unsigned i = 0; i < inside.count && !result; i++)
         result = make_choice(b, inside.choice[i]);

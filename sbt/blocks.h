@@ -9,6 +9,7 @@
 #define NESTOR_SBT_BLOCKS_H
 
 #include "sbt/codegen.h"
+#include "sbt/estimate.h"
 #include "sbt/pieces.h"
 
 #define BLOCKS_MODES_MAX 16u
@@ -21,7 +22,8 @@ struct blocks_options {
     bool (*select)(void *context, uint64_t address, uint32_t length, uint32_t mode);
     /* Is the place, where an instruction begins, known to be entered from outside? NULL: none is. */
     bool (*entered)(void *context, uint64_t address);
-    uint32_t image; /* number in the file */
+    const struct estimate *estimate; /* gives units their heat; NULL: they have none */
+    uint32_t image;                  /* number in the file */
     bool stages[STAGES];
     bool fields; /* find out which places of the code depend on where the image is loaded */
 };

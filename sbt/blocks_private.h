@@ -23,6 +23,7 @@ struct blocks {
     uint64_t address, start; /* link address; offset in the section */
     uint32_t length;
     enum stage stage;
+    bool aside; /* what is made of it is for when it does not stand as the stage has it */
     uint32_t mode;
 
     /* Of the request that is made. */

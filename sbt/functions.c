@@ -110,6 +110,7 @@ static int make(struct functions *f, const struct image_symbol *symbol,
     if (result)
         return result;
     unit.image = f->options->image;
+    unit.heat = f->options->estimate ? estimate_at(f->options->estimate, request->address, STAGE_READY) : 0;
     unit.name = symbol->name;
     /* Whatever it depends on of the mode. */
     unit.mode = dbt_portable_key(request->mode, PORTABLE_VECTOR);

@@ -17,7 +17,8 @@ struct functions_options {
     uint32_t mode;
     /* Is the function at [address, address + length) to be made? NULL: all are. */
     bool (*select)(void *context, uint64_t address, uint64_t length);
-    uint32_t image; /* number in the file */
+    const struct estimate *estimate; /* as of blocks_options */
+    uint32_t image;                  /* number in the file */
     bool stages[STAGES];
     const char *dump_ir; /* a symbol whose IR is kept with its unit; NULL: none */
 };

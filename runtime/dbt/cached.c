@@ -131,7 +131,10 @@ static uint64_t use_word(uint32_t first_site, uint32_t index) {
 
 /* The block that a unit is in use as, or NO_INDEX. */
 static uint32_t block_of(const struct dbt_vcpu *dbt, unsigned cache, uint32_t number, uint32_t first_slot) {
-    uint64_t word = dbt->cached->file[cache].mapping.slots[first_slot + PORTABLE_SITE_SLOT];
+    const struct ntc_mapping *mapping = &dbt->cached->file[cache].mapping;
+    if (!ntc_mapping_is_prepared(mapping, first_slot)) /* so that its page is not even read */
+        return NO_INDEX;
+    uint64_t word = mapping->slots[first_slot + PORTABLE_SITE_SLOT];
     uint32_t index = (uint32_t)(word >> 32) & ((1u << INDEX_BITS) - 1);
     if (!code_part_of_block(dbt, index))
         return NO_INDEX;
@@ -379,6 +382,7 @@ static uint32_t put_to_use(struct vcpu *vcpu, const struct candidate *at, const 
                             .guest_length = (uint16_t)unit->guest_length,
                             .cache = (uint8_t)(at->cache + 1),
                             .cached_unit = at->number};
+    ntc_mapping_reach(mapping, unit);
     set_words(vcpu, at, unit, use_word(block->first_site, index));
     /* The sites are filled in when they are asked for; what is there is all zero. */
     dbt->sites += unit->site_count;

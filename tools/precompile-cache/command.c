@@ -13,6 +13,9 @@
 #include "cache-format/host_features.h"
 #include "cpu/mode.h"
 
+/* Without a profile: of the code that is estimated to run, so much is loaded when the file is opened, which
+ * takes a first VM about 100 ms. */
+#define LIKELY_CODE (64 * MIB)
 #define JOBS_MAX 256u
 
 enum option_code {
@@ -279,7 +282,8 @@ static int run(const struct precompile_options *options) {
     const struct ntc_writer_options writer = {.translator_abi = codegen_template.abi(),
                                               .translator_layout = codegen_template.layout(&p.model),
                                               .host_features = ntc_host_features(),
-                                              .producer = "precompile-cache " NESTOR_VERSION};
+                                              .producer = "precompile-cache " NESTOR_VERSION,
+                                              .likely_code = options->profile_count ? 0 : LIKELY_CODE};
     result = ntc_writer_create(&p.writer, &writer);
     if (result)
         diag_error("precompile-cache: out of memory");

@@ -211,6 +211,7 @@ void precompile_close_inputs(struct precompile *p) {
         struct precompile_image *image = &p->image[i];
         if (image->analysed) {
             pieces_destroy(&image->cut);
+            estimate_destroy(&image->estimate);
             discovery_destroy(&image->discovery);
             patched_destroy(&image->patched);
         }

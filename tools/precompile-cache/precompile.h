@@ -41,6 +41,7 @@ struct precompile_image {
     struct image image;
     struct patched patched;
     struct discovery discovery;
+    struct estimate estimate; /* for want of a profile */
     struct pieces cut;
     uint32_t number; /* in the file */
     size_t pages, next_page, done_pages;

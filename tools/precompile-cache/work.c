@@ -61,7 +61,7 @@ static bool is_entered(void *context, uint64_t address) {
 static int sink(void *context, const struct ntc_unit *unit) {
     struct worker *worker = context;
     struct precompile *p = worker->p;
-    struct ntc_unit copy = *unit;
+    struct ntc_unit copy = *unit; /* with what is estimated of it */
     if (p->profile.lines) {
         /* A profile's hashes are those of the template's units. */
         const char *name = precompile_image_name(worker->image);
@@ -138,9 +138,13 @@ static int analyse(struct precompile *p, struct precompile_image *image) {
         patched_destroy(&image->patched);
         return result;
     }
-    result = pieces_create(&image->cut, &image->discovery);
+    if (!p->profile.lines && !image->image.module)
+        result = estimate_create(&image->estimate, &image->discovery);
+    if (!result)
+        result = pieces_create(&image->cut, &image->discovery);
     if (result) {
         diag_error("precompile-cache: out of memory");
+        estimate_destroy(&image->estimate);
         discovery_destroy(&image->discovery);
         patched_destroy(&image->patched);
         return result;
@@ -184,12 +188,18 @@ static void leave_image(struct worker *worker) {
     worker->image = NULL;
 }
 
+/* Of modules and, with a profile, of all images none is made. */
+static const struct estimate *estimate_of(const struct precompile_image *image) {
+    return image->estimate.functions ? &image->estimate : NULL;
+}
+
 static int enter_image(struct worker *worker, struct precompile_image *image) {
     struct precompile *p = worker->p;
     worker->options = (struct blocks_options){.codegen = &codegen_template,
                                               .mode_count = p->mode_count,
                                               .select = p->profile.lines ? select_piece : NULL,
                                               .entered = p->profile.lines ? is_entered : NULL,
+                                              .estimate = estimate_of(image),
                                               .image = image->number,
                                               .stages = {[STAGE_EARLY] = p->options->early,
                                                          [STAGE_TRACED] = p->options->early,
@@ -202,6 +212,7 @@ static int enter_image(struct worker *worker, struct precompile_image *image) {
         .codegen = p->options->functions,
         .mode = p->modes[0],
         .select = p->options->all_functions && !p->options->profiled_only ? NULL : select_function,
+        .estimate = estimate_of(image),
         .image = image->number,
         .stages = {[STAGE_READY] = true, [STAGE_READY_ONE] = p->options->one_cpu},
         .dump_ir = p->options->dump_ir};
