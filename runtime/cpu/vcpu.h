@@ -178,7 +178,9 @@ struct vcpu {
     uint32_t *write_hint;        /* per page of RAM, for vtlb_write_protect() */
     uint64_t generation_counter; /* source of vtlb_space.generation */
     struct code_flush code_flush;
-    uint64_t code_epoch; /* counts code invalidations by this vCPU's own stores */
+    struct lost_pages lost_pages; /* its reader empties it */
+    bool global_user;             /* a global page of the user half may be in some space */
+    uint64_t code_epoch;          /* counts code invalidations by this vCPU's own stores */
 
     /* -- direct execution of ring 3 (runtime/direct) -- */
     struct direct_vcpu *direct;

@@ -54,6 +54,7 @@ static void fill(struct vcpu *vcpu, struct vtlb_view *view, uint64_t linear, uin
         unsigned bit = vtlb_large_bit(linear, (unsigned)__builtin_ctzll(translation->size));
         vcpu->space->large[linear >> 63][bit / 64] |= 1ull << bit % 64;
     }
+    vcpu->global_user |= translation->global && !(linear >> 63);
     const struct vtlb_entry entry = {.tag_read = page,
                                      .tag_write = translation->writable ? page : VTLB_INVALID,
                                      .addend = (uint64_t)vcpu->mem->base + ram_page - page,

@@ -14,6 +14,17 @@ static void tell_lost(struct vcpu *vcpu) {
     __atomic_store_n(&vcpu->tlb_lost, 1, __ATOMIC_SEQ_CST);
 }
 
+static bool may_be_of_large(const struct vtlb_space *space, uint64_t linear);
+
+/* The current space has lost a page; all of a large one, if it is that. */
+static void tell_lost_page(struct vcpu *vcpu, uint64_t linear) {
+    struct lost_pages *lost = &vcpu->lost_pages;
+    if (may_be_of_large(vcpu->space, linear) || lost->pages == LOST_PAGES)
+        tell_lost(vcpu);
+    else
+        lost->page[lost->pages++] = linear & PAGE_MASK;
+}
+
 static struct vtlb_entry *chunk_of(struct vtlb_view *view, unsigned word, uint64_t used) {
     return view->entry + (word * 64 + (unsigned)__builtin_ctzll(used)) * VTLB_CHUNK;
 }
@@ -175,6 +186,7 @@ void vtlb_flush_all(struct vcpu *vcpu) {
     for (unsigned i = 0; i < VTLB_SPACES; i++)
         if (vcpu->spaces[i].live)
             space_clear(vcpu, &vcpu->spaces[i]);
+    vcpu->global_user = false;
     vcpu->code_flush.global = true;
     vcpu->flushes++;
 }
@@ -247,19 +259,29 @@ static void note_page(struct vcpu *vcpu, uint64_t page) {
         vcpu->code_flush.global = true;
 }
 
+static const uint8_t large_shifts[] = {21, 22, 30};
+
+static bool may_be_of_large(const struct vtlb_space *space, uint64_t linear) {
+    for (unsigned i = 0; i < ARRAY_SIZE(large_shifts); i++)
+        if (has_large(space, linear, large_shifts[i]))
+            return true;
+    return false;
+}
+
 static void drop_in_space(struct vtlb_space *space, uint64_t linear) {
     drop_page(space, linear & PAGE_MASK);
-    static const unsigned shifts[] = {21, 22, 30};
-    for (unsigned i = 0; i < ARRAY_SIZE(shifts); i++)
-        if (has_large(space, linear, shifts[i]))
-            drop_large(space, linear, shifts[i]);
+    for (unsigned i = 0; i < ARRAY_SIZE(large_shifts); i++)
+        if (has_large(space, linear, large_shifts[i]))
+            drop_large(space, linear, large_shifts[i]);
 }
 
 void vtlb_invlpg(struct vcpu *vcpu, uint64_t linear) {
-    for (unsigned i = 0; i < VTLB_SPACES; i++) /* the others for the sake of global pages */
-        if (vcpu->spaces[i].live)
+    drop_in_space(vcpu->space, linear);
+    tell_lost_page(vcpu, linear);
+    bool global = linear >> 63 || vcpu->global_user; /* other spaces may have it for the same page */
+    for (unsigned i = 0; global && i < VTLB_SPACES; i++)
+        if (vcpu->spaces[i].live && vcpu->space != &vcpu->spaces[i])
             drop_in_space(&vcpu->spaces[i], linear);
-    tell_lost(vcpu);
     vcpu->flushes += !(linear >> 63);
     note_page(vcpu, linear & PAGE_MASK);
 }
@@ -270,11 +292,12 @@ void vtlb_invpcid_page(struct vcpu *vcpu, uint16_t pcid, uint64_t linear) {
     if (!space)
         return;
     drop_in_space(space, linear);
-    tell_lost(vcpu);
-    if (space == vcpu->space)
+    if (space == vcpu->space) {
+        tell_lost_page(vcpu, linear);
         note_page(vcpu, linear & PAGE_MASK);
-    else
+    } else { /* of which nobody keeps copies */
         space->generation = ++vcpu->generation_counter;
+    }
 }
 
 void vtlb_switch_space(struct vcpu *vcpu, uint16_t pcid, bool keep) {

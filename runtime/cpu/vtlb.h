@@ -11,7 +11,8 @@
  * places with what was in the way. So hot pages that share an index do not throw each other out. A page is in
  * one of the two levels at most. Other threads leave the second level alone: write tags there hold only once
  * they have come back. Another thread may only set tag_write to VTLB_INVALID (when a page starts to hold
- * code). Translated code keeps copies of entries (dbt/emit_memo.c): vcpu->tlb_lost says when they are void.
+ * code). Translated code keeps copies of entries (dbt/emit_memo.c): vcpu->tlb_lost says
+ * when they are void, vcpu->lost_pages when those of some pages are.
  */
 #ifndef NESTOR_CPU_VTLB_H
 #define NESTOR_CPU_VTLB_H
@@ -102,6 +103,14 @@ struct code_flush {
     uint64_t page[CODE_FLUSH_PAGES]; /* linear pages hit by INVLPG and the like */
     unsigned pages;
     bool global; /* all kernel (global) mappings may have changed */
+};
+
+/* Pages that the current space's views have lost one by one, by INVLPG and the like: whoever keeps copies
+ * (vcpu->tlb_lost) drops those of these pages alone. */
+#define LOST_PAGES 4
+struct lost_pages {
+    uint64_t page[LOST_PAGES];
+    unsigned pages;
 };
 
 struct vcpu;

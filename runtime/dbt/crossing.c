@@ -11,8 +11,8 @@
  *   - ring 3's, when the address space or its generation is another one, and when ring 3 shall run elsewhere;
  *   - both, when control registers, STAR, SFMASK or the GDT's place change (vcpu->crossing_changed).
  * IRET reads the two descriptors where they lie, each time, and compares them with those that it knows the
- * meaning of; like the memos, where they lie is forgotten when the TLB has lost something (of CS's, which
- * is asked for first).
+ * meaning of; like the memos, where they lie is forgotten when the TLB has lost something that may be their
+ * page (of CS's, which is asked for first).
  */
 #include "cpu/descriptor.h"
 #include "cpu/mode.h"
@@ -67,10 +67,11 @@ void crossing_open(struct vcpu *vcpu) {
         dbt->crossing_generation = vcpu->space->generation;
 }
 
-/* The host's address of a descriptor in the GDT; NULL: there is none to keep. */
-static uint64_t *descriptor_host(struct vcpu *vcpu, uint16_t selector) {
+/* The host's address of a descriptor in the GDT; NULL: there is none to keep. *page: the guest's page. */
+static uint64_t *descriptor_host(struct vcpu *vcpu, uint16_t selector, uint64_t *page) {
     void *host;
     uint64_t offset = selector & ~7u, linear = vcpu->gdtr.base + offset;
+    *page = linear & PAGE_MASK;
     if (selector & SELECTOR_TI || offset + 7 > vcpu->gdtr.limit || linear % 8 ||
         vmem_host(vcpu, linear, 8, VMEM_READ, AS_SYSTEM, &host))
         return NULL;
@@ -84,7 +85,8 @@ void crossing_note_iret(struct vcpu *vcpu) {
         return;
     for (unsigned i = 0; i < ARRAY_SIZE(segments); i++) {
         const struct segment *segment = &vcpu->segment[segments[i]];
-        uint64_t *host = is_flat(segment) ? descriptor_host(vcpu, segment->selector) : NULL;
+        uint64_t *host =
+            is_flat(segment) ? descriptor_host(vcpu, segment->selector, &vcpu->dbt->iret_page[i]) : NULL;
         crossing->iret_descriptor[i] = host;
         if (!host)
             continue;
@@ -92,6 +94,11 @@ void crossing_note_iret(struct vcpu *vcpu) {
         crossing->iret_raw[i] = *host;
         crossing->iret_segment[i] = crossing_segment(segment);
     }
+}
+
+void crossing_forget_page(struct dbt_vcpu *dbt, uint64_t page) {
+    if (dbt->iret_page[0] == page || dbt->iret_page[1] == page)
+        dbt->area->hot.crossing.iret_descriptor[0] = NULL;
 }
 
 /* -- the stubs -- */

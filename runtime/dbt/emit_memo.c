@@ -10,9 +10,9 @@
  * that may be written, for one view (hot.stack_view, hot.user_stack_view): whoever changes the view that a
  * ring has (STAC, CLAC, C) forgets it. The other memos are for ring 3 alone,
  * which has one view, and are dealt out to accesses in turn, those of reads apart from those of writes. When
- * vcpu->tlb_lost says that the TLB has lost something, all are forgotten before translated code goes on. Only
- * accesses that move by small steps, or not at all, while a loop goes on get one: an access that wanders
- * would pay for a mispredicted branch beside the TLB.
+ * vcpu->tlb_lost says that the TLB has lost something, all are forgotten before translated code goes on;
+ * those of one page, when vcpu->lost_pages names it. Only accesses that move by small steps, or not at all,
+ * while a loop goes on get one: an access that wanders would pay for a mispredicted branch beside the TLB.
  *
  * Forgotten means a page of non-canonical addresses and an addend of 0, so that an address that matches by
  * chance faults on the host as it does in the guest.

@@ -8,8 +8,8 @@
  * and the cold path asks the TLB and fills the slot. There are two tables: one for the base that was current
  * when C last looked, if that is at a page's start, and an empty one for every other base; SWAPGS exchanges
  * the tables with the bases, and C chooses behind anything else that loads one (percpu.c). Like the memos,
- * the table is emptied when the TLB has lost something. Only what the kernel's view without AC lets through
- * is entered, which CLAC and STAC do not take away.
+ * the table is emptied when the TLB has lost something, a page's slot with the page. Only what the kernel's
+ * view without AC lets through is entered, which CLAC and STAC do not take away.
  */
 #include "dbt/emit.h"
 #include "dbt/percpu.h"

@@ -51,6 +51,24 @@ static void forget_cpuid(struct vcpu *vcpu) {
     vcpu->cpuid_changed = 0;
 }
 
+static void memo_forget_page(struct memo *memo, uint64_t page) {
+    if (UNLIKELY(memo->page == page))
+        memo_forget(memo);
+}
+
+/* The TLB has lost one page of the current space, and nothing else. */
+static void forget_page(struct vcpu *vcpu, uint64_t page) {
+    struct dbt_area *area = area_of(vcpu);
+    for (unsigned i = 0; i < MEMO_SLOTS; i++) {
+        memo_forget_page(&area->memo[VMEM_READ][i], page);
+        memo_forget_page(&area->memo[VMEM_WRITE][i], page);
+    }
+    memo_forget_page(&area->hot.stack, page);
+    memo_forget_page(&area->hot.user_stack, page);
+    crossing_forget_page(vcpu->dbt, page);
+    percpu_forget_page(vcpu->dbt, page);
+}
+
 /* Drop the memos (emit_memo.c) that may not hold any more. */
 static void refresh_memos(struct vcpu *vcpu) {
     struct dbt_area *area = area_of(vcpu);
@@ -63,7 +81,11 @@ static void refresh_memos(struct vcpu *vcpu) {
         }
         area->hot.crossing.iret_descriptor[0] = NULL;
         percpu_forget(area);
+    } else {
+        for (unsigned i = 0; i < vcpu->lost_pages.pages; i++)
+            forget_page(vcpu, vcpu->lost_pages.page[i]);
     }
+    vcpu->lost_pages.pages = 0;
     bool user = vcpu->mode & MODE_CPL3;
     if (lost || (!user && area->hot.stack_view != vcpu->view)) {
         area->hot.stack_view = user ? NULL : vcpu->view;

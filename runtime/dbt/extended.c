@@ -14,6 +14,7 @@
 #include "mem/guest_mem.h"
 
 #define AREA_LEGACY 576u /* legacy region and header */
+#define XSTATE_LEGACY (XSTATE_X87 | XSTATE_SSE)
 #define COMPACTED (1ull << 63)
 #define X87_POINTERS 8
 #define XGETBV_IN_USE 1u
@@ -93,14 +94,18 @@ static void area_move(const struct area *area, uint8_t *copy, uint32_t from, uin
 static void write_back(const struct vcpu *vcpu, const struct area *area, uint8_t *copy, uint64_t requested,
                        uint64_t stored, bool compacted) {
     const struct xstate_component *table = vcpu->interp->xstate->component;
-    if (stored & XSTATE_X87) {
-        area_move(area, copy, 0, 24, true);
-        area_move(area, copy, 32, 160, true);
+    if ((stored & XSTATE_LEGACY) == XSTATE_LEGACY) { /* as a rule, and in one go */
+        area_move(area, copy, 0, 416, true);
+    } else {
+        if (stored & XSTATE_X87) {
+            area_move(area, copy, 0, 24, true);
+            area_move(area, copy, 32, 160, true);
+        }
+        if (requested & (XSTATE_SSE | XSTATE_AVX))
+            area_move(area, copy, 24, 32, true);
+        if (stored & XSTATE_SSE)
+            area_move(area, copy, 160, 416, true);
     }
-    if (requested & (XSTATE_SSE | XSTATE_AVX))
-        area_move(area, copy, 24, 32, true);
-    if (stored & XSTATE_SSE)
-        area_move(area, copy, 160, 416, true);
     area_move(area, copy, XSTATE_HEADER, XSTATE_HEADER + (compacted ? 16 : 8), true);
     for (unsigned i = 2; i < XSTATE_COMPONENTS; i++)
         if (stored >> i & 1) {
@@ -123,8 +128,8 @@ static void store(enum xstate_insn insn, uint8_t *area, uint64_t requested) {
     }
     if (requested & XSTATE_X87) {
         /* The host's addresses of the last x87 instruction and its operand. */
-        const uint64_t none[2] = {0, 0};
-        light_copy(area + X87_POINTERS, none, sizeof none);
+        struct light_qword *pointers = (struct light_qword *)(area + X87_POINTERS);
+        pointers[0].value = pointers[1].value = 0;
     }
 }
 
@@ -146,12 +151,11 @@ static bool save(struct vcpu *vcpu, enum xstate_insn insn, uint64_t linear, uint
         /* Not by XSAVEOPT: the copy's address says nothing of what is there. XSAVE
          * writes what is in its initial state, too, which stays in the copy. */
         uint8_t *copy = vcpu->dbt->xstate_copy;
+        const struct light_qword *in_use = (const struct light_qword *)(copy + XSTATE_HEADER);
         area_move(&area, copy, 0, area.size, false);
         store(compacted ? insn : XSTATE_SAVE, copy, requested);
-        uint64_t in_use;
-        light_copy(&in_use, copy + XSTATE_HEADER, sizeof in_use);
         if (insn == XSTATE_SAVE_OPTIMISED)
-            stored &= in_use;
+            stored &= in_use->value;
         write_back(vcpu, &area, copy, requested, stored, compacted);
     }
     vmem_written(vcpu, area.host[0], area.first);

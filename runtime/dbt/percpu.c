@@ -19,6 +19,15 @@ void percpu_forget(struct dbt_area *area) {
     light_fill(area->hot.percpu_of_base, 0, sizeof *area->hot.percpu_of_base);
 }
 
+void percpu_forget_page(struct dbt_vcpu *dbt, uint64_t page) {
+    const struct dbt_hot *hot = &dbt->area->hot;
+    if (!hot->percpu_filled)
+        return;
+    for (unsigned i = 0; i < dbt->percpu_pages; i++)
+        if (UNLIKELY(hot->percpu_base + dbt->percpu_page[i] == page))
+            hot->percpu_of_base->page[VMEM_READ][i] = hot->percpu_of_base->page[VMEM_WRITE][i] = 0;
+}
+
 void percpu_reset(struct dbt_vcpu *dbt) {
     dbt->percpu_pages = 0;
     percpu_forget(dbt->area);

@@ -10,7 +10,8 @@ uint32_t percpu_slot(struct dbt_vcpu *dbt, uint64_t page);
 void percpu_reset(struct dbt_vcpu *dbt);
 /* GS's base may be another one. */
 void percpu_refresh(struct vcpu *vcpu);
-/* The TLB has lost something. */
+/* The TLB has lost something; a page. */
 void percpu_forget(struct dbt_area *area);
+void percpu_forget_page(struct dbt_vcpu *dbt, uint64_t page);
 
 #endif

@@ -223,6 +223,7 @@ struct dbt_vcpu {
     unsigned relied_count;
     uint64_t user_bloom[USER_BLOOM_WORDS];
     uint64_t crossing_generation; /* of the space that crossing.key[1] is of */
+    uint64_t iret_page[2];        /* where the guest has what crossing.iret_descriptor[] leads to */
     uint64_t returns_key[2];      /* the jump key that each of area->returns is of; 0: it is empty */
     bool kernel_local;            /* see jump.c */
     uint64_t local_generation;    /* of the space, then */
@@ -250,6 +251,8 @@ const uint8_t *dbt_stub(const struct dbt_vcpu *dbt, enum runtime_slot stub);
 void crossing_open(struct vcpu *vcpu);
 /* C has done an IRET to ring 3: the next one like it may go without. */
 void crossing_note_iret(struct vcpu *vcpu);
+/* The TLB has lost a page. */
+void crossing_forget_page(struct dbt_vcpu *dbt, uint64_t page);
 
 /* -- translate.c -- */
 /* Translate the block at vcpu->rip for mode (vcpu->mode, perhaps with MODE_UNGROUPED); the page is at

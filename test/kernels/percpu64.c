@@ -9,6 +9,7 @@
 #define WINDOW 0x0000123450000000ul
 #define OTHER (WINDOW + 0x200000) /* another base, another frame */
 #define MANY (WINDOW + 0x400000)
+#define LARGE (WINDOW + 0x600000)
 #define PAGES 80 /* more than anybody keeps apart */
 #define ROUNDS 4
 #define OPEN (PTE_P | PTE_W)
@@ -200,6 +201,37 @@ static void check_many(void) {
         check(gs_many(), sum, "the sum of many pages");
 }
 
+/* INVLPG names another part of the large page that GS leads to (SDM vol. 3, 4.10.4.2), or a page beside. */
+static void check_large(void) {
+    uint8_t *large = pages_alloc(512, 0x200000);
+    volatile uint64_t *pde = page_entry(space, LARGE, 2);
+    struct tally tally;
+    map(LARGE + 5 * 4096ul, 1, OPEN);
+    map(LARGE + 6 * 4096ul, 2, OPEN);
+    const uint64_t table = *pde;
+    *(unsigned long *)(large + 5 * 4096ul + 16) = 99;
+    write_msr(MSR_GS_BASE, LARGE + 5 * 4096ul);
+    tally_begin(&tally, "the large page that GS leads to is split");
+    for (unsigned i = 0; i < ROUNDS * 2; i++) {
+        *pde = (unsigned long)large | OPEN | PTE_PS | (i & 1 ? PTE_G : 0);
+        asm volatile("invlpg (%0)" : : "r"(LARGE + 5 * 4096ul) : "memory");
+        tally_case(&tally, gs_read(), 99, "joined, round %u", i);
+        *pde = table;
+        asm volatile("invlpg (%0)" : : "r"(LARGE + 300 * 4096ul) : "memory");
+        tally_case(&tally, gs_read(), word(1, 16), "split, round %u", i);
+    }
+    tally_end(&tally);
+    tally_begin(&tally, "many pages are flushed one by one");
+    for (unsigned i = 0; i < ROUNDS * 2; i++) {
+        (void)gs_read();
+        page_map(space, LARGE + 5 * 4096ul, (unsigned long)frame[i & 1], OPEN, 1);
+        for (unsigned k = 0; k < 16; k++)
+            asm volatile("invlpg (%0)" : : "r"(LARGE + k * 4096ul) : "memory");
+        tally_case(&tally, gs_read(), word(i & 1, 16), "round %u", i);
+    }
+    tally_end(&tally);
+}
+
 void kernel_main(void) {
     if (cpuid(1, 0).d & BIT(13))
         write_cr4(read_cr4() | CR4_PGE);
@@ -215,5 +247,6 @@ void kernel_main(void) {
     check_rights();
     check_code();
     check_many();
+    check_large();
     checks_finish("percpu64");
 }
