@@ -83,8 +83,8 @@ static uint64_t reserved_bits(const struct vcpu *vcpu, const struct walk *walk, 
 
 /* Read the tables down to the leaf. 0, or the error code bits (P, RSVD) of the page fault with PF_PRESENT
  * clear meaning not present; *fault tells whether there is one. */
-static uint32_t walk_tables(struct vcpu *vcpu, uint64_t linear, const struct walk *walk, struct path *path,
-                            bool *fault) {
+static inline __attribute__((always_inline)) uint32_t
+walk_levels(struct vcpu *vcpu, uint64_t linear, const struct walk *walk, struct path *path, bool *fault) {
     uint64_t table = walk->levels == 3 ? 0 : vcpu->cr3 & (walk->levels == 4 ? ADDRESS_MASK : 0xfffff000ull);
     *path = (struct path){.user = true, .writable = true};
     *fault = true;
@@ -122,6 +122,15 @@ static uint32_t walk_tables(struct vcpu *vcpu, uint64_t linear, const struct wal
         table = value & (walk->entry_size == 4 ? 0xfffff000ull : ADDRESS_MASK);
     }
     return 0;
+}
+
+/* The same, by code of its own for long mode. */
+static uint32_t walk_tables(struct vcpu *vcpu, uint64_t linear, const struct walk *walk, struct path *path,
+                            bool *fault) {
+    const struct walk four = {.levels = 4, .bits_per_level = 9, .entry_size = 8, .nx = walk->nx};
+    if (LIKELY(walk->levels == 4))
+        return walk_levels(vcpu, linear, &four, path, fault);
+    return walk_levels(vcpu, linear, walk, path, fault);
 }
 
 static uint64_t leaf_address(const struct walk *walk, const struct path *path, uint64_t linear) {

@@ -145,6 +145,14 @@ static enum kind classify_lea(const struct unit *unit, const struct insn *insn) 
     return insn->z.operand_width == 32 && insn->z.address_width == 32 ? KIND_LEA : KIND_INTERPRET;
 }
 
+/* Is it a control register that is nothing but a word, which nobody wants to hear of? (Portable code asks C.)
+ */
+static bool reads_plain_cr(const struct unit *unit, const struct insn *insn) {
+    unsigned number = insn->op[1].reg.value - ZYDIS_REGISTER_CR0;
+    return unit->code64 && !unit->portable && !unit->function && !(unit->vcpu->trace_subjects & TRACE_CR) &&
+           number <= 4 && number != 1;
+}
+
 enum kind unit_classify(struct unit *unit, struct item *item) {
     const struct insn *insn = &item->insn;
     const ZydisDecodedInstruction *z = &insn->z;
@@ -245,7 +253,7 @@ enum kind unit_classify(struct unit *unit, struct item *item) {
             return helper(item, HELPER_WRITE_CR, false);
         if (system && insn->op[1].type == ZYDIS_OPERAND_TYPE_REGISTER &&
             ZydisRegisterGetClass(insn->op[1].reg.value) == ZYDIS_REGCLASS_CONTROL)
-            return helper(item, HELPER_READ_CR, false);
+            return reads_plain_cr(unit, insn) ? KIND_READ_CR : helper(item, HELPER_READ_CR, false);
         break;
     default:
         break;

@@ -2,8 +2,8 @@
  *
  * The stubs here do what cpu_syscall(), cpu_sysret() and cpu_iret() do, for the case that every system call
  * is: both rings 64-bit, both jump keys known, the target in the jump cache, no request, and flags of which
- * none but the arithmetic ones and IF is set in ring 3, and none at all behind SYSCALL. They change nothing
- * before all of that is seen; otherwise they go the way to C that the site asks for.
+ * none but the arithmetic ones and IF is set in ring 3 (and RF by IRET), and none at all behind SYSCALL. They
+ * change nothing before all of that is seen; otherwise they go the way to C that the site asks for.
  *
  * What they copy (struct crossing) C has left there when it made the same change itself: a ring that is
  * entered in C opens the way back to it (crossing_open()), with its key and mode. A key is taken away (0)
@@ -147,11 +147,11 @@ static void check_canonical(struct crossing_code *code) {
     code->to_c[code->places++] = asm_jump_not_canonical(code->c, A, B);
 }
 
-/* An image in B must be one of ring 3's as a rule: IF and arithmetic flags. */
-static void check_user_flags(struct crossing_code *code) {
+/* An image in B must be one of ring 3's as a rule: IF and arithmetic flags, and others that may be there. */
+static void check_user_flags(struct crossing_code *code, uint32_t others) {
     struct code_buffer *c = code->c;
     asm_mov32(c, C, B);
-    asm_and32_imm(c, C, ~(uint32_t)(FLAGS_ARITHMETIC | FLAG_FIXED));
+    asm_and32_imm(c, C, ~(uint32_t)(FLAGS_ARITHMETIC | FLAG_FIXED | others));
     asm_cmp_imm(c, C, FLAG_IF);
     unless(code, COND_E);
 }
@@ -241,7 +241,7 @@ static void emit_sysret(struct code_buffer *c, const uint8_t *to_c) {
     struct crossing_code code = {.c = c};
     begin(&code, true);
     asm_load32_gs(c, B, AREA_GPR(GPR_R11));
-    check_user_flags(&code);
+    check_user_flags(&code, 0);
     asm_mov(c, A, GPR_RCX);
     check_canonical(&code);
     find(&code);
@@ -305,7 +305,7 @@ static void emit_iret(struct code_buffer *c, const uint8_t *to_c) {
     asm_store_gs(c, AREA_HOT(target), C);
     asm_mem(c, false, 0x8b, B, C, -1, 0, 16);
     asm_load(c, A, C, 0);
-    check_user_flags(&code);
+    check_user_flags(&code, FLAG_RF); /* so it is behind a fault */
     check_canonical(&code);
     find(&code);
     asm_load_gs(c, C, AREA_HOT(target));

@@ -39,6 +39,7 @@ static const char *const kind_names[] = {
     [KIND_PUSHF] = "pushf",
     [KIND_REP] = "rep",
     [KIND_READ_BASE] = "read-base",
+    [KIND_READ_CR] = "read-cr",
     [KIND_READ_SELECTOR] = "read-selector",
     [KIND_JCC] = "jcc",
     [KIND_JCXZ] = "jcxz",

@@ -42,6 +42,7 @@ void emit_guest_address32(struct unit *unit, int reg, uint64_t address);
 /* What C is told of an instruction that it has a helper for. */
 void unit_describe_helper(const struct item *item, struct site *site);
 void emit_read_base(struct unit *unit, const struct item *item);
+void emit_read_cr(struct unit *unit, const struct item *item);
 void emit_read_selector(struct unit *unit, const struct item *item);
 void emit_swapgs(struct unit *unit);
 /* STAC or CLAC. */

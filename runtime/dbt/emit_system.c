@@ -14,6 +14,13 @@ void emit_read_base(struct unit *unit, const struct item *item) {
         asm_load32_gs(&unit->code, target, base);
 }
 
+/* MOV r, CRn, where C need not be asked. */
+void emit_read_cr(struct unit *unit, const struct item *item) {
+    static const uint32_t registers[] = {AREA_VCPU(cr0), 0, AREA_VCPU(cr2), AREA_VCPU(cr3), AREA_VCPU(cr4)};
+    const ZydisDecodedOperand *op = item->insn.op;
+    asm_load_gs(&unit->code, insn_gpr(op[0].reg.value), registers[op[1].reg.value - ZYDIS_REGISTER_CR0]);
+}
+
 /* MOV r, Sreg: 16 bits into a 16-bit register, zero-extended into a wider one. */
 void emit_read_selector(struct unit *unit, const struct item *item) {
     struct code_buffer *c = &unit->code;

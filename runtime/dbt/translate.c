@@ -36,6 +36,7 @@ static bool needs_scratch(const struct unit *unit, const struct item *item) {
     case KIND_RDTSC:
     case KIND_RDTSCP:
     case KIND_READ_BASE:
+    case KIND_READ_CR:
     case KIND_READ_SELECTOR:
     case KIND_HELPER_END:
     case KIND_INTERPRET:
@@ -342,6 +343,9 @@ static void emit_item(struct unit *unit, const struct item *item) {
         break;
     case KIND_READ_BASE:
         emit_read_base(unit, item);
+        break;
+    case KIND_READ_CR:
+        emit_read_cr(unit, item);
         break;
     case KIND_READ_SELECTOR:
         emit_read_selector(unit, item);

@@ -46,6 +46,7 @@ enum kind {
     KIND_PUSHF,
     KIND_REP,
     KIND_READ_BASE,
+    KIND_READ_CR,
     KIND_READ_SELECTOR,
     KIND_JCC,
     KIND_JCXZ,

@@ -8,6 +8,7 @@
 # CHECK: decoded {{.*}} rdtsc {{.*}}rdtsc
 # CHECK: decoded {{.*}} helper {{.*}}rdmsr (rdmsr)
 # CHECK: decoded {{.*}} helper {{.*}}wrmsr (wrmsr)
+# CHECK: decoded {{.*}} read-cr {{.*}}mov
 # CHECK: decoded {{.*}} helper {{.*}}mov (read-cr)
 # CHECK: decoded {{.*}} sti {{.*}}sti
 
@@ -24,6 +25,7 @@ rdtsc
 rdmsr
 wrmsr
 mov %cr2, %rax
+mov %cr8, %rcx
 sti
 jmp 1f
 

@@ -63,6 +63,9 @@ asm(".pushsection .text\n"
     "enter_iret: crossing_enter\n\t"
     "pushq return_ss(%rip)\n\tpushq user_sp(%rip)\n\tpush %r11\n\tpushq return_cs(%rip)\n\tpush "
     "%rcx\n\tiretq\n"
+    "enter_resume: crossing_enter\n\tbts $16, %r11\n\t"
+    "pushq return_ss(%rip)\n\tpushq user_sp(%rip)\n\tpush %r11\n\tpushq return_cs(%rip)\n\tpush "
+    "%rcx\n\tiretq\n"
     "enter_switch: mov spare_root(%rip), %rax\n\tmov %cr3, %rdx\n\tmov %rdx, spare_root(%rip)\n\t"
     "or spare_kept(%rip), %rax\n\tmov %rax, %cr3\n\tsysretq\n"
     "enter_nowhere: incq seen(%rip)\n\tcmpq $5, seen(%rip)\n\tje 1f\n\tsysretq\n"
@@ -83,7 +86,8 @@ asm(".pushsection .text\n"
     "trigger_star: mov trigger_value + 4(%rip), %edx\n\tpush %rcx\n\tmov $0xc0000081, %ecx\n\t"
     "xor %eax, %eax\n\twrmsr\n\tpop %rcx\n\tret\n"
     ".popsection");
-extern const char enter_sysret[], enter_other[], enter_iret[], enter_switch[], enter_nowhere[];
+extern const char enter_sysret[], enter_other[], enter_iret[], enter_resume[], enter_switch[],
+    enter_nowhere[];
 extern void trigger_nothing(void), trigger_flags(void), trigger_ip(void), trigger_ds(void), trigger_cr4(void),
     trigger_nt(void), trigger_gdt(void), trigger_cs(void), trigger_ss(void), trigger_ipi(void),
     trigger_star(void), trigger_c(void);
@@ -206,6 +210,32 @@ static void check_flags(const void *handler) {
     check(c.ip, NOWHERE, "%s to where nothing is mapped: rip", name_of(handler));
     check(c.cs, USER_CS, "%s to where nothing is mapped: in ring 3", name_of(handler));
     check_through(handler, "with ordinary flags");
+}
+
+/* IRET with RF, as behind every fault: one instruction later it is gone (SDM vol. 3, 17.3.1.1). */
+static void check_resume(void) {
+    const unsigned long after = (unsigned long)user_pointer(user_calls) + 2;
+    for (unsigned i = 0; i < 2; i++) {
+        struct context c = run(enter_resume, user_calls, trigger_nothing, 0);
+        check_end(&c, VECTOR_DONE, 0, "iret with RF");
+        check(seen.calls, ROUNDS, "iret with RF: calls");
+        check(seen.flags, FLAG_FIXED, "iret with RF: kernel's flags");
+        check(seen.flags_pushed & (FLAG_RF | FLAG_IF), FLAG_IF, "iret with RF: the next call's r11");
+        check(c.flags & (FLAG_RF | FLAG_IF | FLAG_ZF), FLAG_IF | FLAG_ZF, "iret with RF: user's flags");
+        c = run(enter_resume, user_carry, trigger_nothing, 0);
+        check(c.flags & (FLAG_RF | FLAG_CF), FLAG_CF, "iret with RF and CF: user's flags");
+        check(seen.flags_pushed & (FLAG_RF | FLAG_CF), FLAG_CF, "iret with RF and CF: the next call's r11");
+        c = run(enter_resume, user_port, trigger_nothing, 0);
+        check_end(&c, VECTOR_GP, 0, "iret with RF, before a fault");
+        check(c.flags & FLAG_RF, FLAG_RF, "iret with RF, before a fault: flags");
+        c = run(enter_resume, user_calls, trigger_flags, FLAG_TF);
+        check_end(&c, VECTOR_DB, 0, "iret with RF and TF");
+        check(c.ip - after, 3, "iret with RF and TF: where it traps");
+        c = run(enter_resume, user_calls, trigger_flags, FLAG_NT | FLAG_AC);
+        check_end(&c, VECTOR_DONE, 0, "iret with RF, NT and AC");
+        check(c.flags & (FLAG_NT | FLAG_AC | FLAG_RF), FLAG_NT | FLAG_AC, "iret with RF, NT and AC: flags");
+    }
+    check_through(enter_iret, "after iret with RF");
 }
 
 static struct context run_at(const void *handler, const void *code, unsigned long address) {
@@ -424,6 +454,7 @@ void kernel_main(void) {
         check_interrupt(handlers[i]);
         check_stacks(handlers[i]);
     }
+    check_resume();
     check_no_stack();
     check_spaces();
     checks_finish("crossing64");
