@@ -23,6 +23,7 @@
 #ifndef MADV_POPULATE_READ
 #define MADV_POPULATE_READ 22 /* Linux 5.14 */
 #endif
+#define POPULATE_MAX (4 * MIB) /* that is mapped at once: about a millisecond */
 
 static const char root_personal[] = "nestor-ntc-root1";
 
@@ -249,6 +250,8 @@ void ntc_file_populate(const struct ntc_file *file) {
         if (!range->length || from < consts->offset + consts->length || from >= end)
             continue; /* code, slots and constants are read where they are mapped for execution */
         uint64_t length = range->offset - from + range->length;
+        if (view->parts && length > POPULATE_MAX)
+            continue; /* mapped by and by, as it is needed: parts.c */
         if (length > end - from || !ntc_parts_have(view, from, length))
             continue; /* a hole would become a page of zeroes */
         (void)madvise((uint8_t *)file->base + from, align_up(length, PAGE_SIZE), MADV_POPULATE_READ);

@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "isa/insn.h"
+
 /* Most places that may change stand as the stage has them: what is made for when they do not is needed less.
  */
 #define ASIDE_DIVISOR 4u
@@ -88,41 +90,27 @@ static int make(struct blocks *b, uint32_t offset, const uint8_t *bytes, uint32_
 
 /* The places inside [offset, offset + length) where execution may come from outside. */
 static void find_entries(struct blocks *b, uint32_t offset, uint32_t length) {
-    uint8_t bit = piece_stage_bit(b->stage);
     b->entries = 0;
     for (uint32_t at = 0; at < length; at++)
-        if (b->map[offset + at] & bit &&
-            (!at || b->map[offset + at] & CODE_ENTRY ||
+        if (b->map[offset + at] & b->starts &&
+            (!at || b->map[offset + at] & CODE_ENTRY || b->crossed[offset + at] ||
              (b->options->entered && b->options->entered(b->context, b->address + offset + at))))
             b->entry[b->entries++] = (uint16_t)at;
 }
 
-/* The middle of a part of the piece, where an instruction begins; 0: none does. */
-static uint32_t middle_of(const struct blocks *b, uint32_t offset, uint32_t length) {
-    for (uint32_t away = 0; away < length / 2; away++)
-        if (b->map[offset + length / 2 - away] & piece_stage_bit(b->stage) && length / 2 - away)
-            return length / 2 - away;
-    return 0;
-}
-
-/* A part of the piece as the stage has it; in halves if it is too large for a unit. */
-static int make_part(struct blocks *b, uint32_t offset, uint32_t length, unsigned depth) {
-    find_entries(b, offset, length);
-    b->stops = b->fields = 0;
-    int result = make(b, offset, b->section->bytes[b->stage] + b->start + offset, length);
-    if (result == -ENOENT) {
-        b->counts.refused++;
-        return 0;
+/* The part is made in two: what branches from one to the other enters it. */
+static void mark_crossings(struct blocks *b, uint32_t offset, uint32_t middle, uint32_t length) {
+    const uint8_t *bytes = b->section->bytes[b->stage] + b->start + offset;
+    for (uint32_t at = 0; at < length; at++) {
+        struct insn insn;
+        if (!(b->map[offset + at] & b->starts) ||
+            insn_decode(&insn, bytes + at, length - at, 64) != INSN_OK || !insn.z.operand_count ||
+            insn.op[0].type != ZYDIS_OPERAND_TYPE_IMMEDIATE || !insn.op[0].imm.is_relative)
+            continue;
+        uint64_t target = at + insn.length + (uint64_t)insn.op[0].imm.value.s;
+        if (target < length && (target < middle) != (at < middle))
+            b->crossed[offset + target] = true;
     }
-    if (result != -E2BIG)
-        return result;
-    uint32_t middle = depth < 8 ? middle_of(b, offset, length) : 0;
-    if (!middle) {
-        b->counts.too_large++;
-        return 0;
-    }
-    result = make_part(b, offset, middle, depth + 1);
-    return result ? result : make_part(b, offset + middle, length - middle, depth + 1);
 }
 
 /* -- Places that hold what cannot be known -- */
@@ -168,26 +156,74 @@ static int make_choice(struct blocks *b, const struct patch_choice *choice) {
     return is_small(result) ? 0 : result;
 }
 
-static int make_without_choices(struct blocks *b, const struct choices *inside) {
-    find_entries(b, 0, b->length);
-    b->stops = b->fields = 0;
-    for (unsigned i = 0; i < inside->count; i++) {
-        uint32_t offset = (uint32_t)(inside->choice[i]->address - b->address),
-                 end = offset + inside->choice[i]->length;
-        b->stop[b->stops++] = (struct codegen_stop){.from = offset, .to = end};
-        if (!blocks_add_hole(b, offset, inside->choice[i]->length))
-            return 0;
-        if (end < b->length && b->entries < PIECE_MAX)
+/* Does the place lie in one that holds what cannot be known? */
+static bool in_choice(const struct blocks *b, const struct choices *inside, uint32_t offset) {
+    for (unsigned i = 0; inside && i < inside->count; i++) {
+        uint64_t from = inside->choice[i]->address - b->address;
+        if (offset > from && offset - from < inside->choice[i]->length)
+            return true;
+    }
+    return false;
+}
+
+/* The middle of a part of the piece, where an instruction begins; 0: none does. */
+static uint32_t middle_of(const struct blocks *b, uint32_t offset, uint32_t length,
+                          const struct choices *without) {
+    for (uint32_t away = 0; away < length / 2; away++) {
+        uint32_t middle = length / 2 - away;
+        if (b->map[offset + middle] & b->starts && !in_choice(b, without, offset + middle))
+            return middle;
+    }
+    return 0;
+}
+
+/* Nothing is made of such places inside the part: they are left for whatever stands there, and entered behind
+ * it. False: there are too many. */
+static bool leave_out(struct blocks *b, const struct choices *without, uint32_t offset, uint32_t length) {
+    for (unsigned i = 0; i < without->count; i++) {
+        uint64_t at = without->choice[i]->address - b->address;
+        if (at < offset || at >= (uint64_t)offset + length)
+            continue;
+        uint32_t from = (uint32_t)at - offset, end = from + without->choice[i]->length;
+        b->stop[b->stops++] = (struct codegen_stop){.from = from, .to = end};
+        if (!blocks_add_hole(b, from, without->choice[i]->length))
+            return false;
+        if (end < length && b->entries < PIECE_MAX)
             b->entry[b->entries++] = (uint16_t)end;
     }
-    int result = make(b, 0, b->section->bytes[b->stage] + b->start, b->length);
-    return is_small(result) ? 0 : result;
+    return true;
+}
+
+/* A part of the piece as the stage has it, or without the places whose contents cannot be known; in halves if
+ * it is too large for a unit. */
+static int make_part(struct blocks *b, uint32_t offset, uint32_t length, unsigned depth,
+                     const struct choices *without) {
+    find_entries(b, offset, length);
+    b->stops = b->fields = 0;
+    if (without && !leave_out(b, without, offset, length))
+        return 0;
+    int result = make(b, offset, b->section->bytes[b->stage] + b->start + offset, length);
+    if (result == -ENOENT) {
+        b->counts.refused += !without;
+        return 0;
+    }
+    if (result != -E2BIG)
+        return result;
+    uint32_t middle = depth < 8 ? middle_of(b, offset, length, without) : 0;
+    if (!middle) {
+        b->counts.too_large += !without;
+        return 0;
+    }
+    mark_crossings(b, offset, middle, length);
+    result = make_part(b, offset, middle, depth + 1, without);
+    return result ? result : make_part(b, offset + middle, length - middle, depth + 1, without);
 }
 
 static int make_stage(struct blocks *b) {
     struct choices inside;
     b->aside = false;
-    int result = make_part(b, 0, b->length, 0);
+    memset(b->crossed, 0, sizeof b->crossed);
+    int result = make_part(b, 0, b->length, 0, NULL);
     if (result)
         return result;
     b->counts.pieces++;
@@ -198,19 +234,31 @@ static int make_stage(struct blocks *b) {
     if (!inside.count)
         return 0;
     b->aside = true;
-    result = make_without_choices(b, &inside);
+    result = make_part(b, 0, b->length, 0, &inside);
     for (unsigned i = 0; i < inside.count && !result; i++)
         result = make_choice(b, inside.choice[i]);
     return result;
 }
 
-/* Has the piece the same bytes, and the same places that may change, as in a stage before? */
+/* Has the piece the same bytes as in that stage? Then it has the same places that may change, too. */
+static bool is_alike(const struct blocks *b, enum stage other) {
+    return !memcmp(b->section->bytes[other] + b->start, b->section->bytes[b->stage] + b->start, b->length);
+}
+
 static bool made_before(const struct blocks *b, const enum stage *done, unsigned count) {
-    const uint8_t *bytes = b->section->bytes[b->stage] + b->start;
     for (unsigned i = 0; i < count; i++)
-        if (!memcmp(b->section->bytes[done[i]] + b->start, bytes, b->length))
+        if (is_alike(b, done[i]))
             return true;
     return false;
+}
+
+/* What is entered in one stage only is entered in the unit that serves several. */
+static uint8_t find_starts(const struct blocks *b) {
+    uint8_t starts = 0;
+    for (unsigned i = 0; i < STAGES; i++)
+        if (b->options->stages[i] && is_alike(b, i))
+            starts |= piece_stage_bit(i);
+    return starts;
 }
 
 static int make_stages(struct blocks *b) {
@@ -220,6 +268,7 @@ static int make_stages(struct blocks *b) {
         b->stage = stage_order[i];
         if (!b->options->stages[b->stage] || made_before(b, done, count))
             continue;
+        b->starts = find_starts(b);
         int result = make_stage(b);
         if (result)
             return result;

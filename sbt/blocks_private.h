@@ -23,7 +23,9 @@ struct blocks {
     uint64_t address, start; /* link address; offset in the section */
     uint32_t length;
     enum stage stage;
-    bool aside; /* what is made of it is for when it does not stand as the stage has it */
+    uint8_t starts; /* bits of the map for where instructions begin: of all stages with the piece's bytes */
+    bool crossed[PIECE_MAX]; /* a branch from another unit of the piece leads there */
+    bool aside;              /* what is made of it is for when it does not stand as the stage has it */
     uint32_t mode;
 
     /* Of the request that is made. */

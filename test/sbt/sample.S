@@ -161,6 +161,33 @@ __x86_indirect_thunk_r11:
 __x86_return_thunk:
     ret
 
+# Too long for a unit of the test's generator; by its name kernel_init begins what a boot runs.
+    .type long_function, @function
+long_function:
+    nop
+long_back:
+    test %eax, %eax
+    jz long_far
+label_long:
+    .byte 0x0f, 0x1f, 0x44, 0x00, 0x00
+    .pushsection __jump_table, "aw"
+    .long label_long - ., long_end - .
+    .quad key_off - .
+    .popsection
+    .fill 35, 1, 0x90
+long_far:
+    dec %eax
+    jnz long_back
+long_end:
+    ret
+    .type kernel_init, @function
+kernel_init:
+    call long_function
+    ret
+    .type lonely, @function
+lonely:
+    ret
+
     .data
     .balign 8
 key_off:
