@@ -15,7 +15,8 @@
 #include <unistd.h>
 
 #include "sbt/cpio.h"
-#include "sbt/discover.h"
+#include "sbt/estimate.h"
+#include "sbt/pieces.h"
 
 #define INPUT_MAX (1 * MIB)
 
@@ -23,10 +24,17 @@ static void take_apart(struct image *image) {
     struct features features;
     struct patched patched;
     struct discovery discovery;
+    struct estimate estimate;
+    struct pieces pieces;
     memset(&features, 0x5a, sizeof features);
     if (!patched_create(&patched, image, &features)) {
-        if (!discovery_create(&discovery, &patched))
+        if (!discovery_create(&discovery, &patched)) {
+            if (!estimate_create(&estimate, &discovery))
+                estimate_destroy(&estimate);
+            if (!pieces_create(&pieces, &discovery))
+                pieces_destroy(&pieces);
             discovery_destroy(&discovery);
+        }
         patched_destroy(&patched);
     }
     image_close(image);

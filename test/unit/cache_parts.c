@@ -297,6 +297,25 @@ static void test_bad_requests(void) {
             close(fd);
         close(client);
     }
+    /* Wishes have no answers: too many end the connection, for what there is not they are passed over. */
+    for (unsigned i = 0; i < 2; i++) {
+        struct store_request request = {.what = STORE_WISH, .count = i ? UINT32_MAX : 2};
+        struct store_answer answer;
+        int client = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+        int fd = open(path, O_RDONLY | O_CLOEXEC);
+        CHECK(!connect(client, (struct sockaddr *)&address, sizeof address));
+        memcpy(request.root, file.view.header->root, sizeof request.root);
+        request.chunk[0] = UINT32_MAX;
+        request.chunk[1] = cold;
+        CHECK(!store_send(client, &request, sizeof request, fd));
+        request.what = STORE_LIST;
+        int result = store_send(client, &request, sizeof request, -1);
+        if (!result)
+            result = store_receive(client, &answer, sizeof answer, NULL);
+        CHECK(i ? result : !result && !answer.result && answer.detail);
+        close(fd);
+        close(client);
+    }
     CHECK_EQUAL(sample_walk(&file.view), UNITS);
     ntc_file_close(&file);
     close(directory_fd);
