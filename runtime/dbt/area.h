@@ -135,6 +135,7 @@ enum area_alias { AREA_RUN, AREA_MASKED, AREA_STOP, AREA_ALIASES };
 struct dbt_area {
     struct vcpu vcpu;
     int area_fd;
+    uint64_t reserved; /* bytes of address space behind it that are kept for code; 0: none */
     struct dbt_hot hot __attribute__((aligned(64)));
     struct memo memo[2][MEMO_SLOTS] __attribute__((aligned(64))); /* by access: reads, writes */
     struct percpu_table percpu[2] __attribute__((aligned(64)));

@@ -1,5 +1,8 @@
 /* The few host instructions that the translator itself emits. 64-bit operand size unless the name says
- * otherwise; registers are numbered as in enum gpr. GS-relative operands address struct dbt_area: area.h. */
+ * otherwise; registers are numbered as in enum gpr. GS-relative operands address struct dbt_area: area.h.
+ * Where code_buffer.area says how far from the code that is, as seen from where the code is written, they are
+ * relative to RIP instead, which is two bytes shorter; but not the polls, which want to know the present GS.
+ */
 #ifndef NESTOR_DBT_ASM_H
 #define NESTOR_DBT_ASM_H
 
@@ -23,14 +26,29 @@ static inline void asm_rex(struct code_buffer *c, bool w, int reg, int index, in
         code_u8(c, rex);
 }
 
-/* opcode reg, gs:[offset] */
-static inline void asm_gs(struct code_buffer *c, bool w, uint8_t opcode, int reg, uint32_t offset) {
-    code_u8(c, 0x65);
-    asm_rex(c, w, reg, 0, 0);
-    code_u8(c, opcode);
+/* ModRM and displacement of gs:[offset], relative to RIP or not; so many bytes of an immediate follow. */
+static inline void asm_modrm_gs(struct code_buffer *c, int reg, uint32_t offset, unsigned immediate) {
+    if (c->area) {
+        code_u8(c, (uint8_t)((reg & 7) << 3 | 5));
+        code_u32(c, (uint32_t)(c->area + offset - (c->at + 4 + immediate)));
+        return;
+    }
     code_u8(c, (uint8_t)((reg & 7) << 3 | 4));
     code_u8(c, 0x25);
     code_u32(c, offset);
+}
+
+/* opcode reg, gs:[offset] */
+static inline void asm_gs_imm(struct code_buffer *c, bool w, uint8_t opcode, int reg, uint32_t offset,
+                              unsigned immediate) {
+    if (!c->area)
+        code_u8(c, 0x65);
+    asm_rex(c, w, reg, 0, 0);
+    code_u8(c, opcode);
+    asm_modrm_gs(c, reg, offset, immediate);
+}
+static inline void asm_gs(struct code_buffer *c, bool w, uint8_t opcode, int reg, uint32_t offset) {
+    asm_gs_imm(c, w, opcode, reg, offset, 0);
 }
 
 static inline void asm_load_gs(struct code_buffer *c, int reg, uint32_t offset) {
@@ -50,17 +68,17 @@ static inline void asm_alu_gs(struct code_buffer *c, enum asm_alu op, int reg, u
 }
 /* mov byte gs:[offset], value */
 static inline void asm_store8_imm_gs(struct code_buffer *c, uint32_t offset, uint8_t value) {
-    asm_gs(c, false, 0xc6, 0, offset);
+    asm_gs_imm(c, false, 0xc6, 0, offset, 1);
     code_u8(c, value);
 }
 static inline void asm_store32_imm_gs(struct code_buffer *c, uint32_t offset, uint32_t value) {
-    asm_gs(c, false, 0xc7, 0, offset);
+    asm_gs_imm(c, false, 0xc7, 0, offset, 4);
     code_u32(c, value);
 }
 /* mov qword gs:[offset], value (one or two stores) */
 static inline void asm_store64_imm_gs(struct code_buffer *c, uint32_t offset, uint64_t value) {
     if ((uint64_t)(int64_t)(int32_t)value == value) {
-        asm_gs(c, true, 0xc7, 0, offset);
+        asm_gs_imm(c, true, 0xc7, 0, offset, 4);
         code_u32(c, (uint32_t)value);
     } else {
         asm_store32_imm_gs(c, offset, (uint32_t)value);
@@ -174,13 +192,12 @@ static inline void asm_movzx16(struct code_buffer *c, int to, int base, int32_t 
 
 /* movzx reg32, byte gs:[offset]; or, is_word, a word */
 static inline void asm_movzx_gs(struct code_buffer *c, bool is_word, int reg, uint32_t offset) {
-    code_u8(c, 0x65);
+    if (!c->area)
+        code_u8(c, 0x65);
     asm_rex(c, false, reg, 0, 0);
     code_u8(c, 0x0f);
     code_u8(c, 0xb6 | is_word);
-    code_u8(c, (uint8_t)((reg & 7) << 3 | 4));
-    code_u8(c, 0x25);
-    code_u32(c, offset);
+    asm_modrm_gs(c, reg, offset, 0);
 }
 
 /* shr reg, count */

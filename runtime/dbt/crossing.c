@@ -115,7 +115,7 @@ static void unless(struct crossing_code *code, enum asm_cond cond) {
 }
 
 static void compare_imm32_gs(struct code_buffer *c, uint32_t offset, uint8_t value) {
-    asm_gs(c, false, 0x83, 7, offset); /* cmp dword gs:[offset], value */
+    asm_gs_imm(c, false, 0x83, 7, offset, 1); /* cmp dword gs:[offset], value */
     code_u8(c, value);
 }
 
@@ -292,10 +292,10 @@ static void check_selector(struct crossing_code *code, unsigned which, int32_t f
 static void emit_iret(struct code_buffer *c, const uint8_t *to_c) {
     struct crossing_code code = {.c = c};
     begin(&code, true);
-    asm_gs(c, false, 0x80, 7, AREA_VCPU(nmi_blocked)); /* cmp byte gs:[nmi_blocked], 0 */
+    asm_gs_imm(c, false, 0x80, 7, AREA_VCPU(nmi_blocked), 1); /* cmp byte gs:[nmi_blocked], 0 */
     code_u8(c, 0);
     unless(&code, COND_E);
-    asm_gs(c, false, 0xf7, 0, AREA_VCPU(rflags)); /* test dword gs:[rflags], NT */
+    asm_gs_imm(c, false, 0xf7, 0, AREA_VCPU(rflags), 4); /* test dword gs:[rflags], NT */
     code_u32(c, FLAG_NT);
     unless(&code, COND_E);
     check_data_segments(&code);

@@ -16,7 +16,7 @@
 #include <unistd.h>
 
 #define AREA_BYTES align_up(sizeof(struct dbt_area), PAGE_SIZE)
-#define CODE_REACH (2 * GIB - PAGE_SIZE)
+#define CODE_REACH (2 * GIB - PAGE_SIZE) /* also from the area to the end of code, which is shorter */
 #define CODE_CACHE_MIN (1 * MIB)
 #define BLOCK_HOST_LEAST 128 /* most blocks' code is longer */
 #define CODE_REGION_MAX GIB
@@ -41,27 +41,40 @@ static void *map_shared(int fd, uint64_t size, int protection) {
     return address == MAP_FAILED ? NULL : address;
 }
 
+static void *reserve(void *address, uint64_t size) {
+    int fixed = address ? MAP_FIXED : 0;
+    void *place = mmap(address, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | fixed, -1, 0);
+    return place == MAP_FAILED ? NULL : place;
+}
+
+/* Code names the area relative to RIP, so its place is right behind it. */
 struct vcpu *dbt_area_create(void) {
     int fd = memfd_of("nestor-vcpu", AREA_BYTES);
     if (fd < 0) {
         errno = -fd;
         return NULL;
     }
-    struct dbt_area *area = map_shared(fd, AREA_BYTES, PROT_READ | PROT_WRITE);
-    if (!area) {
+    uint8_t *place = reserve(NULL, AREA_BYTES + CODE_REACH);
+    void *mapped =
+        mmap(place, AREA_BYTES, PROT_READ | PROT_WRITE, place ? MAP_SHARED | MAP_FIXED : MAP_SHARED, fd, 0);
+    if (mapped == MAP_FAILED) {
+        if (place)
+            munmap(place, AREA_BYTES + CODE_REACH);
         close(fd);
         errno = ENOMEM;
         return NULL;
     }
+    struct dbt_area *area = mapped;
     area->vcpu.self = &area->vcpu;
     area->area_fd = fd;
+    area->reserved = place ? CODE_REACH : 0;
     return &area->vcpu;
 }
 
 void dbt_area_destroy(struct vcpu *vcpu) {
     struct dbt_area *area = area_of(vcpu);
     close(area->area_fd);
-    munmap(area, AREA_BYTES);
+    munmap(area, AREA_BYTES + area->reserved);
 }
 
 /* The two other mappings of the area, with their poll pages shut. */
@@ -88,17 +101,25 @@ static int map_code(struct dbt_vcpu *dbt, uint64_t size) {
     if (dbt->code_fd < 0)
         return dbt->code_fd;
     dbt->rw = map_shared(dbt->code_fd, dbt->size, PROT_READ | PROT_WRITE);
-    /* Links from here to caches are rel32s, so they get their places behind it before anybody else does. */
-    void *place = mmap(NULL, CODE_REACH, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    bool wide = place != MAP_FAILED;
-    void *rx = mmap(wide ? place : NULL, dbt->size, PROT_READ | PROT_EXEC,
-                    wide ? MAP_SHARED | MAP_FIXED : MAP_SHARED, dbt->code_fd, 0);
+    /* Links from here to caches are rel32s: they have their places behind it. */
+    uint8_t *place = dbt->area->reserved ? (uint8_t *)dbt->area + AREA_BYTES : NULL;
+    void *rx = mmap(place, dbt->size, PROT_READ | PROT_EXEC, place ? MAP_SHARED | MAP_FIXED : MAP_SHARED,
+                    dbt->code_fd, 0);
     dbt->reached = dbt->size;
-    dbt->reach = wide ? CODE_REACH : dbt->size;
+    dbt->reach = place ? CODE_REACH : dbt->size;
     dbt->rx = rx == MAP_FAILED ? NULL : rx;
-    if (!dbt->rx && wide)
-        munmap(place, CODE_REACH);
-    return dbt->rw && dbt->rx ? 0 : -ENOMEM;
+    if (!dbt->rw || !dbt->rx)
+        return -ENOMEM;
+    if (place)
+        dbt->area_seen = dbt->rw - AREA_BYTES;
+    return 0;
+}
+
+static void unmap_code(struct dbt_vcpu *dbt) {
+    if (dbt->rx && dbt->area->reserved)
+        (void)reserve(dbt->rx, dbt->reach); /* should it fail, what is there stays until the area goes */
+    else if (dbt->rx)
+        munmap(dbt->rx, dbt->reach);
 }
 
 static uint64_t grown(uint64_t size) {
@@ -164,7 +185,7 @@ void dbt_vcpu_destroy(struct vcpu *vcpu) {
     unmap(dbt->alias[AREA_MASKED], AREA_BYTES);
     unmap(dbt->alias[AREA_STOP], AREA_BYTES);
     unmap(dbt->rw, dbt->size);
-    unmap(dbt->rx, dbt->reach);
+    unmap_code(dbt);
     unmap(dbt->block, dbt->max_blocks * sizeof *dbt->block);
     unmap(dbt->site, dbt->max_sites * sizeof *dbt->site);
     unmap(dbt->pc, dbt->max_pcs * sizeof *dbt->pc);

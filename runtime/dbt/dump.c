@@ -185,6 +185,21 @@ static void add_place(struct trace_text *text, const struct pc_entry *entry) {
                                       : "");
 }
 
+/* A word of the area that is named relative to RIP is shown as gs:[offset], as all are thought of. */
+static void name_area(const struct dbt_vcpu *dbt, const ZydisDecodedInstruction *z, ZydisDecodedOperand *op,
+                      uint64_t address) {
+    for (unsigned i = 0; i < z->operand_count_visible; i++) {
+        if (op[i].type != ZYDIS_OPERAND_TYPE_MEMORY || op[i].mem.base != ZYDIS_REGISTER_RIP)
+            continue;
+        uint64_t offset = address + z->length + (uint64_t)op[i].mem.disp.value - (uint64_t)dbt->area;
+        if (offset >= sizeof *dbt->area)
+            continue;
+        op[i].mem.base = ZYDIS_REGISTER_NONE;
+        op[i].mem.segment = ZYDIS_REGISTER_GS;
+        op[i].mem.disp.value = (int64_t)offset;
+    }
+}
+
 static void add_code(struct trace_text *text, const struct unit *unit) {
     const struct dbt_vcpu *dbt = unit->dbt;
     const struct block *block = unit->block;
@@ -208,6 +223,7 @@ static void add_code(struct trace_text *text, const struct unit *unit) {
             at++;
             continue;
         }
+        name_area(dbt, &z, op, (uint64_t)dbt->rx + block->host + at);
         format_insn(&z, op, (uint64_t)dbt->rx + block->host + at, line, sizeof line);
         trace_text_add(text, "  emitted +%-4u  ", at);
         add_bytes(text, code + at, z.length);

@@ -292,7 +292,7 @@ void emit_rep(struct unit *unit, const struct item *item) {
     uint8_t *whole = asm_jmp(c);
     for (unsigned i = 0; i < pieces && !c->overflow; i++)
         asm_patch_rel32(to_pieces[i], c->at);
-    asm_gs(c, false, 0x83, 7, AREA_VCPU(requests)); /* cmp dword gs:[requests], 0 */
+    asm_gs_imm(c, false, 0x83, 7, AREA_VCPU(requests), 1); /* cmp dword gs:[requests], 0 */
     code_u8(c, 0);
     to_helper[helper++] = asm_jcc(c, COND_NE);
     emit_string_room(unit, &string);

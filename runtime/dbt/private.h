@@ -186,7 +186,8 @@ struct dbt_vcpu {
     bool in_code;                  /* between dbt_run() and its return, on the vCPU thread */
     bool remakes;                  /* a fault on the way, which makes flags first: see emit_remake.c */
 
-    uint8_t *rx, *rw; /* two mappings of the code region */
+    uint8_t *rx, *rw;         /* two mappings of the code region */
+    const uint8_t *area_seen; /* as far from rw as the area is from rx; NULL: too far, or the code may move */
     uint64_t size, stubs_end;
     uint64_t reach, reached; /* address space from rx on: all of it, and what of it is in use */
     uint64_t used;           /* of the part that is being filled; so are blocks, sites and pcs */

@@ -95,8 +95,12 @@ static void emit_lookup(struct code_buffer *c, const struct table *table, uint8_
     asm_mem(c, false, 0xff, 4, -1, GPR_R9, 3, (int32_t)table->host);
 }
 
+/* STUB_SITE_BYTES long, wherever the area is. */
 void stub_take_site(struct code_buffer *c) {
+    const uint8_t *area = c->area;
+    c->area = NULL;
     asm_store32_gs(c, AREA_HOT(site), GPR_R9);
+    c->area = area;
 }
 
 static void emit_memory_exits(struct dbt_vcpu *dbt, struct code_buffer *c, const uint8_t *load) {
@@ -119,7 +123,9 @@ static void emit_memory_exits(struct dbt_vcpu *dbt, struct code_buffer *c, const
 }
 
 void dbt_emit_stubs(struct dbt_vcpu *dbt) {
-    struct code_buffer code = {.start = dbt->rw, .at = dbt->rw, .end = dbt->rw + dbt->size}, *c = &code;
+    struct code_buffer code = {
+        .start = dbt->rw, .at = dbt->rw, .end = dbt->rw + dbt->size, .area = dbt->area_seen};
+    struct code_buffer *c = &code;
 
     const uint16_t carried = (uint16_t)~HOMED;
 

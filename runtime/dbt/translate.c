@@ -453,8 +453,15 @@ static void emit_entries(struct unit *unit) {
         unit->block->entry[saved] = (uint32_t)(entry[saved] - unit->dbt->rw);
 }
 
-static void emit_poll(struct unit *unit, size_t page) {
-    asm_store8_imm_gs(&unit->code, (uint32_t)page, 0);
+/* Through GS, whose present base is what is asked for: a load into idle, or, -1, a store. */
+static void emit_poll(struct unit *unit, size_t page, int idle) {
+    const uint8_t *area = unit->code.area;
+    unit->code.area = NULL;
+    if (idle >= 0)
+        asm_load32_gs(&unit->code, idle, (uint32_t)page);
+    else
+        asm_store8_imm_gs(&unit->code, (uint32_t)page, 0);
+    unit->code.area = area;
 }
 
 /* Does the host stay out of trouble with it, whatever the registers hold? */
@@ -495,7 +502,7 @@ static void emit_items(struct unit *unit, unsigned from, unsigned to) {
             unit_note_pc(unit, item->guest);
         /* STI holds interrupts off for one instruction: C, met here, lets the interpreter run that one. */
         if (i && unit->item[i - 1].kind == KIND_STI)
-            emit_poll(unit, offsetof(struct dbt_area, sti_poll));
+            emit_poll(unit, offsetof(struct dbt_area, sti_poll), -1);
         emit_rsp_before(unit, item);
         remake_before(unit, item);
         emit_item(unit, item);
@@ -516,12 +523,8 @@ static int idle_register(const struct unit *unit) {
 
 /* A load, where a register is free for it: no locked instruction waits until it is done. */
 static void emit_first_poll(struct unit *unit) {
-    int idle = idle_register(unit);
     unit_note_pc(unit, unit->item[0].guest);
-    if (idle >= 0)
-        asm_load32_gs(&unit->code, idle, (uint32_t)offsetof(struct dbt_area, poll));
-    else
-        emit_poll(unit, offsetof(struct dbt_area, poll));
+    emit_poll(unit, offsetof(struct dbt_area, poll), idle_register(unit));
 }
 
 /* What goes on behind the last item, if anything does. */
@@ -531,7 +534,7 @@ static void emit_fall_through(struct unit *unit) {
     unit_note_pc(unit, (unsigned)(unit->end_rip - unit->block->rip));
     emit_rsp_settle(unit);
     if (unit->item[unit->items - 1].kind == KIND_STI)
-        emit_poll(unit, offsetof(struct dbt_area, sti_poll));
+        emit_poll(unit, offsetof(struct dbt_area, sti_poll), -1);
     emit_link(unit, NULL, unit->code64 ? unit->end_rip : (uint32_t)unit->end_rip);
 }
 
@@ -712,8 +715,11 @@ bool unit_translate(struct unit *unit) {
     struct dbt_vcpu *dbt = unit->dbt;
     struct block *block = unit->block;
     uint64_t flushes = dbt->stats.flushes;
-    unit->code = (struct code_buffer){
-        .start = dbt->rw + dbt->used, .at = dbt->rw + dbt->used, .end = dbt->rw + dbt->used + BLOCK_MAX_HOST};
+    uint8_t *start = dbt->rw + dbt->used;
+    unit->code = (struct code_buffer){.start = start,
+                                      .at = start,
+                                      .end = start + BLOCK_MAX_HOST,
+                                      .area = unit->portable ? NULL : dbt->area_seen};
     if (!unit_gather(unit) || dbt->stats.flushes != flushes)
         return false;
     emit_block(unit);

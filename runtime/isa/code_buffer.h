@@ -11,6 +11,7 @@ struct code_buffer {
     uint8_t *start;
     uint8_t *at;
     uint8_t *end;
+    const uint8_t *area; /* what dbt/asm.h says of it; NULL as a rule */
     bool overflow;
 };
 
