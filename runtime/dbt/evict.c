@@ -18,6 +18,7 @@
  */
 #define _GNU_SOURCE
 #include "base/light.h"
+#include "base/pages.h"
 #include "cpu/mode.h"
 #include "dbt/private.h"
 
@@ -28,6 +29,9 @@
 /* More lose less at a time, but leave more unused: BLOCK_MAX_HOST at the end of each. */
 #define CODE_PARTS 8u
 #define CODE_PART_LEAST (128 * KIB)
+#define POPULATE_BYTES (256 * KIB)
+#define RELEASE_BYTES (2 * MIB)
+#define RELEASE_KEPT_BYTES (MIB / 2)
 
 int code_divide(struct dbt_vcpu *dbt, uint64_t size, unsigned parts) {
     if (!parts)
@@ -275,6 +279,29 @@ bool code_make_room(struct dbt_vcpu *dbt, uint64_t code, uint32_t blocks, uint32
         }
     }
     return dbt->used + code <= dbt->filling->code_end;
+}
+
+/* Both mappings of the code region count as resident. From time to time the writing one is given back, but
+ * for what was written last and what is populated for what comes next; a later patch faults its page in
+ * again. */
+void code_release_written(struct dbt_vcpu *dbt) {
+    uint64_t from = dbt->used & PAGE_MASK, to = align_up(dbt->populated, PAGE_SIZE);
+    if (dbt->stats.host_bytes - dbt->released < RELEASE_BYTES)
+        return;
+    dbt->released = dbt->stats.host_bytes;
+    if (from > RELEASE_KEPT_BYTES)
+        (void)madvise(dbt->rw, from - RELEASE_KEPT_BYTES, MADV_DONTNEED);
+    if (to < dbt->size)
+        (void)madvise(dbt->rw + to, dbt->size - to, MADV_DONTNEED);
+}
+
+/* Pages for what is written next, many at a time. */
+void code_populate_ahead(struct dbt_vcpu *dbt) {
+    if (dbt->used + BLOCK_MAX_HOST <= dbt->populated)
+        return;
+    uint64_t from = dbt->used & PAGE_MASK, end = align_up(dbt->used + POPULATE_BYTES, PAGE_SIZE);
+    dbt->populated = end < dbt->filling->code_end ? end : dbt->filling->code_end;
+    pages_populate(dbt->rw + from, dbt->populated - from);
 }
 
 const struct code_part *code_part_at(const struct dbt_vcpu *dbt, uint64_t offset) {

@@ -311,6 +311,9 @@ void code_empty(struct dbt_vcpu *dbt);
  * much. */
 MUST_CHECK bool code_make_room(struct dbt_vcpu *dbt, uint64_t code, uint32_t blocks, uint32_t sites,
                                uint32_t pcs);
+/* Bring in pages of rw for what is written next; give back those of what was written. */
+void code_populate_ahead(struct dbt_vcpu *dbt);
+void code_release_written(struct dbt_vcpu *dbt);
 /* The part with translated code at that offset in the region, block of that number, or site; NULL: none. */
 const struct code_part *code_part_at(const struct dbt_vcpu *dbt, uint64_t offset);
 const struct code_part *code_part_of_block(const struct dbt_vcpu *dbt, uint32_t index);

@@ -6,20 +6,14 @@
  * would run out. Loops of ring 3 may have a single scratch (unit->narrow).
  */
 #define _GNU_SOURCE
-#include "base/pages.h"
 #include "cpu/vmem.h"
 #include "dbt/emit.h"
 #include "dbt/rewrite.h"
 #include "mem/guest_mem.h"
 
-#include <sys/mman.h>
-
 #define SCRATCHES 3
-#define POPULATE_BYTES (256 * KIB)
 #define NARROW_SCRATCHES 1
 #define FLAGS_DIE_ITEMS 4 /* that are worth being emitted twice */
-#define RELEASE_BYTES (2 * MIB)
-#define RELEASE_KEPT_BYTES (MIB / 2)
 
 static bool ends_block(enum kind kind) {
     return kind >= KIND_JMP;
@@ -655,33 +649,10 @@ static void emit_block(struct unit *unit) {
         code_u8(c, 0x90);
 }
 
-/* Both mappings of the code region count as resident. From time to time the writing one is given back, but
- * for what was written last and what is populated for what comes next; a later patch faults its page in
- * again. */
-static void release_written(struct dbt_vcpu *dbt) {
-    uint64_t from = dbt->used & PAGE_MASK, to = align_up(dbt->populated, PAGE_SIZE);
-    if (dbt->stats.host_bytes - dbt->released < RELEASE_BYTES)
-        return;
-    dbt->released = dbt->stats.host_bytes;
-    if (from > RELEASE_KEPT_BYTES)
-        (void)madvise(dbt->rw, from - RELEASE_KEPT_BYTES, MADV_DONTNEED);
-    if (to < dbt->size)
-        (void)madvise(dbt->rw + to, dbt->size - to, MADV_DONTNEED);
-}
-
-/* Pages for what is written next, many at a time. */
-static void populate_ahead(struct dbt_vcpu *dbt) {
-    if (dbt->used + BLOCK_MAX_HOST <= dbt->populated)
-        return;
-    uint64_t from = dbt->used & PAGE_MASK, end = align_up(dbt->used + POPULATE_BYTES, PAGE_SIZE);
-    dbt->populated = end < dbt->filling->code_end ? end : dbt->filling->code_end;
-    pages_populate(dbt->rw + from, dbt->populated - from);
-}
-
 static bool make_room(struct dbt_vcpu *dbt) {
     if (!code_make_room(dbt, BLOCK_MAX_HOST, 1, BLOCK_MAX_INSNS * 4, BLOCK_MAX_INSNS * 6 + 2))
         return false;
-    populate_ahead(dbt);
+    code_populate_ahead(dbt);
     return true;
 }
 
@@ -796,7 +767,7 @@ uint32_t dbt_translate(struct vcpu *vcpu, uint64_t ram_offset, uint32_t mode) {
     dbt->stats.guest_instructions += unit->items;
     dbt->stats.guest_bytes += block->guest_length;
     dbt->stats.host_bytes += block->host_size;
-    release_written(dbt);
+    code_release_written(dbt);
     if (UNLIKELY(dbt->log))
         portable_log_add(vcpu, block);
     block_publish(vcpu, index);

@@ -2,8 +2,10 @@
 # only behind it comes the guest's own instruction, on the host's memory.
 # RUN: %emit64 %t.bin | FileCheck %s
 
+# The vCPU's words are named relative to RIP, but for the poll, which asks for the present GS.
 # CHECK: cpu0 block 0 at
-# CHECK: emitted {{.*}} mov r{{[0-9]+}}d, gs:[[[POLL:0x[0-9A-F]+]]]
+# CHECK: emitted {{.*}} 89 05 {{.*}} mov gs:[{{.*}}], eax
+# CHECK: emitted {{.*}} 65 {{.*}} mov r{{[0-9]+}}d, gs:[[[POLL:0x[0-9A-F]+]]]
 # CHECK: emitted {{.*}} cmp {{r[0-9a-z]+}}, [{{r[0-9a-z]+}}+0x40]
 # CHECK-NEXT: emitted {{.*}} jnz
 # CHECK-NOT: gs:[[[POLL]]]
