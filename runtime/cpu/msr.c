@@ -45,6 +45,7 @@
 #define INTEL_UCODE_REVISION (1ull << 32)
 #define AMD_UCODE_REVISION 0x1000065ull
 #define AMD_DE_CFG_LFENCE_SERIALIZES 2ull
+#define AMD_HWCR_TSC_AT_P0 (1ull << 24) /* TscFreqSel: the TSC counts at one rate; Linux warns of firmware without it */
 #define DEBUGCTL_ACCEPTED 3ull                /* LBR and BTF: accepted, without effect */
 #define SPEC_CTRL_DEFINED (7ull | 1ull << 10) /* IBRS, STIBP, SSBD; BHI_DIS_S */
 #define MISC_ENABLE_FIXED 0x1800ull           /* BTS and PEBS are not there */
@@ -149,11 +150,13 @@ static int read_amd(struct vcpu *vcpu, uint32_t index, uint64_t *value) {
     case MSR_AMD_DE_CFG:
         *value = AMD_DE_CFG_LFENCE_SERIALIZES;
         return CPU_OK;
+    case MSR_AMD_HWCR:
+        *value = AMD_HWCR_TSC_AT_P0;
+        return CPU_OK;
     /* No CPUID bit tells of the first four counters, so whoever resets them does it unasked. These never
      * count. */
     case MSR_AMD_COUNTER_FIRST ... MSR_AMD_COUNTER_LAST:
     case MSR_AMD_SYSCFG:
-    case MSR_AMD_HWCR:
     case MSR_AMD_NB_CFG:
     case MSR_AMD_MMIO_CONF:
     case MSR_AMD_INT_PENDING:
