@@ -207,6 +207,7 @@ struct tcp {
     struct card *card;
     uint16_t port, peer;
     uint32_t next, acknowledged, expected;
+    unsigned window; /* what the peer has room for behind acknowledged; it drops what is beyond */
     bool finished;
 };
 
@@ -275,6 +276,7 @@ static uint32_t tcp_receive(struct tcp *tcp, uint8_t *data, unsigned *flags) {
         if (*flags & SYN)
             tcp->expected = get32(segment + 4) + 1;
         tcp->acknowledged = get32(segment + 8);
+        tcp->window = get16(segment + 14);
         uint32_t header_length = (segment[12] >> 4) * 4u, payload = total - 20 - header_length;
         if (*flags & SYN)
             return 0;
@@ -351,14 +353,17 @@ static void test_tcp(const char *name, uint64_t features, uint32_t rx_size, unsi
     uint32_t piece = card.guest.features & F_HOST_TSO4 ? 32768 : 1460;
     double begin = seconds();
     for (uint32_t at = 0; at < TRANSFER;) {
+        while (tcp.acknowledged != tcp.next || !tcp.window)
+            tcp_receive(&tcp, data, &flags);
         uint32_t length = TRANSFER - at < piece ? TRANSFER - at : piece;
+        length = length < tcp.window ? length : tcp.window;
         for (uint32_t i = 0; i < length; i++)
             data[i] = pattern(at + i);
         tcp_send(&tcp, ACK | PSH, data, length);
         at += length;
-        while (tcp.acknowledged != tcp.next)
-            tcp_receive(&tcp, data, &flags);
     }
+    while (tcp.acknowledged != tcp.next)
+        tcp_receive(&tcp, data, &flags);
     double middle = seconds();
     card.frames = card.joined = 0;
     for (uint32_t at = 0; at < TRANSFER;) {
