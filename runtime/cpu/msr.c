@@ -45,8 +45,8 @@
 #define INTEL_UCODE_REVISION (1ull << 32)
 #define AMD_UCODE_REVISION 0x1000065ull
 #define AMD_DE_CFG_LFENCE_SERIALIZES 2ull
-#define AMD_HWCR_TSC_AT_P0 (1ull << 24) /* TscFreqSel: the TSC counts at one rate; Linux warns of firmware without it */
-#define DEBUGCTL_ACCEPTED 3ull                /* LBR and BTF: accepted, without effect */
+#define AMD_HWCR_TSC_AT_P0 (1ull << 24) /* the TSC counts at one rate; Linux warns of firmware without it */
+#define DEBUGCTL_ACCEPTED 3ull          /* LBR and BTF: accepted, without effect */
 #define SPEC_CTRL_DEFINED (7ull | 1ull << 10) /* IBRS, STIBP, SSBD; BHI_DIS_S */
 #define MISC_ENABLE_FIXED 0x1800ull           /* BTS and PEBS are not there */
 #define MISC_ENABLE_WRITABLE 0x400c50009ull
