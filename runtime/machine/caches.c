@@ -58,7 +58,9 @@ int caches_open(struct caches *caches, const struct vm_config *config, const str
         uint64_t start = counters_now_ns();
         int opened = ntc_store_open(&caches->file[caches->count], config->cache[i], &demand, &store, &error);
         if (!opened) {
-            ntc_file_do_not_wait(&caches->file[caches->count]);
+            /* What is recorded should lack nothing only because it was late. */
+            if (!config->record_cache && !config->record_profile)
+                ntc_file_do_not_wait(&caches->file[caches->count]);
             ntc_file_populate(&caches->file[caches->count]);
             caches->path[caches->count] = config->cache[i];
             caches->open_ns[caches->count++] = counters_now_ns() - start;
